@@ -1,0 +1,200 @@
+"""The FFNet variants: a name grammar, a table of backbones and heads, and the published figures. No torch here.
+
+`segmentation_ffnet{depth}{family}_{d?}{stem}{up-head}{seg-head}{_mobile?}{_pre_down?}`
+
+Source: Mehta et al., Simple and Efficient Architectures for Semantic Segmentation, CVPR workshops 2022 (arXiv
+2206.08236), and the AIMET model zoo's FFNet model card.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+INPUT_SIZE = (1024, 2048)  # height, width of a Cityscapes image, which the published weights were trained on
+NUM_CLASSES = 19
+
+
+@dataclass(frozen=True)
+class Family:
+    """What every backbone of a family shares."""
+
+    stem: str  # letter in the name: A plain, B slim, C narrow
+    channels: tuple[int, int, int, int]  # of the four feature maps, finest first
+    head_divisor: int = 1  # the heads' widths are divided by this
+
+
+@dataclass(frozen=True)
+class UpHead:
+    """Channel widths of adapter and up-branch, finest first."""
+
+    adapter: tuple[int, int, int, int]
+    up: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class SegHead:
+    """The two convolutions behind the concatenation."""
+
+    middle: int  # channels between them
+    last_kernel: int  # kernel size of the second
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published mIoU on Cityscapes val in percent; None where nothing was published."""
+
+    fp32: float | None = None
+    int8: float | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of VARIANTS: all that it takes to build the network and to find its weights."""
+
+    name: str
+    stem: str
+    bottleneck: bool
+    blocks: tuple[int, ...]  # residual blocks a stage
+    strides: tuple[int, ...]  # a stage
+    channels: tuple[int, int, int, int]  # of the four feature maps, finest first
+    up_head: UpHead
+    seg_head: SegHead
+    upsampling: str  # "nearest" or "bilinear" (align_corners=True) inside the head
+    pre_down: bool  # the input is smoothed and halved inside the model
+    release_file: str  # <zip>/<file> of the FFNet release that holds its state_dict; "" for the demo's
+    published: Published = Published()
+
+    @property
+    def is_demo(self):
+        return not self.release_file
+
+
+FAMILIES = {
+    "": Family("A", (64, 128, 256, 512)),
+    "S": Family("B", (64, 128, 192, 320)),
+    "N": Family("C", (64, 96, 160, 320)),
+    "NS": Family("C", (64, 64, 128, 256)),
+    "T": Family("B", (32, 48, 96, 128), head_divisor=2),  # tiny: the demo's own, in no paper
+}
+
+BLOCKS = {
+    "18": (2, 2, 2, 2),
+    "34": (3, 4, 6, 3),
+    "50": (3, 4, 6, 3),
+    "56": (4, 8, 12, 3),
+    "86": (8, 12, 16, 6),
+    "101": (3, 4, 23, 3),
+    "134": (8, 18, 28, 12),
+    "150": (16, 18, 28, 12),
+    "40S": (4, 5, 6, 4),
+    "54S": (5, 8, 8, 5),
+    "78S": (6, 12, 12, 8),
+    "86S": (8, 12, 16, 6),
+    "150S": (16, 18, 28, 12),
+    "122N": (16, 24, 20),
+    "74N": (8, 12, 16),
+    "46N": (6, 8, 8),
+    "122NS": (16, 24, 20),
+    "74NS": (8, 12, 16),
+    "46NS": (6, 8, 8),
+    "14T": (1, 2, 2, 1),
+}
+
+BOTTLENECK_DEPTHS = {"50", "101"}
+
+UP_HEADS = {
+    "A": UpHead((64, 128, 256, 512), (128, 128, 128, 128)),
+    "B": UpHead((64, 128, 128, 256), (96, 96, 64, 32)),
+    "C": UpHead((128, 128, 128, 128), (128, 16, 16, 16)),
+}
+
+SEG_HEADS = {"A": SegHead(512, 1), "B": SegHead(256, 3), "C": SegHead(128, 1)}
+
+# What was published: heads and upsampling -> backbone -> FP32 mIoU, from the FFNet project's tables. None: the demo's.
+FP32_MIOU = {
+    "dBBB_mobile": {"86S": 81.5, "78S": 81.3, "54S": 80.8, "40S": 79.2, "14T": None},
+    "BBB_mobile_pre_down": {"150S": 81.6, "86S": 80.9, "78S": 80.5, "54S": 80.2, "40S": 79.7},
+    "BCC_mobile_pre_down": {"150S": 81.0, "86S": 81.0, "78S": 80.6, "54S": 79.9, "40S": 78.4, "14T": None},
+    "BBB_mobile": {"150S": 81.6, "86S": 80.9, "78S": 80.5, "54S": 80.2, "40S": 79.7},
+    "BCC_mobile": {"150S": 81.0, "86S": 81.0, "78S": 80.6, "54S": 79.9, "40S": 78.4},
+    "CBB_mobile_pre_down": {"122NS": 79.3, "74NS": 78.3, "46NS": 77.5},
+    "CCC_mobile_pre_down": {"122NS": 79.2, "74NS": 77.8, "46NS": 76.7},
+    "CBB_mobile": {"122NS": 79.3, "74NS": 78.3, "46NS": 77.5},
+    "CCC_mobile": {"122NS": 79.2, "74NS": 77.8, "46NS": 76.7},
+    "AAA": {"150": 84.4, "134": 84.1, "101": 82.1, "86": 83.2, "56": 82.5, "50": 79.6, "34": 81.4},
+    "ABB": {"150": 83.7, "86": 83.5, "56": 82.1, "34": 80.3},
+    "BBB": {"150S": 84.1, "86S": 82.6},
+    "CBB": {"122N": 83.7, "74N": 83.0, "46N": 81.9},
+    "dAAA": {"150": 82.3, "134": 82.0, "101": 80.4, "86": 81.4, "56": 80.7, "50": 79.4, "34": 79.1, "18": 76.5},
+    "dAAC": {"150": 81.9, "86": 81.1, "34": 79.1, "18": 76.4},
+    "dBBB": {"150S": 81.0, "86S": 81.1},
+}
+
+# The five models whose quantized results the AIMET model zoo published; its FP32 figures stand beside its INT8 ones.
+ZOO_MIOU = {
+    "segmentation_ffnet78S_dBBB_mobile": Published(81.3, 80.7),
+    "segmentation_ffnet54S_dBBB_mobile": Published(80.8, 80.1),
+    "segmentation_ffnet40S_dBBB_mobile": Published(79.2, 78.9),
+    "segmentation_ffnet78S_BCC_mobile_pre_down": Published(80.6, 80.4),
+    "segmentation_ffnet122NS_CCC_mobile_pre_down": Published(79.3, 79.0),
+}
+
+NAME = re.compile(
+    r"segmentation_ffnet(?P<depth>\d+)(?P<family>S|NS|N|T|)_(?P<d>d?)(?P<stem>[ABC])(?P<up>[ABC])(?P<seg>[ABC])"
+    r"(?P<mobile>_mobile)?(?P<pre_down>_pre_down)?"
+)
+
+
+def parse_name(name, published=Published()):
+    """The Variant that `name` spells; ValueError where it is not in the grammar or its parts contradict each other."""
+    match = NAME.fullmatch(name)
+    backbone = match and match["depth"] + match["family"]
+    if not match or backbone not in BLOCKS or FAMILIES[match["family"]].stem != match["stem"]:
+        raise ValueError(f"{name!r} is not the name of an FFNet")
+    family = FAMILIES[match["family"]]
+    blocks = BLOCKS[backbone]
+    return Variant(
+        name=name,
+        stem=family.stem,
+        bottleneck=backbone in BOTTLENECK_DEPTHS,
+        blocks=blocks,
+        strides=(2, 2, 2) if family.stem == "C" else (2 if match["d"] else 1, 2, 2, 2),
+        channels=family.channels,
+        up_head=_divided(UP_HEADS[match["up"]], family.head_divisor),
+        seg_head=SegHead(SEG_HEADS[match["seg"]].middle // family.head_divisor, SEG_HEADS[match["seg"]].last_kernel),
+        upsampling="nearest" if match["mobile"] else "bilinear",
+        pre_down=bool(match["pre_down"]),
+        release_file=_release_file(match, backbone),
+        published=published,
+    )
+
+
+def _divided(head, divisor):
+    return UpHead(tuple(c // divisor for c in head.adapter), tuple(c // divisor for c in head.up))
+
+
+def _release_file(match, backbone):
+    """Where the FFNet release keeps these weights; a pre_down model shares them with its sibling without."""
+    if match["family"] == "T":
+        return ""
+    heads = match["d"] + match["stem"] + match["up"] + match["seg"]
+    gpu = "_gpu" if match["family"] == "S" and not match["mobile"] else ""
+    return f"ffnet{backbone}/ffnet{backbone}_{heads}{gpu}_cityscapes_state_dict_quarts.pth"
+
+
+def _variants():
+    for suffix, rows in FP32_MIOU.items():
+        for backbone, fp32 in rows.items():
+            name = f"segmentation_ffnet{backbone}_{suffix}"
+            yield parse_name(name, ZOO_MIOU.get(name, Published(fp32)))
+
+
+VARIANTS = {variant.name: variant for variant in _variants()}
+DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_demo)
+
+
+def closest_names(name, count=3):
+    """The variants whose names look most like `name`, best first."""
+    bare = {known.removeprefix("segmentation_").lower(): known for known in VARIANTS}
+    close = difflib.get_close_matches(name.lower().removeprefix("segmentation_"), bare, n=count, cutoff=0.4)
+    return [bare[key] for key in close]

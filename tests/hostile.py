@@ -1,0 +1,399 @@
+"""Files that mean harm, or are broken: `corpus()` gives each kind's bytes and what its refusal has to say.
+
+Each that could run code would create the file MARKER.
+"""
+
+import io
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import torch
+
+from tests.pickles import (
+    BUILD,
+    DICT,
+    EMPTY,
+    MARK,
+    NEWOBJ,
+    PID,
+    REDUCE,
+    call,
+    module,
+    name,
+    new,
+    state_zip,
+    storage,
+    tensor,
+    torch_zip,
+    value,
+)
+
+MARKER = "/tmp/ffnet-hostile-code-ran"
+COMMAND = f"touch {MARKER}"
+PYTHON = f"import os; os.system({COMMAND!r})"
+PICKLED = Path(__file__).parent / "data" / "pickled"
+
+NAMES = {  # a call of each would run code, open a file, take memory without bound, or hand out an object that can
+    "posix.system": COMMAND,
+    "os.system": COMMAND,
+    "nt.system": COMMAND,
+    "builtins.eval": PYTHON,
+    "builtins.exec": PYTHON,
+    "__builtin__.eval": PYTHON,
+    "__builtin__.open": MARKER,
+    "builtins.__import__": "antigravity",
+    "builtins.bytearray": 2**40,
+    "subprocess.Popen": COMMAND,
+    "runpy.run_path": MARKER,
+    "importlib.import_module": "antigravity",
+    "pickle.loads": "cos\nsystem\n.",
+    "torch.load": MARKER,
+    "torch.hub.load": MARKER,
+    "torch.jit.load": MARKER,
+    "torch.utils.cpp_extension.load_inline": "x",
+    "torch.fx._symbolic_trace.Tracer": "x",
+    "torch.fx.graph_module._forward_from_src": PYTHON,
+    "torch.nn.modules.module.register_module_forward_hook": "x",
+    "torch.Tensor": 2**40,
+    "torch.FloatTensor": 2**40,
+    "torch.storage.UntypedStorage": 2**40,
+    "torch.Size": "x",
+    "torch.device": "cuda",
+    "torch.nn.parameter.Parameter": "x",
+    "torch.serialization._get_layout": "torch.strided",
+    "torch._utils._rebuild_wrapper_subclass": "x",
+    "torch._tensor._rebuild_from_type_v2": "x",
+    "torch._utils._rebuild_device_tensor_from_numpy": "x",
+    "torch._utils._rebuild_meta_tensor_no_storage": "x",
+    "torch._utils._rebuild_sparse_tensor": "x",
+    "torch._utils._rebuild_nested_tensor": "x",
+    "torch._utils._rebuild_qtensor": "x",
+    "torch._utils._rebuild_parameter_with_state": "x",
+    "collections.Counter": "x",
+    "_codecs.encode": "x",
+    "traceback.FrameSummary": MARKER,  # aimet_torch registers it as safe: its `line` opens the file of that name
+    "builtins.SystemExit": "x",
+    "aimet_torch.elementwise_ops.Divide": "x",
+    "aimet_torch.quantsim.load_checkpoint": MARKER,
+}
+
+
+def names():
+    for path, argument in NAMES.items():
+        yield f"call {path}", torch_zip(call(name(*path.rsplit(".", 1)), argument)), f"wants to import {path}"
+
+
+def opcodes():
+    system, args = name("posix", "system"), value((COMMAND,))
+    yield "INST", torch_zip(MARK + value(COMMAND) + b"iposix\nsystem\n"), "INST"
+    yield "OBJ", torch_zip(MARK + system + value(COMMAND) + b"o"), "OBJ"
+    yield "NEWOBJ", torch_zip(name("subprocess", "Popen") + args + NEWOBJ), "subprocess.Popen"
+    yield "NEWOBJ_EX", torch_zip(name("subprocess", "Popen") + args + b"}\x92"), "NEWOBJ_EX"
+    yield "STACK_GLOBAL", torch_zip(value("posix") + value("system") + b"\x93" + args + REDUCE), "STACK_GLOBAL"
+    yield "text persistent id", torch_zip(b"Pposix.system\n"), "PERSID"
+    yield "extension registry", torch_zip(b"\x82\x01"), "EXT1"
+    yield "protocol 4", torch_zip(value({}), proto=b"\x80\x04"), "protocol 4"
+    yield "protocol 0", torch_zip(b"(dp0\nI1\nI2\ns", proto=b""), "pickle opcode DICT"
+    yield "frames", torch_zip(b"\x95\x08\0\0\0\0\0\0\0}"), "FRAME"
+    yield "buffers out of band", torch_zip(b"\x97"), "NEXT_BUFFER"
+    yield "huge text", torch_zip(b"X\xff\xff\xff\xff"), "broken"
+    yield "huge integer", torch_zip(b"\x8b\xff\xff\xff\x7f1"), "broken"
+    yield "hidden name", torch_zip(name("posix", "system") + b"0" + value({})), "POP"
+    yield "name with blanks", torch_zip(b"ctorch.nn.modules.conv Conv2d\nx\n"), "wants to import"
+    yield "name in no ASCII", torch_zip(b"c\xff\nx\n"), "broken"
+    yield "second pickle", torch_zip(value({}) + b"." + call(system, COMMAND)), "behind the end"
+    yield "no end", torch_zip(value({}), end=b""), "broken"
+    yield "nothing on the stack", torch_zip(b""), "broken pickle"
+    yield "tuple without mark", torch_zip(b"t"), "broken pickle"
+    yield "mark at the end", torch_zip(b"("), "broken pickle"
+    yield "memo that is not there", torch_zip(b"h\x09"), "broken pickle"
+    yield "reduce of a text", torch_zip(call(value("posix.system"), COMMAND)), "calls what is no name"
+    yield "reduce of a storage", state_zip(call(name("torch", "FloatStorage"), 2**40)), "broken"
+    yield (
+        "build of a name",
+        torch_zip(name("torch.nn.modules.module", "Module") + value({"x": 1}) + BUILD),
+        "broken|holds",
+    )
+    yield "state set twice", torch_zip(module() + value({"x": 1}) + BUILD + b"\x85"), "broken|twice|holds"
+    yield "state of slots", torch_zip(new(name("models.a", "B"), (None, {"__class__": 1}))), "without a state"
+    yield (
+        "getattr chain",
+        torch_zip(call(call(name("__builtin__", "getattr"), "os", "system"), COMMAND)),
+        "calls what is no name",
+    )
+    yield "dict from a call", torch_zip(call(name("collections", "OrderedDict"), {"x": 1})), "broken"
+    yield (
+        "dict's attributes",
+        state_zip(name("collections", "OrderedDict") + b")R" + value({"x": 1}) + BUILD),
+        "inside another",
+    )
+    yield "pid text", state_zip(value("storage") + PID), "torch refuses"
+    yield "pid module", torch_zip(value(("module", name("models.a", "B"), "a.py", PYTHON)) + PID), "torch refuses"
+    yield "deep tuple as a key", torch_zip(DICT + EMPTY + b"\x85" * 300_000 + b"Ns"), "tuple deeper"
+    yield "deep tuple as a pid", torch_zip(value("storage") + EMPTY + b"\x85" * 300_000 + b"\x86" + PID), "tuple deeper"
+    kind = name("models.a", "B")
+    many = kind + b"q\1" + value((1,) * 10_000) + b"q\0" + b"h\1h\0R" * 50_000
+    yield "calls with many arguments", torch_zip(many), "or longer than"
+    yield "calls with a text for arguments", torch_zip(kind + value("x" * 100_000) + REDUCE), "no tuple"
+    yield "many names", torch_zip(b"".join(name("models.a", f"B{i}") for i in range(1000))), "imports 1000 names"
+    yield "deep list", torch_zip(b"]" * 300_000 + b"a" * 299_999), "but: list"
+    yield "list of lists of lists", torch_zip(laughs()), "but: list"
+    yield "large pickle", torch_zip(b"N" * 2**20), "data.pkl"
+
+
+def laughs():
+    """Each list holds the one before ten times, by the memo."""
+    return b"]q\0" + b"".join(b"](" + bytes([104, i]) * 10 + bytes([101, 113, i + 1]) for i in range(40))
+
+
+def tensors():
+    yield "huge storage", state_zip(tensor(count=2**40)), "broken"
+    yield "storage beyond 64 bits", state_zip(tensor(count=2**70)), "broken"
+    yield "negative storage", state_zip(tensor(count=-4)), "broken"
+    yield "storage larger than its record", state_zip(tensor(count=5)), "broken"
+    yield "storage smaller than its record", state_zip(tensor(count=3)), "broken"
+    yield "storage without a record", state_zip(tensor(key="7")), "broken"
+    yield "storage by a path", state_zip(tensor(key="../../../etc/passwd")), "broken"
+    yield "storage by a tuple", state_zip(tensor(key=("0",))), "broken"
+    yield "storage of complex numbers", state_zip(tensor(kind="ComplexFloatStorage")), "ComplexFloatStorage"
+    yield "storage of a kind that is none", state_zip(tensor(kind="SystemStorage")), "SystemStorage"
+    yield "call of a storage", state_zip(storage() + EMPTY + REDUCE), "calls what is no name"
+    yield "object of a storage", state_zip(storage() + EMPTY + NEWOBJ), "calls what is no name"
+    yield "tensor of a text", state_zip(tensor(stored=value("x"))), "broken"
+    yield "stride 0", state_zip(tensor((10**6, 10**6), (0, 0))), "reaches beyond its storage"
+    yield "negative stride", state_zip(tensor((4,), (-1,))), "broken"
+    yield "negative offset", state_zip(tensor(offset=-1)), "broken"
+    yield "offset beyond", state_zip(tensor(offset=4)), "broken"
+    yield "negative size", state_zip(tensor((-4,))), "broken"
+    yield "huge size", state_zip(tensor((2**62,), (1,))), "broken"
+    yield "size times stride overflows", state_zip(tensor((2**32, 2**32), (2**32, 2**32))), "broken"
+    yield "eight dimensions", state_zip(tensor((1,) * 8, (1,) * 8)), "of a kind"
+    floats = {"data/0": bytes(4 * 4000)}
+    overlapping = tensor((2000, 2000), (1, 1), count=4000)
+    yield "overlapping rows", state_zip(overlapping, records=floats), "claim more bytes"
+    many = {f"k{i}": tensor((4000,), (1,), count=4000) for i in range(200)}
+    yield "one storage under many keys", torch_zip(value(many), records=floats), "claim more bytes"
+    yield (
+        "parameter of a module",
+        state_zip(call(name("torch._utils", "_rebuild_parameter"), module(), True, EMPTY)),
+        "",
+    )
+
+
+def structures():
+    layer = name("torch.nn.modules.module", "Module") + EMPTY + NEWOBJ
+    cycle = layer + b"q\0" + value({"_modules": {"a": b"h\0"}}) + BUILD
+    yield "module in itself", torch_zip(cycle), "nested without end"
+    twice = {
+        f"m{i}": module(dict.fromkeys("ab", bytes([104, i - 1])) if i else {}) + bytes([113, i]) for i in range(30)
+    }
+    yield "modules shared 2^30 times", torch_zip(module(twice)), "nested without end"
+    deep = module()
+    for _ in range(100):
+        deep = module({"a": deep})
+    yield "deep modules", torch_zip(deep), "nested without end"
+    yield "key twice", torch_zip(DICT + MARK + (value("weight") + tensor()) * 2 + b"u"), "key 'weight' twice"
+    yield "member twice", torch_zip(module(DICT + (value("a") + module() + b"s") * 2)), "key 'a' twice"
+    yield "member with a dot", torch_zip(module({"a.b": module()})), "names have no dot"
+    yield "member without a name", torch_zip(module({"": module()})), "names have no dot"
+    yield "key that is a number", torch_zip(value({1: tensor()})), "is no text"
+    yield "member by a number", torch_zip(module({1: module()})), "is no text"
+    yield "tensor for a module", torch_zip(module({"a": tensor()})), "no module but"
+    yield "module for a tensor", torch_zip(module(_parameters={"a": module()})), "no plain tensor"
+    yield "list of modules", torch_zip(module(_modules=[module()])), "are no dict"
+    yield "module without a state", torch_zip(layer), "without a state"
+    yield "state that is a list", torch_zip(layer + value([1]) + BUILD), "without a state"
+    conv = new(name("torch.nn.modules.conv", "Conv2d"), {"stride": module()})
+    yield "module for a stride", torch_zip(module({"a": conv})), "neither number nor text"
+    hidden = call(name("__builtin__", "set"), 7)
+    yield "set of a number", torch_zip(module(_non_persistent_buffers_set=hidden)), "not made of a list"
+    yield "number for a tensor", state_zip(7), "no plain tensor"
+    yield "state_dict in a dict", torch_zip(value({"state_dict": {"weight": tensor()}})), "no plain tensor"
+    blanks = {f"n{i}": None for i in range(3000)}
+    yield "module of many blanks", torch_zip(module(_parameters=blanks)), "at most 2000 members"
+    yield "long name", torch_zip(module({"x" * 10_000: module()})), "at most 200 characters"
+    twice = module(_parameters={"a": tensor()}, _buffers={"a": tensor()})
+    yield "parameter that is a buffer too", torch_zip(twice), "both as parameter and as buffer"
+    yield "pair for a root", torch_zip(value(({"weight": tensor()}, 1))), "but: tuple"
+    yield "module of nothing", torch_zip(module()), "holds no tensors"
+    yield "state_dict of nothing", torch_zip(value({})), "holds no tensors"
+    yield "list for a root", torch_zip(value([tensor()])), "but: list"
+    yield "nothing for a root", torch_zip(value(None)), "but: NoneType"
+    yield (
+        "fx module without a body",
+        torch_zip(call(name("torch.fx.graph_module", "reduce_graph_module"))),
+        "without a state",
+    )
+    key = "\x1b[2J\nweight" + "x" * 100
+    yield "key that steers the terminal", torch_zip(value({key: 7})), "has at '.x1b.*no plain tensor"
+    yield "function for a layer", torch_zip(module({"a": name("__builtin__", "getattr")})), "no module but"
+
+
+def patched(data, position, new):
+    return data[:position] + new + data[position + len(new) :]
+
+
+def entry(data, record):
+    """Where the zip directory's entry for a record begins."""
+    return data.rindex(b"PK\1\2", 0, data.rindex(record.encode()))
+
+
+def zips():
+    good = state_zip(tensor())
+    yield "compressed pickle", state_zip(tensor(), kind=zipfile.ZIP_DEFLATED), "compressed"
+    bomb = {"data/0": bytes(2**26)}
+    yield "zip bomb", state_zip(tensor(count=2**24), records=bomb, kind=zipfile.ZIP_DEFLATED), "compressed"
+    yield "zip bomb in lzma", state_zip(tensor(count=2**24), records=bomb, kind=zipfile.ZIP_LZMA), "compressed"
+    yield "encrypted", patched(good, entry(good, "data/0") + 8, b"\1\0"), "encrypted"
+    size = struct.pack("<II", 2**25, 2**25)
+    yield "sizes beyond the file", patched(good, entry(good, "data/0") + 20, size), "more bytes than the file"
+    yield "negative sizes", patched(good, entry(good, "data/0") + 20, b"\xff" * 8), "more than any layer"
+    records = {f"data/{i}": b"1234" for i in range(2)}
+    two = state_zip(tensor(), records=records)
+    at = entry(two, "data/1") + 42
+    first = two[entry(two, "data/0") + 42 : entry(two, "data/0") + 46]
+    yield "overlapping records", patched(two, at, first), "broken"
+    yield "offset beyond the file", patched(two, at, b"\xff\xff\xff\x7f"), "broken"
+    yield "record twice", state_zip(tensor(), extra=[("archive/data/0", b"x")]), "two records of one name"
+    yield "two pickles", state_zip(tensor(), extra=[("b/data.pkl", b"\x80\x02N.")]), "not of a checkpoint"
+    yield "path that climbs", state_zip(tensor(), extra=[("archive/../../x", b"x")]), "not of a checkpoint"
+    yield "absolute path", state_zip(tensor(), extra=[("/etc/x", b"x")]), "not of a checkpoint"
+    yield "no pickle", state_zip(tensor()).replace(b"data.pkl", b"data.pkk"), "not of a checkpoint"
+    large = {"data/0": bytes(65 * 2**20)}
+    yield "large record", state_zip(tensor(), records=large), "more than any layer's"
+    yield "many records", state_zip(tensor(), records={f"data/{i}": b"" for i in range(20_001)}), "records; at most"
+    yield (
+        "TorchScript",
+        state_zip(tensor(), records={"constants.pkl": b"x", "code/a.py": PYTHON.encode()}),
+        "TorchScript",
+    )
+    yield "big-endian", state_zip(tensor(), records={"data/0": bytes(16), "byteorder": b"big"}), "big-endian"
+    yield "flipped byte in a storage", flipped(good, "archive/data/0", 3), "broken"
+    yield "flipped byte in the pickle", flipped(good, "archive/data.pkl", 3), "broken"
+    yield "text before the zip", b"hello" + good, "neither a torch"
+    yield "directory of another zip behind", good + torch_zip(call(name("posix", "system"), COMMAND)), "posix.system"
+    stream = io.BytesIO()
+    zipfile.ZipFile(stream, "w").close()
+    yield "zip of nothing", b"PK\3\4" + stream.getvalue(), "broken|empty zip"
+
+
+def flipped(data, record, offset):
+    """`data` with one bit of a record's content flipped; its directory keeps the old checksum."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        info = archive.getinfo(record)
+    at = info.header_offset + 30 + len(info.filename) + offset
+    return patched(data, at, bytes([data[at] ^ 1]))
+
+
+def truncations():
+    data = (PICKLED / "tiny.pth").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist():
+            if info.header_offset:
+                yield f"cut before {info.filename}", data[: info.header_offset], "broken"
+            yield f"cut in {info.filename}", data[: info.header_offset + 60], "broken"
+    yield "cut in the directory", data[:-100], "broken"
+
+
+def others():
+    yield "empty file", b"", "is empty"
+    yield "text", b"not a checkpoint", "neither a torch"
+    yield "Python", PYTHON.encode(), "neither a torch"
+    yield "HTML", b"\n<!DOCTYPE html><html>404</html>", "HTML page"
+    yield "git-lfs pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs"
+    yield "encodings", json.dumps({"activation_encodings": {}}).encode(), "JSON"
+    yield "gzip", b"\x1f\x8b" + bytes(100), "gzip"
+    yield "HDF5", b"\x89HDF\r\n\x1a\n", "HDF5"
+    yield "bare pickle", b"\x80\x02" + call(name("posix", "system"), COMMAND) + b".", "neither a torch"
+    yield "release of something", release(torch_zip(call(name("posix", "system"), COMMAND))), "posix.system"
+    yield "release with a text", release(b"hello"), "neither a torch"
+    yield "release in lzma", release(bytes(2**20), zipfile.ZIP_LZMA), "packed in a rare way"
+    yield "release in a release", release(release(b"x")), "compressed"
+    large = release(bytes(2**20))
+    size = struct.pack("<I", 2**31)
+    yield "release that is a bomb", patched(large, entry(large, "x/a.pth") + 24, size), "with more than"
+
+
+def release(member, kind=zipfile.ZIP_DEFLATED):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", kind) as archive:
+        archive.writestr("x/a.pth", member)
+    return stream.getvalue()
+
+
+def safetensors_file(header, data=bytes(16)):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def safetensors_files():
+    def one(shape=(4,), offsets=(0, 16), dtype="F32"):
+        return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+    yield "safetensors: header beyond", struct.pack("<Q", 2**19) + b"{}", "broken"
+    yield "safetensors: huge header", struct.pack("<Q", 2**62) + b"{}", "neither a torch"
+    yield "safetensors: nothing", safetensors_file({}, b""), "holds no tensors"
+    yield "safetensors: no JSON", safetensors_file(b"{nonsense}"), "broken"
+    yield "safetensors: huge shape", safetensors_file(one((2**40, 2**40))), "broken"
+    yield "safetensors: offsets beyond", safetensors_file(one((2**30,), (0, 2**32))), "broken"
+    yield "safetensors: negative offsets", safetensors_file(one(offsets=(-16, 0))), "broken"
+    yield "safetensors: unknown kind", safetensors_file(one(dtype="F99")), "broken"
+    yield "safetensors: overlapping", safetensors_file(one() | {"b": one()["a"]}), "broken"
+    yield "safetensors: deep JSON", safetensors_file(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "broken"
+
+
+def old_files():
+    stream = io.BytesIO()
+    state = {"weight": torch.zeros(4), "bias": torch.zeros(2)}
+    torch.save(state, stream, _use_new_zipfile_serialization=False)
+    good = stream.getvalue()
+    stop = good.index(b"ctorch._utils")
+    yield "old: cut in a storage", good[:-3], "broken"
+    yield "old: cut in the pickle", good[:stop], "broken"
+    yield "old: bytes behind", good + b"x", "behind its last storage"
+    yield "old: system", good[:stop] + call(name("posix", "system"), COMMAND) + good[stop:], "posix.system"
+    header = good[: good.index(b"}q\x00(X\x06") - 2]
+    stored = ("storage", name("torch", "FloatStorage"), "0", "cpu", 2**40, None)
+    body = b"\x80\x02" + value({"weight": tensor((2**40,), stored=value(stored) + PID)}) + b"."
+    yield "old: huge storage", header + body + b"\x80\x02" + value(["0"]) + b"." + bytes(8), "broken"
+    yield "old: storage that is not there", header + body + b"\x80\x02].", "broken|claim more"
+    named = name("models.a", "B")
+    pid = value(("module", named, "/etc/passwd", PYTHON)) + PID
+    yield "old: whole module", header + b"\x80\x02" + new(pid, {}) + b".\x80\x02].", "before 1.6"
+    yield (
+        "old: name in the header",
+        good[:15] + b"\x80\x02" + name("models.a", "B") + b"." + good[15:],
+        "broken|outside|holds",
+    )
+    yield "old: nothing behind its number", good[:15], "broken"
+
+
+def corpus():
+    """(kind, bytes, pattern that the refusal has to match) of every hostile file."""
+    makers = (names, opcodes, tensors, structures, zips, truncations, others, safetensors_files, old_files)
+    for make in makers:
+        yield from make()
+
+
+def harmless():
+    """(kind, bytes) of files whose tensors are good, beside Python text that nobody must run."""
+    body = {"_modules": {}, "_buffers": {}, "_parameters": {"weight": tensor()}, "_code": PYTHON}
+    graph = call(name("torch.fx.graph_module", "reduce_graph_module"), body, PYTHON)
+    yield "fx code", torch_zip(graph)
+    body["conv"] = call(name("__builtin__", "getattr"), name("torch._C", "_VariableFunctionsClass"), "conv2d")
+    yield "getattr", torch_zip(new(name("__main__", "System"), body))
+    yield "hooks", state_zip(tensor(hooks=new(name("models.a", "B"), {"x": 1})))
+    yield "tagged cuda", state_zip(tensor(place="cuda:0"))
+
+
+def write(folder):
+    """The corpus as files in `folder`, and a list of them: [(file, kind, pattern)]; pattern None for the harmless."""
+    rows = [*corpus(), *((kind, data, None) for kind, data in harmless())]
+    listed = []
+    for number, (kind, data, pattern) in enumerate(rows):
+        path = Path(folder) / f"{number:03}"
+        path.write_bytes(data)
+        listed.append((str(path), kind, pattern))
+    return listed

@@ -1,0 +1,295 @@
+"""Exact tensors from every published form, and a clear refusal of what does not fit."""
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffnet import VARIANTS, build_model
+from ffnet.checkpoint import CheckpointError, load_model, main, read_state_dict
+from ffnet.model import GaussianConv2D, fold_batch_norms_away
+from tests import forms
+
+PICKLED = Path(__file__).parent / "data" / "pickled"
+ZOO = [name for name, variant in VARIANTS.items() if variant.published.int8]
+DEMO = "segmentation_ffnet14T_dBBB_mobile"
+DEMO_PRE_DOWN = "segmentation_ffnet14T_BCC_mobile_pre_down"
+# Of the zoo's own equalized files.
+FOLDED_KEYS = {"segmentation_ffnet40S_dBBB_mobile": 114, "segmentation_ffnet122NS_CCC_mobile_pre_down": 279}
+REAL = [("tiny", "tiny"), ("tiny_cuda", "tiny"), ("tiny_unprepared", "tiny"), ("odd", "odd")]
+
+
+def same(state, expected):
+    return state.keys() == expected.keys() and all(
+        state[key].dtype == t.dtype and torch.equal(state[key], t) and state[key].is_contiguous()
+        for key, t in expected.items()
+    )
+
+
+def save(obj, path, **options):
+    torch.save(obj, path, **options)
+    return path
+
+
+def save_prepared(model, path, change=None):
+    """A prepared file of `model`; `change` may alter the traced network first."""
+    traced = forms.prepared(model)
+    if change:
+        change(traced)
+    forms.save_pickled(traced, path)
+    return path
+
+
+def refusal(name, path):
+    with pytest.raises(CheckpointError) as caught:
+        load_model(VARIANTS[name], path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+@pytest.fixture
+def demo():
+    return forms.randomize(build_model(DEMO))
+
+
+@pytest.fixture
+def demo_pre_down():
+    return forms.randomize(build_model(DEMO_PRE_DOWN))
+
+
+@pytest.mark.parametrize(("name", "expected"), REAL)
+def test_real_pickled_modules_give_their_exact_tensors(name, expected):
+    expected = torch.load(PICKLED / f"{expected}_expected.pt", weights_only=True)
+    assert same(read_state_dict(PICKLED / f"{name}.pth"), expected)
+
+
+def test_tensors_that_shared_storage_are_independent():
+    state = read_state_dict(PICKLED / "odd.pth")
+    before = state["tied.weight"].clone()
+    state["lin.weight"].zero_()
+    assert torch.equal(state["tied.weight"], before)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_prepared_files_of_the_zoo(name, tmp_path):
+    model = forms.randomize(build_model(name))
+    loaded = load_model(VARIANTS[name], save_prepared(model, tmp_path / "x"))
+    assert (loaded.form, loaded.equalized, loaded.model.training) == ("prepared", False, False)
+    assert loaded.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    assert same(loaded.model.state_dict(), model.state_dict())
+    assert torch.equal(forms.logits(loaded.model), forms.logits(model))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FOLDED_KEYS)) for name in ZOO]
+)
+def test_equalized_files_of_the_zoo(name, tmp_path):
+    model = forms.randomize(fold_batch_norms_away(build_model(name)))
+    loaded = load_model(VARIANTS[name], save_prepared(model, tmp_path / "x"))
+    assert (loaded.form, loaded.equalized) == ("equalized", True)
+    assert same(loaded.model.state_dict(), model.state_dict())
+    assert torch.equal(forms.logits(loaded.model), forms.logits(model))
+
+
+@pytest.mark.parametrize(("name", "keys"), FOLDED_KEYS.items())
+def test_folded_network_has_as_many_tensors_as_the_zoos(name, keys):
+    with torch.device("meta"):
+        assert len(fold_batch_norms_away(build_model(name)).state_dict()) == keys
+
+
+@pytest.mark.parametrize("name", [DEMO, "segmentation_ffnet46NS_CCC_mobile_pre_down", "segmentation_ffnet50_dAAA"])
+def test_folded_network_computes_what_the_original_does(name, tmp_path):
+    model = forms.randomize(build_model(name))
+    loaded = load_model(VARIANTS[name], save(forms.folded(model), tmp_path / "x"))
+    expected = forms.logits(model)
+    assert (loaded.form, loaded.equalized) == ("state_dict", True)
+    assert (forms.logits(loaded.model) - expected).abs().max() < 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_state_dicts_of_both_torch_formats(demo, old, tmp_path):
+    path = save(demo.state_dict(), tmp_path / "x", _use_new_zipfile_serialization=not old)
+    loaded = load_model(VARIANTS[DEMO], path)
+    assert loaded.form == "state_dict" and same(loaded.model.state_dict(), demo.state_dict())
+
+
+def test_whole_module_that_was_not_prepared(demo_pre_down, tmp_path):
+    forms.save_pickled(demo_pre_down, tmp_path / "x")
+    loaded = load_model(VARIANTS[DEMO_PRE_DOWN], tmp_path / "x")
+    assert loaded.form == "module" and same(loaded.model.state_dict(), demo_pre_down.state_dict())
+
+
+def test_release_zip_is_opened_in_place(tmp_path):
+    variant = VARIANTS["segmentation_ffnet46NS_CCC_mobile"]
+    model = forms.randomize(build_model(variant.name))
+    member = save(model.state_dict(), tmp_path / "member")
+    with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ffnet46NS/other.pth", b"never looked at")
+        archive.write(member, variant.release_file)
+    loaded = load_model(variant, tmp_path / "x")
+    assert loaded.form == "release" and same(loaded.model.state_dict(), model.state_dict())
+    assert loaded.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    assert "no ffnet46N/" in refusal("segmentation_ffnet46N_CBB", tmp_path / "x")
+    with pytest.raises(CheckpointError, match="several checkpoints"):
+        read_state_dict(tmp_path / "x")
+
+
+def test_smoothing_is_surplus_for_the_sibling_only(tmp_path):
+    name = "segmentation_ffnet46NS_CCC_mobile"
+    model = forms.randomize(build_model(name + "_pre_down"))
+    path = save_prepared(model, tmp_path / "x")
+    assert "smoothing.weight" not in load_model(VARIANTS[name], path).model.state_dict()
+
+    save(model.state_dict() | {"smoothing.bias": torch.zeros(3)}, path)
+    assert "has besides smoothing.bias" in refusal(name, path)
+    save({k: t for k, t in model.state_dict().items() if k != "smoothing.weight"}, path)
+    assert f"looks like {name}. It lacks smoothing.weight" in refusal(name + "_pre_down", path)
+    save_prepared(forms.randomize(fold_batch_norms_away(model)), path)
+    assert f"looks like {name}_pre_down." in refusal(name, path)  # its kernel may be rescaled: not to be left out
+
+
+def test_smoothing_comes_from_the_file_as_a_convolution_with_bias(demo_pre_down, tmp_path):
+    model = forms.randomize(fold_batch_norms_away(demo_pre_down))
+    traced = forms.prepared(model)
+    traced.smoothing = model.smoothing = torch.nn.Conv2d(3, 3, 5, stride=2, groups=3)
+    forms.save_pickled(traced, tmp_path / "x")
+    loaded = load_model(VARIANTS[DEMO_PRE_DOWN], tmp_path / "x").model
+    assert torch.equal(loaded.smoothing.bias, model.smoothing.bias)
+    assert torch.equal(forms.logits(loaded), forms.logits(model))
+
+
+def test_smoothing_class_of_another_path(demo_pre_down, monkeypatch, tmp_path):
+    monkeypatch.setitem(forms.NAMES, GaussianConv2D, forms.Name("zoo.ffnet.blocks GaussianConv2D"))
+    path = save_prepared(demo_pre_down, tmp_path / "x")
+    assert same(load_model(VARIANTS[DEMO_PRE_DOWN], path).model.state_dict(), demo_pre_down.state_dict())
+
+
+def test_smoothing_with_padding_is_refused(demo_pre_down, tmp_path):
+    traced = forms.prepared(demo_pre_down)
+    traced.smoothing = torch.nn.Conv2d(3, 3, 5, stride=2, groups=3, bias=False, padding=2)
+    forms.save_pickled(traced, tmp_path / "x")
+    assert "smoothing with padding (2, 2), but the model's is 0" in refusal(DEMO_PRE_DOWN, tmp_path / "x")
+
+
+def test_smoothing_kernel_held_as_plain_attribute(demo_pre_down, tmp_path):
+    def as_attribute(traced):
+        weight = traced.smoothing._buffers.pop("weight")
+        traced.smoothing.__dict__["weight"] = weight
+
+    expected = demo_pre_down.state_dict()
+    path = save_prepared(demo_pre_down, tmp_path / "x", as_attribute)
+    assert same(load_model(VARIANTS[DEMO_PRE_DOWN], path).model.state_dict(), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        ("backbone_model.conv1", "stride", (1, 1)),
+        ("backbone_model.conv1", "padding", (0, 0)),
+        ("head.layers.3.last_layer.0", "dilation", (2, 2)),
+        ("backbone_model.conv0", "groups", 3),
+        ("backbone_model.bn1", "eps", 1e-3),
+        ("backbone_model.conv0", "padding_mode", "reflect"),
+    ],
+)
+def test_other_hyper_parameters_are_refused(demo, layer, name, value, tmp_path):
+    held = getattr(demo.get_submodule(layer), name)
+    path = save_prepared(demo, tmp_path / "x", lambda traced: vars(traced.get_submodule(layer)).update({name: value}))
+    assert f"{layer} with {name} {value}, but the model's is {held}" in refusal(DEMO, path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_are_refused(demo, value, tmp_path):
+    state = demo.state_dict()
+    state["backbone_model.conv0.weight"][0, 0, 0, 0] = value
+    assert "NaN or infinity in backbone_model.conv0.weight" in refusal(DEMO, save(state, tmp_path / "x"))
+
+
+def test_another_dtype_is_refused(demo, tmp_path):
+    state = demo.state_dict() | {"backbone_model.bn0.bias": demo.state_dict()["backbone_model.bn0.bias"].half()}
+    assert "backbone_model.bn0.bias as float16, not float32" in refusal(DEMO, save(state, tmp_path / "x"))
+
+
+def test_another_shape_is_refused(demo, tmp_path):
+    state = demo.state_dict() | {"backbone_model.bn0.bias": torch.zeros(17)}
+    message = refusal(DEMO, save(state, tmp_path / "x"))
+    assert "fits no FFNet variant" in message and "backbone_model.bn0.bias [17] for [16]" in message
+
+
+def test_checkpoint_of_another_variant_is_named(tmp_path):
+    name = "segmentation_ffnet40S_dBBB_mobile"
+    path = save(build_model(name).state_dict(), tmp_path / "x")
+    assert f"this looks like {name}. It lacks " in refusal("segmentation_ffnet54S_dBBB_mobile", path)
+
+
+def test_variants_that_share_tensors_are_all_named(tmp_path):
+    path = save(build_model("segmentation_ffnet86S_dBBB_mobile").state_dict(), tmp_path / "x")
+    message = refusal(DEMO, path)
+    assert "looks like segmentation_ffnet86S_dBBB_mobile or segmentation_ffnet86S_dBBB." in message
+
+
+def test_old_format_whole_module_is_refused_with_a_way_out(demo, tmp_path):
+    path = save(demo, tmp_path / "x", _use_new_zipfile_serialization=False)
+    message = refusal(DEMO, path)
+    assert "whole module in the format of torch before 1.6" in message
+    assert "torch.save(model.state_dict(), 'weights.pth')" in message
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    assert "is not a file" in refusal(DEMO, tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    assert "is not a file" in refusal(DEMO, tmp_path / "fifo")
+    assert "no such file" in refusal(DEMO, tmp_path / "none")
+
+
+def test_training_checkpoint_with_a_state_dict_inside(demo, tmp_path):
+    path = save({"epoch": 3, "state_dict": demo.state_dict()}, tmp_path / "x")
+    assert "holds a state_dict inside another object" in refusal(DEMO, path)
+
+
+def test_safe_globals_are_left_as_they_were(tmp_path):
+    with torch.serialization.safe_globals([Path]):
+        before = torch.serialization.get_safe_globals()
+        read_state_dict(PICKLED / "tiny.pth")
+        (tmp_path / "x").write_bytes((PICKLED / "tiny.pth").read_bytes()[:-100])
+        refusal(DEMO, tmp_path / "x")
+        assert torch.serialization.get_safe_globals() == before
+
+
+def test_command_line_tells_what_a_file_is_and_saves_it(demo_pre_down, tmp_path, capsys):
+    path, saved = save_prepared(demo_pre_down, tmp_path / "x"), tmp_path / "x.safetensors"
+    assert main([str(path), "--save", str(saved)]) == 0
+    out = capsys.readouterr().out
+    assert f"{path}: a prepared file" in out
+    assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in out
+    assert f"fits {DEMO_PRE_DOWN}\n" in out
+    assert "would import torch.fx.graph_module.reduce_graph_module" in out and "    def forward(self, x):" in out
+    assert f"{len(demo_pre_down.state_dict())} keys" in out
+    assert "    smoothing.weight [3, 1, 5, 5] float32" in out
+
+    loaded = load_model(VARIANTS[DEMO_PRE_DOWN], saved)
+    assert loaded.form == "safetensors" and same(loaded.model.state_dict(), demo_pre_down.state_dict())
+
+
+def test_command_line_answers_bad_input_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'none'}: no such file\n"
+    assert main([str(PICKLED / "tiny.pth"), "--save", str(tmp_path / "x.pth")]) == 2
+    assert "let the name end in .safetensors" in capsys.readouterr().err
+    assert main([str(PICKLED / "tiny.pth"), "--member", "x.pth"]) == 2
+    assert "is no release zip: leave out --member" in capsys.readouterr().err
+    assert main([str(PICKLED / "tiny.pth"), "--save", str(tmp_path / "no" / "x.safetensors")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_command_line_runs_as_a_module():
+    command = [sys.executable, "-m", "ffnet.checkpoint", str(PICKLED / "tiny.pth")]
+    ran = subprocess.run(command, cwd=PICKLED.parents[2], capture_output=True, text=True, check=True)
+    assert "fits no FFNet variant" in ran.stdout and ran.stderr == ""

@@ -1,0 +1,85 @@
+"""Several processes under torchrun against one: the same matrices to the last count."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ffnet_quanteval
+from ffnet import build_model
+from ffnet.evaluate import Scores
+from ffnet.ranks import merged
+from tests.conftest import write_tree
+from tests.test_main import MODEL, arguments
+from tests.test_model import golden_state
+
+SCRIPT = Path(ffnet_quanteval.__file__)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Five images and a checkpoint: shards of two or three processes differ in size."""
+    root = tmp_path_factory.mktemp("ranks")
+    write_tree(root, "val", 5)
+    torch.save(golden_state(build_model(MODEL)), root / "weights.pth")
+    return root
+
+
+def torchrun(count, tree, *more):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(SCRIPT)]
+    return subprocess.run(
+        [*command, *arguments(tree, tree / "weights.pth", *more)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "limit"), ((2, 5), (3, 5), (3, 2)))
+def test_ranks_count_what_one_process_counts(tree, tmp_path, count, limit):
+    saved = tmp_path / "saved"
+    options = ["--output-dir", str(tmp_path / "many"), "--execute", "--save-predictions", str(saved)]
+    run = torchrun(count, tree, "--limit", str(limit), *options)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("mIoU %") == 1
+    one = ffnet_quanteval.main(arguments(tree, tree / "weights.pth", "--limit", str(limit), "--execute"))
+    many = result_of(tmp_path / "many")
+    for name, entry in one["passes"].items():
+        assert many["passes"][name]["confusion_matrix"] == entry["confusion_matrix"]
+    assert many["agreement"] == one["agreement"] and many["images"] == limit
+    assert len(list(saved.glob("INT8/*.png"))) == limit
+
+
+@pytest.mark.slow
+def test_a_failing_rank_ends_the_run_with_its_error(tree, tmp_path):
+    write_tree(tmp_path, "val", 4)
+    torch.save(golden_state(build_model(MODEL)), tmp_path / "weights.pth")
+    write_tree(tmp_path, "train", 2)
+    broken = sorted(tmp_path.glob("leftImg8bit/val/*/*.png"))[1]  # the second rank's
+    broken.write_bytes(broken.read_bytes()[:3000])
+    run = torchrun(2, tmp_path, "--calibration-split", "train")
+    assert run.returncode != 0
+    assert f"error: {broken}: truncated" in run.stderr
+    assert "mIoU" not in run.stdout
+
+
+def test_shards_are_woven_back_in_order():
+    whole = np.arange(5 * 19 * 19).reshape(5, 19, 19)
+    parts = [
+        Scores({"FP32": whole[rank::3]}, {("FP32", "INT8"): np.arange(5)[rank::3]}, 8, {"FP32": 1.0 + rank})
+        for rank in range(3)
+    ]
+    scores = merged(parts)
+    assert np.array_equal(scores.confusions["FP32"], whole)
+    assert np.array_equal(scores.agreements["FP32", "INT8"], np.arange(5)) and scores.seconds == {"FP32": 3.0}
