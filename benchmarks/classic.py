@@ -19,7 +19,8 @@ from ffnet.variants import NUM_CLASSES
 def run(images, model, sim, device):
     """Calibrates on all images, then scores FP32 and INT8: IoU a class of both."""
     fresh = quantize.simulate(quantize.equalize(model), quantize.Recipe())
-    quantize.calibrate(fresh, (image.to(device) for image, _ in load(images)))
+    with quantize.quiet_aimet():
+        fresh.compute_encodings(lambda network: [network(image.to(device)) for image, _ in load(images)])
     return [score(network, images, device) for network in (model, sim.model)]
 
 

@@ -55,12 +55,9 @@ def normalize(images):
 
 
 def calibration_inputs(batches, device, progress=True):
-    """Normalized batches on `device`, with a bar on stderr where there is to be `progress`.
-
-    Contiguous, which AIMET's histograms take a tenth less time with than channels_last.
-    """
+    """Normalized batches on `device`, with a bar on stderr where there is to be `progress`."""
     for images, _ in tqdm(batches, "calibrate", unit="batch", dynamic_ncols=True, disable=not progress):
-        yield normalize(images.to(device, non_blocking=True)).contiguous()
+        yield normalize(images.to(device, non_blocking=True))
 
 
 @torch.inference_mode()

@@ -22,28 +22,45 @@ class Fast:
 
 
 def make_fast(passes, pixels, batch_size, device, compile=None):
-    """The passes (name -> module) in their faster memory format and, if it pays or `compile` says so, compiled.
+    """The passes (name -> callable) in their faster memory format and, if it pays or `compile` says so, compiled.
 
     `pixels` of the whole run decide where `compile` is None. UserError where compiling was asked for and nothing can
-    compile; left to decide, the run stays eager then and says so.
+    compile; left to decide, the run stays eager then and says so. On a CPU they take an image at a time.
     """
-    passes = {name: in_faster_format(model, device) for name, model in passes.items()}
-    wanted = pixels >= PAYS_FROM[device.type] if compile is None else compile
-    if not wanted:
-        reason = "--no-compile" if compile is False else "too few images to earn the compile time back"
-        return Fast(passes, None, False, f"eager: {reason}")
+    compiles, reason = _choose(pixels, device, compile)
+    ready = {name: _made_fast(model, batch_size, device, compiles) for name, model in passes.items()}
+    return Fast(ready, compiled_kernel(device) if compiles else None, compiles, reason)
+
+
+def _choose(pixels, device, compile):
+    """Whether to compile, and why, in a line."""
+    if compile is False:
+        return False, "eager: --no-compile"
+    if compile is None and pixels < PAYS_FROM[device.type]:
+        return False, "eager: too few images to earn the compile time back"
     problem = compiler_problem(device)
     if problem and compile:
         raise UserError(f"--compile: {problem}; install a compiler, or give --no-compile")
     if problem:
-        return Fast(passes, None, False, f"eager: {problem}")
-    reason = "--compile" if compile else "enough images to earn the compile time back"
-    return Fast(
-        {name: compiled(model, batch_size) for name, model in passes.items()},
-        compiled_kernel(device),
-        True,
-        f"compiled: {reason}",
-    )
+        return False, f"eager: {problem}"
+    return True, f"compiled: {'--compile' if compile else 'enough images to earn the compile time back'}"
+
+
+def _made_fast(model, batch_size, device, compiles):
+    on_cpu = device.type == "cpu"
+    model = in_faster_format(model, device)
+    if compiles:
+        model = compiled(model, 1 if on_cpu else batch_size)
+    return image_by_image(model) if on_cpu else model
+
+
+def image_by_image(model):
+    """The callable on one image of a batch after the other.
+
+    On a CPU that takes a quarter less time, for activations stay in its caches, and the logits of an image are the
+    same to the last bit whatever batch it comes in: oneDNN splits sums otherwise for other batch sizes.
+    """
+    return lambda inputs: torch.cat([model(image) for image in inputs.split(1)])
 
 
 def in_faster_format(model, device):

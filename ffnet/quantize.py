@@ -99,6 +99,9 @@ def check_config_file(config_file):
 def calibrate(sim, inputs):
     """Sets the encodings of every quantizer from the batches of `inputs`; UserError if one stays without."""
     with quiet_aimet(), torch.no_grad():
+        from ffnet.tf_enhanced import quicken
+
+        quicken(sim)
         sim.compute_encodings(lambda model: [model(batch) for batch in inputs])
     blank = [name for name, quantizer in quantizers(sim) if not quantizer.is_initialized()]
     if blank:
@@ -150,7 +153,8 @@ def _silence_loggers():
         logger = logging.getLogger(area.value)
         logger.setLevel(logging.WARNING)
         for handler in logger.handlers:
-            handler.setStream(sys.stderr)
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
     # Said of every FFNet, whose sizes are taken at run time, and used only for tools that reorder hooks.
     graph = logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value)
     graph.addFilter(lambda record: record.getMessage() != "Unable to isolate model outputs.")

@@ -74,10 +74,14 @@ def test_batches_and_workers_change_nothing(images, batch_size, workers):
     assert_equal(run(images, batch_size=batch_size, workers=workers), run(images))
 
 
-@pytest.mark.parametrize("batch_size", (1, 3))
-def test_batches_change_nothing_of_a_real_network(images, batch_size):
-    scores = [sweep({"FP32": network(DEMO)}, loader(images, size, 0, CPU), CPU) for size in (batch_size, 7)]
-    assert_equal(*scores)
+def test_batches_change_no_bit_of_a_real_networks_logits(images):
+    """Images as small as these are where oneDNN's sums depend on the batch size."""
+    (run,) = fast.make_fast({"FP32": network(DEMO)}, 1, 8, CPU).passes.values()
+    batch = normalize(torch.stack([image for image, _ in images]))
+    with torch.inference_mode():
+        logits = run(batch)
+        for size in (1, 3):
+            assert torch.equal(torch.cat([run(chunk) for chunk in batch.split(size)]), logits)
 
 
 def test_the_order_changes_nothing(images):

@@ -107,6 +107,21 @@ def test_bit_widths_and_scheme_reach_the_simulation():
     assert {type(q.encoding_analyzer).__name__ for _, q in quantize.quantizers(sim)} == {"TfEnhancedEncodingAnalyzer"}
 
 
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last))
+def test_encodings_are_those_of_aimets_own_calibration(sim, memory_format):
+    """Batches of which later ones stay in the first one's range, go beyond it, and beyond AIMET's limit of that."""
+    equalized = quantize.equalize(network(PRE_DOWN if "smoothing" in quantized_modules(sim) else DEMO))
+    batches = [scale * batch for scale, batch in zip((1, 0.5, 2, 1, 30, 1), 3 * inputs(), strict=True)]
+    batches = [batch.contiguous(memory_format=memory_format) for batch in batches]
+    ours, aimets = (quantize.simulate(equalized, Recipe()) for _ in range(2))
+    quantize.calibrate(ours, batches)
+    with quantize.quiet_aimet(), torch.no_grad():
+        aimets.compute_encodings(lambda model: [model(batch) for batch in batches])
+    for (key, one), (other_key, other) in zip(quantize.quantizers(ours), quantize.quantizers(aimets), strict=True):
+        assert key == other_key
+        assert torch.equal(one.get_scale(), other.get_scale()) and torch.equal(one.get_offset(), other.get_offset())
+
+
 def test_a_simulation_that_saw_no_image_is_refused():
     sim = quantize.simulate(quantize.equalize(network(DEMO)), Recipe())
     with pytest.raises(UserError, match="without encodings"):

@@ -1,0 +1,67 @@
+"""The quick analyzer against AIMET's own: histograms and encodings to the last bit."""
+
+import pytest
+import torch
+from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer
+
+from ffnet.tf_enhanced import QuickTfEnhanced
+
+torch.manual_seed(0)
+NOISE = torch.randn(2, 6, 9, 11)
+ACTIVATIONS = {
+    "one batch": [NOISE],
+    "inside the range": [NOISE, NOISE / 3],
+    "the range grows": [NOISE, 1.5 * NOISE, NOISE, 2 * NOISE],
+    "beyond the limit": [NOISE, 100 * NOISE, 50 * NOISE, -100 * NOISE],
+    "of one sign": [NOISE.relu(), 2 * NOISE.relu(), NOISE.relu()],
+    "constant": [torch.full((1, 2, 3, 4), 0.7), NOISE],
+    "zero": [torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)],
+    "infinite": [NOISE, NOISE.where(NOISE < 2, torch.inf), NOISE.where(NOISE > -2, -torch.inf)],
+    "infinite at first": [NOISE.where(NOISE < 2, torch.inf), NOISE],
+    "channels_last": [batch.contiguous(memory_format=torch.channels_last) for batch in (NOISE, NOISE / 2, 2 * NOISE)],
+}
+
+
+def assert_equal(shape, batches, steps, symmetric):
+    quick, aimets = QuickTfEnhanced(shape), TfEnhancedEncodingAnalyzer(shape)
+    for batch in batches:
+        quick.compute_encodings_from_stats(quick.update_stats(batch), steps, symmetric)
+        aimets.update_stats(batch)
+    for one, other in zip(quick.observer.get_stats(), aimets.observer.get_stats(), strict=True):
+        for key in ("histogram", "bin_edges", "min", "max"):
+            assert torch.equal(getattr(one, key), getattr(other, key)), key
+    for one, other in zip(*(a.compute_encodings(steps, symmetric) for a in (quick, aimets)), strict=True):
+        assert torch.equal(one, other) and one.shape == shape
+
+
+@pytest.mark.parametrize("steps", (15, 255, 65535))
+@pytest.mark.parametrize("batches", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_activations(batches, steps):
+    assert_equal((), batches, steps, False)
+
+
+@pytest.mark.parametrize("shape", ((), (48, 1, 1, 1)))
+@pytest.mark.parametrize("kind", ("noise", "a zero channel", "channels of very different range", "channels_last"))
+def test_weights(kind, shape):
+    weight = torch.randn(48, 5, 3, 3)
+    if kind == "a zero channel":
+        weight[3] = 0
+    if kind == "channels of very different range":
+        weight *= 2.0 ** torch.arange(-24, 24).view(-1, 1, 1, 1)
+    if kind == "channels_last":
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    assert_equal(shape, [weight], 255, True)
+
+
+def test_transposed_channels_are_left_to_aimet():
+    assert_equal((1, 5, 1, 1), [torch.randn(48, 5, 3, 3)], 255, True)
+
+
+def test_it_starts_anew_after_a_reset():
+    quick, fresh = QuickTfEnhanced(()), QuickTfEnhanced(())
+    quick.update_stats(100 * NOISE)
+    quick.compute_encodings(255, False)
+    quick.reset_stats()
+    for analyzer in (quick, fresh):
+        analyzer.update_stats(NOISE)
+    assert quick.compute_encodings(255, False) == fresh.compute_encodings(255, False)
