@@ -13,14 +13,16 @@ def choose_device(args):
     """The torch.device to run on; UserError where a GPU was asked for and there is none."""
     import torch
 
-    if args.use_cuda and not torch.cuda.is_available():
+    found = torch.cuda.is_available()
+    if args.use_cuda and not found:
         raise UserError("--use-cuda: torch finds no CUDA device; leave the option out, or give --use-cuda false")
-    if args.use_cuda is None and not torch.cuda.is_available():
-        if not args.quiet:
-            print("No CUDA device found: running on the CPU.", file=sys.stderr)
-        return torch.device("cpu")
+    if args.use_cuda is None and not found and not args.quiet:
+        print("No CUDA device found: running on the CPU.", file=sys.stderr)
+    device = torch.device("cuda" if found and args.use_cuda is not False else "cpu")
+    if device.type == "cpu" and args.allow_tf32:
+        raise UserError("--allow-tf32 is for GPUs: leave it out on a CPU")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
-    return torch.device("cpu" if args.use_cuda is False else "cuda")
+    return device
 
 
 def choose_recipe(args):

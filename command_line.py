@@ -17,6 +17,7 @@ NEEDS_NETWORK = (
     "sensitivity", "sensitivity_images", "export", "execute", "fail_under",
 )  # fmt: skip
 NEEDS = {"partial_encodings": "encodings", "sensitivity_images": "sensitivity", "worst": "output_dir"}
+CALIBRATES = ("calibration_split", "calibration_images", "quant_scheme")
 FOLDERS = ("output_dir", "save_predictions", "export")
 
 
@@ -184,8 +185,9 @@ def check_lonely(given, args):
     for name, needed in NEEDS.items():
         if name in given and not getattr(args, needed):
             raise UserError(f"{flag(name)} means nothing without {flag(needed)}; add that, or leave it out")
-    if args.encodings and args.calibration_images and not args.partial_encodings:
-        raise UserError("--calibration-images: nothing is calibrated with --encodings, unless --partial-encodings")
+    unread = [name for name in CALIBRATES if name in given]
+    if args.encodings and not args.partial_encodings and unread:
+        raise UserError(f"{flag(unread[0])}: nothing is calibrated with --encodings, unless --partial-encodings")
 
 
 def flag(name):

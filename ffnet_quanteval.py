@@ -27,8 +27,10 @@ def main(argv=None):
         if args.list_models:
             return list_models()
         result = score_onnx(args) if args.onnx else quantize_and_score(args)
-    except (UserError, DatasetError) as error:
+    except UserError as error:
         fail(error)
+    except DatasetError as error:
+        fail(f"{error}; the demo draws its scenes anew where their folder is deleted" if args.demo else error)
     except BrokenPipeError:  # who read the report has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -169,8 +171,10 @@ def set_encodings(sim, given, images, me, device, args):
         found = encodings.load_encodings(sim, given, args.partial_encodings) if given else None
         count = len(images) if found is None or found.missing else 0
         if count:
-            calibrate(sim, images, device, args)
+            batch_size = calibrate(sim, images, device, args)
         origin = {"calibration_images": count, "calibration": encodings_note(found, count, args)}
+        if count and batch_size < args.batch_size:
+            origin["calibration"] += f"; out of GPU memory: in batches of {batch_size} images"
     ranks.share_encodings(sim, me)
     return origin
 
@@ -194,7 +198,7 @@ def encodings_note(found, count, args):
 
 
 def calibrate(sim, images, device, args):
-    """Calibrates, from the start with half the batch size where the GPU's memory does not suffice."""
+    """Calibrates, from the start with half the batch size where the GPU's memory does not suffice; the batch size."""
     import torch
 
     from ffnet import evaluate, quantize
@@ -203,7 +207,8 @@ def calibrate(sim, images, device, args):
     while True:
         batches = evaluate.loader(images, batch_size, args.num_workers, device)
         try:
-            return quantize.calibrate(sim, evaluate.calibration_inputs(batches, device, not args.quiet))
+            quantize.calibrate(sim, evaluate.calibration_inputs(batches, device, not args.quiet))
+            return batch_size
         except torch.cuda.OutOfMemoryError as error:
             batch_size = evaluate.halved(batch_size, error)
 
@@ -215,6 +220,8 @@ def export(sim, images, facts, me, args, cleanup):
     from ffnet.export import export as write
 
     kept = args.export if me.is_first else None
+    if not kept and not args.execute:
+        return {}
     folder = kept or Path(cleanup.enter_context(tempfile.TemporaryDirectory())) / "export"
     keys = ("model", "checkpoint_sha256", "dataset", "calibration", "arguments", "versions")
     write(sim, (images.height, images.width), folder, {key: facts.get(key) for key in keys}, args.force)
@@ -312,6 +319,8 @@ def deliver(facts, scores, images, reasons, args):
     if written:
         print(f"\nwritten to {args.output_dir}: {', '.join(path.name for path in written)}")
     sys.stdout.flush()
+    if scores.unsaved:
+        raise UserError(f"--save-predictions: {scores.unsaved}; that image and the ones behind it are not saved")
     return result
 
 

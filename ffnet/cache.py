@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import http.client
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -105,7 +106,8 @@ def download_once(url, part):
         length = response.headers.get("Content-Length")
         kind = response.headers.get_content_type()
     if kind != "text/html":
-        torch.hub.download_url_to_file(url, str(part))
+        with socket_timeout(TIMEOUT):  # which torch.hub does not set: a silent server would be waited for for ever
+            torch.hub.download_url_to_file(url, str(part))
     if kind == "text/html" or begins_with(part, b"<"):
         raise CheckpointError(
             f"{url}: sends an HTML page, not the file: look at it in a browser, or name a --checkpoint"
@@ -117,6 +119,17 @@ def download_once(url, part):
         broken = archive.testzip()
     if broken:
         raise OSError(f"{broken} came broken")
+
+
+@contextlib.contextmanager
+def socket_timeout(seconds):
+    """Sockets made in here raise TimeoutError when nothing comes for so long."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def begins_with(path, beginning):

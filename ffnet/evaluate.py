@@ -1,5 +1,6 @@
 """One sweep over the images scores every model at once, so that an image is decoded once."""
 
+import dataclasses
 import itertools
 import sys
 import time
@@ -30,6 +31,7 @@ class Scores:
     seconds: dict[str, float]  # pass -> time in the model, without decoding and scoring
     scoring_seconds: float = 0.0  # from logits to counts, all passes together
     batch_size: int | None = None  # what it came down to where the GPU's memory did not suffice
+    unsaved: str | None = None  # why predictions were not all written
 
     def total(self, name):
         """The confusion matrix (19, 19) int64 of a pass over all images."""
@@ -65,12 +67,12 @@ def sweep(passes, batches, device, top_two=None, writer=None, progress=True):
     """Scores of the models in `passes` (name -> callable), each batch of `batches` going through all of them.
 
     `top_two`: the compiled kernel for postprocess.predict. `writer(index, {name: train ids (H, W) uint8 numpy})` is
-    called for every image. `progress`: a bar on stderr with the running mIoU. A batch for which the GPU's memory does
-    not suffice is run in halves, and so are all after it.
+    called for every image until it raises an OSError: figures matter more than files. `progress`: a bar on stderr with
+    the running mIoU. A batch for which the GPU's memory does not suffice is run in halves, and so are all after it.
     """
     tally = Tally(passes)
     run = Halving(passes, top_two)
-    count = 0
+    count, unsaved = 0, None
     with tqdm(batches, "evaluate", unit="batch", dynamic_ncols=True, disable=not progress) as bar:
         for images, labels in bar:
             inputs = normalize(images.to(device, non_blocking=True))
@@ -79,11 +81,21 @@ def sweep(passes, batches, device, top_two=None, writer=None, progress=True):
             begin = clock(device)
             tally.add(labels, predictions)
             run.scoring_seconds += clock(device) - begin
-            for offset in range(len(labels) if writer else 0):
-                writer(count + offset, {name: ids[offset].cpu().numpy() for name, ids in predictions.items()})
+            if writer and not unsaved:
+                unsaved = write(writer, count, predictions)
             count += len(labels)
             bar.set_postfix_str(tally.brief())
-    return tally.scores(run)
+    return dataclasses.replace(tally.scores(run), unsaved=unsaved)
+
+
+def write(writer, first, predictions):
+    """Gives a batch's predictions to the writer; returns why it failed, or None."""
+    try:
+        for offset in range(len(next(iter(predictions.values())))):
+            writer(first + offset, {name: ids[offset].cpu().numpy() for name, ids in predictions.items()})
+    except OSError as error:
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return None
 
 
 class Tally:

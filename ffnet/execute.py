@@ -50,15 +50,19 @@ class OnnxNetwork:
         self.path = Path(path)
         self.header = check_onnx(path)
         self.session = open_session(path)
+        self.feed = torch.empty(0)  # one place for all inputs: a new one each time costs a tenth of a pass
 
     def __call__(self, inputs):
         inputs = resized(inputs.cpu(), self.header.input_shape[2:])
-        batches = inputs.split(1) if self.header.input_shape[0] == 1 else (inputs,)
-        return torch.cat([self.run(batch) for batch in batches])
+        if self.header.input_shape[0] == 1 < len(inputs):
+            return torch.cat([self.run(image) for image in inputs.split(1)])
+        return self.run(inputs)
 
     def run(self, batch):
         """Logits of one batch of the file's own shape."""
-        feed = {self.header.input_name: batch.contiguous().numpy()}
+        if self.feed.shape != batch.shape:
+            self.feed = torch.empty(batch.shape)
+        feed = {self.header.input_name: self.feed.copy_(batch).numpy()}
         (logits,) = run_session(self.session, [self.header.output_name], feed, self.path)
         return torch.from_numpy(logits)
 

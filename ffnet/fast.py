@@ -60,7 +60,7 @@ def image_by_image(model):
     On a CPU that takes a quarter less time, for activations stay in its caches, and the logits of an image are the
     same to the last bit whatever batch it comes in: oneDNN splits sums otherwise for other batch sizes.
     """
-    return lambda inputs: torch.cat([model(image) for image in inputs.split(1)])
+    return lambda inputs: model(inputs) if len(inputs) == 1 else torch.cat([model(image) for image in inputs.split(1)])
 
 
 def in_faster_format(model, device):

@@ -29,7 +29,8 @@ def predict(logits, size, top_two=None):
     if not factor or not largest.isfinite():
         return upsample(logits, size).max(1).indices.to(torch.uint8)
     # An image at a time, and `near` as a tensor: the kernel is compiled for one shape and no value.
-    ids = torch.cat([top_two(image, factor, NEAR * largest) for image in logits.split(1)])
+    padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
+    ids = torch.cat([_woven(top_two(image, factor, NEAR * largest)) for image in padded.split(1)])
     return _settle(logits, ids, factor)
 
 
@@ -45,30 +46,35 @@ def _factor(small, size):
     return factor if fits and min(small) > 1 and sum(size) > SMALL else None
 
 
-def top_two(logits, factor, near):
-    """Train ids (N, H, W) uint8, plus UNDECIDED where the second largest logit is less than `near` below; to compile.
+def top_two(padded, factor, near):
+    """Train ids, plus UNDECIDED where the second largest logit is less than `near` below; to compile.
 
-    A cell lies between the centres of four logits; its factor x factor pixels are planes of their own, so that every
-    plane is a weighted sum of four shifted copies of the logits, contiguous and without gathers.
+    `padded`: logits (N, 19, h + 2, w + 2), their border repeated. A cell lies between the centres of four logits; its
+    factor x factor pixels are planes of their own, (factor, factor, N, h + 1, w + 1) uint8, so that every plane is a
+    weighted sum of four shifted copies of the logits, contiguous and without gathers. Padding and weaving stay outside:
+    with either of them in the kernel it takes five times as long.
     """
-    n, classes, h, w = logits.shape
-    padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
-    weight = (torch.arange(factor, device=logits.device) + 0.5) / factor
+    weight = (torch.arange(factor, device=padded.device) + 0.5) / factor
     lower, right = weight.view(-1, 1, 1, 1, 1), weight.view(-1, 1, 1, 1)
     best = second = index = None
-    for k in range(classes):
+    for k in range(padded.shape[1]):
         plane = padded[:, k]
         rows = plane[:, :-1] * (1 - lower) + plane[:, 1:] * lower
-        value = rows[..., :-1] * (1 - right) + rows[..., 1:] * right  # (factor, factor, N, h + 1, w + 1)
+        value = rows[..., :-1] * (1 - right) + rows[..., 1:] * right
         if best is None:
             best, second, index = value, torch.full_like(value, -math.inf), torch.zeros_like(value)
         else:
             second = torch.maximum(second, torch.minimum(best, value))
             index = torch.where(value > best, k, index)
             best = torch.maximum(best, value)
-    ids = index.to(torch.uint8) + (best - second <= near).to(torch.uint8) * UNDECIDED
-    ids = ids.permute(2, 3, 0, 4, 1).reshape(n, (h + 1) * factor, (w + 1) * factor)
+    return index.to(torch.uint8) + (best - second <= near).to(torch.uint8) * UNDECIDED
+
+
+def _woven(planes):
+    """The pixels (N, H, W) of top_two's planes, without the half cells beyond the border."""
+    factor, _, n, rows, columns = planes.shape
     half = factor // 2
+    ids = planes.permute(2, 3, 0, 4, 1).reshape(n, rows * factor, columns * factor)
     return ids[:, half:-half, half:-half].contiguous()
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 from ffnet.errors import UserError
 from ffnet.quantize import quantizers
 
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
 PATIENCE = datetime.timedelta(hours=12)  # the others wait while rank 0 calibrates; torchrun ends them if it fails
 
 
@@ -30,10 +31,17 @@ class Ranks:
 
 
 def join(device):
-    """The Ranks that torchrun's environment tells of, connected; and the device of this one."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    """The Ranks that torchrun's environment tells of, connected; and the device of this one.
+
+    UserError where that environment is not whole, or there are more processes than GPUs.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
         return Ranks(), device
+    lacking = [name for name in LAUNCHED if not os.environ.get(name)]
+    if lacking or not world.isdecimal():
+        wrong = f"{lacking[0]} is not set" if lacking else f"it is {world!r}"
+        raise UserError(f"WORLD_SIZE is set, but {wrong}: start by torchrun, or unset WORLD_SIZE")
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
@@ -42,7 +50,7 @@ def join(device):
         torch.cuda.set_device(device)
     # gloo for all: what is exchanged are a few small objects on the CPU.
     dist.init_process_group("gloo", timeout=PATIENCE)
-    return Ranks(dist.get_rank(), world), device
+    return Ranks(dist.get_rank(), dist.get_world_size()), device
 
 
 def leave(ranks):
@@ -98,6 +106,7 @@ def merged(parts):
         seconds={name: max(part.seconds[name] for part in parts) for name in first.seconds},
         scoring_seconds=max(part.scoring_seconds for part in parts),
         batch_size=min(sizes) if sizes else None,
+        unsaved=next((part.unsaved for part in parts if part.unsaved), None),
     )
 
 

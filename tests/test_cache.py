@@ -4,6 +4,7 @@ import http.server
 import io
 import multiprocessing
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -52,7 +53,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, text in headers.items():
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if plan == "cut" else body)
+        self.wfile.write(body[: len(body) // 2] if plan in ("cut", "stall") else body)
+        if plan == "stall":
+            time.sleep(1.0)
         self.close_connection = True
 
     def log_message(self, *args):
@@ -125,6 +128,12 @@ def test_redirect_is_followed(server, tmp_path):
 def test_tried_again_after_a_broken_connection(server, plans, tmp_path):
     server.plans = plans
     assert fetch(ZOO, tmp_path).read_bytes() == GOOD
+
+
+def test_tried_again_where_a_server_falls_silent(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "TIMEOUT", 0.3)
+    server.plans = ["good", "stall", "good"]
+    assert fetch(ZOO, tmp_path).read_bytes() == GOOD and len(server.asked) == 4
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,20 @@ def test_the_order_changes_nothing(images):
     assert np.array_equal(shuffled.confusions["INT8"], run(images).confusions["INT8"][order])
 
 
+def test_a_writer_that_fails_costs_no_figures(images):
+    written = []
+
+    def writer(index, predictions):
+        if index == 3:
+            raise OSError(28, "No space left on device", "a.png")
+        written.append((index, list(predictions)))
+
+    scores = run(images, writer=writer)
+    assert_equal(scores, run(images))
+    assert scores.unsaved == "a.png: No space left on device"
+    assert written == [(index, ["FP32", "INT8"]) for index in range(3)]
+
+
 @pytest.mark.parametrize("limit", (1, 2, 3))
 def test_out_of_memory_halves_the_batch_and_loses_no_image(images, capsys, limit):
     model = Tiny(limit)

@@ -161,6 +161,21 @@ def test_results_are_on_stdout_where_they_cannot_be_written(tree, checkpoint, ca
     assert json.loads(printed.out.strip().splitlines()[-1])["passes"]["INT8"]["miou"] >= 0
 
 
+@pytest.mark.slow
+def test_a_disk_that_fills_with_predictions_costs_no_figures(tree, checkpoint, capsys, monkeypatch):
+    from ffnet import predictions
+
+    def full(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(predictions, "write_whole", full)
+    with pytest.raises(SystemExit) as status:
+        ffnet_quanteval.main(arguments(tree, checkpoint, "--save-predictions", str(tree / "saved")))
+    printed = capsys.readouterr()
+    assert status.value.code == 2 and "_pred_labelIds.png: No space left on device" in printed.err
+    assert "mIoU %" in printed.out
+
+
 def test_figures_are_reported_even_if_explaining_them_fails(tree, checkpoint, capsys, monkeypatch):
     def broken(*_):
         raise MemoryError("no room for pictures")
@@ -202,6 +217,9 @@ MISTAKES = {
     "--onnx weights.pth --fail-under 0": "leave out --fail-under",
     "--onnx weights.pth --no-cle": "leave out --cle",
     "--onnx weights.pth --use-cuda": "leave out --use-cuda",
+    "--encodings weights.pth --quant-scheme tf": "--quant-scheme: nothing is calibrated",
+    "--encodings weights.pth --calibration-split train": "--calibration-split: nothing is calibrated",
+    "--use-cuda false --allow-tf32": "--allow-tf32 is for GPUs",
     "--worst 3": "--output-dir",
     "--sensitivity-images 2": "--sensitivity",
     "--output-dir=": "is empty",

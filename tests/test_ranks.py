@@ -15,8 +15,9 @@ import torch
 
 import ffnet_quanteval
 from ffnet import build_model
+from ffnet.errors import UserError
 from ffnet.evaluate import Scores
-from ffnet.ranks import merged
+from ffnet.ranks import join, merged
 from tests.conftest import write_tree
 from tests.test_main import MODEL, arguments
 from tests.test_model import golden_state
@@ -73,6 +74,17 @@ def test_a_failing_rank_ends_the_run_with_its_error(tree, tmp_path):
     assert run.returncode != 0
     assert f"error: {broken}: truncated" in run.stderr
     assert "mIoU" not in run.stdout
+
+
+@pytest.mark.parametrize(("world", "rank"), (("2", None), ("two", "0"), ("", "0")))
+def test_a_launchers_environment_that_is_not_whole_is_an_error(monkeypatch, world, rank):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    if rank is None:
+        monkeypatch.delenv("RANK")
+    with pytest.raises(UserError, match="WORLD_SIZE is set, but"):
+        join(torch.device("cpu"))
 
 
 def test_shards_are_woven_back_in_order():

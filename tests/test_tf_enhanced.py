@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer
-
-from ffnet.tf_enhanced import QuickTfEnhanced
 
 torch.manual_seed(0)
 NOISE = torch.randn(2, 6, 9, 11)
@@ -22,8 +19,17 @@ ACTIVATIONS = {
 }
 
 
+def analyzers(shape):
+    """The quick one and AIMET's. Imported here: AIMET's loggers must not find pytest's streams of the collection."""
+    from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer
+
+    from ffnet.tf_enhanced import QuickTfEnhanced
+
+    return QuickTfEnhanced(shape), TfEnhancedEncodingAnalyzer(shape)
+
+
 def assert_equal(shape, batches, steps, symmetric):
-    quick, aimets = QuickTfEnhanced(shape), TfEnhancedEncodingAnalyzer(shape)
+    quick, aimets = analyzers(shape)
     for batch in batches:
         quick.compute_encodings_from_stats(quick.update_stats(batch), steps, symmetric)
         aimets.update_stats(batch)
@@ -58,10 +64,10 @@ def test_transposed_channels_are_left_to_aimet():
 
 
 def test_it_starts_anew_after_a_reset():
-    quick, fresh = QuickTfEnhanced(()), QuickTfEnhanced(())
+    quick, aimets = analyzers(())
     quick.update_stats(100 * NOISE)
     quick.compute_encodings(255, False)
     quick.reset_stats()
-    for analyzer in (quick, fresh):
+    for analyzer in (quick, aimets):
         analyzer.update_stats(NOISE)
-    assert quick.compute_encodings(255, False) == fresh.compute_encodings(255, False)
+    assert quick.compute_encodings(255, False) == aimets.compute_encodings(255, False)
