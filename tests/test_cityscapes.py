@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import traceback
 import zlib
 from pathlib import Path
 
@@ -167,14 +168,20 @@ def train_ids_without_void(root):
     return path
 
 
-@pytest.mark.parametrize("workers", (0, 1))
 @pytest.mark.parametrize(
-    "break_it",
-    (truncated_image, flipped_bytes, sixteen_bits, train_ids_with_void, train_ids_without_void),
-    ids=lambda f: f.__name__,
+    ("break_it", "workers"),
+    (
+        (truncated_image, 0),
+        (flipped_bytes, 0),
+        (flipped_bytes, 1),
+        (sixteen_bits, 0),
+        (train_ids_with_void, 0),
+        (train_ids_without_void, 0),
+    ),
 )
 def test_broken_pixels_name_the_file_in_one_line(tree, break_it, workers):
     path = break_it(tree)
     with pytest.raises(DatasetError) as error:
         list(DataLoader(CityscapesSplit(tree, "val"), num_workers=workers))
+    traceback.clear_frames(error.tb)  # they hold the loader, whose worker would be waited for at some later collection
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
