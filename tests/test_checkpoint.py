@@ -141,6 +141,7 @@ def test_release_zip_is_opened_in_place(tmp_path):
         read_state_dict(tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_smoothing_is_surplus_for_the_sibling_only(tmp_path):
     name = "segmentation_ffnet46NS_CCC_mobile"
     model = forms.randomize(build_model(name + "_pre_down"))

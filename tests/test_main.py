@@ -38,7 +38,7 @@ def test_a_whole_run_is_what_its_parts_give(tree, checkpoint, capsys):
 
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert result["images"] == 3 and result["calibration_images"] == 3
-    # AIMET's convolutions take their weights in another memory format than the lowered ones: near-ties may go otherwise.
+    # AIMET's convolutions take their weights in another memory format than the lowered ones, and round otherwise.
     allowed = {"FP32": 0, "INT8": 0.001 * 3 * 64 * 128}
     for name, expected in expected_matrices(tree, checkpoint).items():
         entry = result["passes"][name]

@@ -63,6 +63,7 @@ def test_keys_are_the_published_ones(name):
     assert hashlib.sha256(json.dumps(entries).encode()).hexdigest() == GOLDEN[name]["keys_sha256"]
 
 
+@pytest.mark.slow
 def test_table_holds_every_published_variant():
     published = {row["name"]: row for row in json.loads((DATA / "variants.json").read_text())}
     assert set(published) == {name for name, variant in VARIANTS.items() if not variant.is_demo}

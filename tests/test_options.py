@@ -78,6 +78,7 @@ def test_an_exported_file_is_scored_like_the_pass_that_it_came_from(tree, checkp
         assert str(path) in capsys.readouterr().out and "opset 21" in " ".join(result["notes"])
 
 
+@pytest.mark.slow
 def test_execution_needs_no_export_that_is_kept(tree, checkpoint):
     result = ffnet_quanteval.main(arguments(tree, checkpoint, "--execute", "--limit", "1"))
     assert "INT8 executed" in result["passes"] and "of 31 convolutions" in " ".join(result["notes"])
