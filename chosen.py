@@ -1,5 +1,6 @@
 """What the options choose: the device, the recipe, the images, the network, and where predictions go."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def choose_device(args):
     found = torch.cuda.is_available()
     if args.use_cuda and not found:
         raise UserError("--use-cuda: torch finds no CUDA device; leave the option out, or give --use-cuda false")
-    if args.use_cuda is None and not found and not args.quiet:
+    if args.use_cuda is None and not found and not args.quiet and os.environ.get("RANK", "0") == "0":
         print("No CUDA device found: running on the CPU.", file=sys.stderr)
     device = torch.device("cuda" if found and args.use_cuda is not False else "cpu")
     if device.type == "cpu" and args.allow_tf32:
@@ -35,7 +36,7 @@ def choose_recipe(args):
 
 
 def open_images(args):
-    """The images to score and those to calibrate on, all files of both checked."""
+    """The images to score and those to calibrate on (None where nothing needs them), all files of both checked."""
     from datasets.cityscapes import CityscapesSplit
     from datasets.streetscenes import ensure_scenes
     from ffnet.cache import default_cache_dir
@@ -48,6 +49,8 @@ def open_images(args):
             place = error.filename or args.cache_dir
             raise UserError(f"{place}: no scenes can be written there; name another --cache-dir") from error
     images = CityscapesSplit(root, args.split, args.limit)
+    if args.onnx or (args.encodings and not args.partial_encodings and not args.sensitivity):
+        return images, None
     same = args.calibration_split == args.split
     return images, draw(images if same else CityscapesSplit(root, args.calibration_split), args)
 

@@ -17,7 +17,8 @@ NEEDS_NETWORK = (
     "sensitivity", "sensitivity_images", "export", "execute", "fail_under",
 )  # fmt: skip
 NEEDS = {"partial_encodings": "encodings", "sensitivity_images": "sensitivity", "worst": "output_dir"}
-CALIBRATES = ("calibration_split", "calibration_images", "quant_scheme")
+# Options that mean nothing beside --encodings, which say all of that.
+CALIBRATES = ("calibration_split", "calibration_images", "quant_scheme", "default_param_bw", "default_output_bw")
 FOLDERS = ("output_dir", "save_predictions", "export")
 
 
@@ -187,7 +188,7 @@ def check_lonely(given, args):
             raise UserError(f"{flag(name)} means nothing without {flag(needed)}; add that, or leave it out")
     unread = [name for name in CALIBRATES if name in given]
     if args.encodings and not args.partial_encodings and unread:
-        raise UserError(f"{flag(unread[0])}: nothing is calibrated with --encodings, unless --partial-encodings")
+        raise UserError(f"{flag(unread[0])}: --encodings say it, unless --partial-encodings; leave it out")
 
 
 def flag(name):

@@ -31,9 +31,6 @@ def main(argv=None):
         fail(error)
     except DatasetError as error:
         fail(f"{error}; the demo draws its scenes anew where their folder is deleted" if args.demo else error)
-    except BrokenPipeError:  # who read the report has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -41,6 +38,14 @@ def main(argv=None):
     if result and args.fail_under is not None:
         fail_under(result, args.fail_under)
     return result
+
+
+def say(*lines):
+    """Prints the lines to stdout, or none where its reader has left: who read the report has seen enough."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(reason):
@@ -78,6 +83,7 @@ def quantize_and_score(args):
                 passes |= export(sim, images, facts, me, args, cleanup)
         with stage(times, "compile"):
             quick = fast.make_fast(passes, images.pixels() // me.world, args.batch_size, device, args.compile)
+            evaluate.warm_up(quick, (images.height, images.width), args.batch_size, device)
         with stage(times, "evaluate"):
             batches = evaluate.loader(ranks.shard(images, me), args.batch_size, args.num_workers, device)
             writer = chosen.prediction_writer(args, images, me)
@@ -113,23 +119,27 @@ def attempt(work):
 
 
 def score_onnx(args):
-    """An exported ONNX file, without a checkpoint."""
+    """An exported ONNX file, without a checkpoint; None in all processes but the first that torchrun started."""
     import torch
 
-    from ffnet import evaluate, execute
+    from ffnet import evaluate, execute, ranks
 
     times = {}
-    device = torch.device("cpu")
+    me, device = ranks.join(torch.device("cpu"))
     with stage(times, "open"):
-        images, _ = chosen.open_images(args)
-        chosen.check_outputs(args, images)
+        images, _ = ranks.first_first(me, lambda: chosen.open_images(args))
+        chosen.check_outputs(args, images, me)
     with stage(times, "load"):
         passes = {"ONNX": execute.OnnxNetwork(args.onnx)}
         found = execute.inspect(args.onnx)
     with stage(times, "evaluate"):
-        batches = evaluate.loader(images, args.batch_size, args.num_workers, device)
-        writer = chosen.prediction_writer(args, images)
-        scores = evaluate.sweep(passes, batches, device, writer=writer, progress=not args.quiet)
+        batches = evaluate.loader(ranks.shard(images, me), args.batch_size, args.num_workers, device)
+        writer = chosen.prediction_writer(args, images, me)
+        scores = evaluate.sweep(passes, batches, device, writer=writer, progress=not args.quiet and me.is_first)
+        scores = ranks.gather(scores, me)
+    ranks.leave(me)
+    if not me.is_first:
+        return None
     facts = describe(args, images, device) | {"model": str(args.onnx), "published": {}}
     facts["notes"] += found.lines()
     return deliver(facts | {"times": times}, scores, images, Reasons(), args)
@@ -146,7 +156,7 @@ def stage(times, name):
 def list_models():
     from ffnet import tables
 
-    print(tables.list_models())
+    say(tables.list_models())
 
 
 def fail_under(result, drop):
@@ -167,8 +177,8 @@ def set_encodings(sim, given, images, me, device, args):
     from ffnet import encodings, ranks
 
     origin = {}
+    found = encodings.load_encodings(sim, given, args.partial_encodings) if given else None
     if me.is_first:
-        found = encodings.load_encodings(sim, given, args.partial_encodings) if given else None
         count = len(images) if found is None or found.missing else 0
         if count:
             batch_size = calibrate(sim, images, device, args)
@@ -312,13 +322,12 @@ def deliver(facts, scores, images, reasons, args):
             written = report.write_all(args.output_dir, result, scores, images.images, reasons)
         except OSError as error:
             failure = error
-    print(report.console(result, reasons.sensitivity, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    say(report.console(result, reasons.sensitivity, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     if failure:
-        print(json.dumps(result))
+        say(json.dumps(result))
         raise UserError(f"--output-dir {args.output_dir}: writing failed ({failure}); result.json is on stdout")
     if written:
-        print(f"\nwritten to {args.output_dir}: {', '.join(path.name for path in written)}")
-    sys.stdout.flush()
+        say("", f"written to {args.output_dir}: {', '.join(path.name for path in written)}")
     if scores.unsaved:
         raise UserError(f"--save-predictions: {scores.unsaved}; that image and the ones behind it are not saved")
     return result

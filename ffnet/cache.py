@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -81,7 +82,7 @@ def download(url, path):
             try:
                 download_once(url, part)
                 break
-            except (OSError, http.client.HTTPException, zipfile.BadZipFile) as error:
+            except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
                 give_up = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if give_up or attempt == TRIES - 1:
                     raise CheckpointError(unavailable(url, path, error)) from error

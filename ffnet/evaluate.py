@@ -1,6 +1,6 @@
 """One sweep over the images scores every model at once, so that an image is decoded once."""
 
-import dataclasses
+import contextlib
 import itertools
 import sys
 import time
@@ -11,9 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ffnet import metrics
+from ffnet import fast, metrics
 from ffnet.errors import UserError
-from ffnet.fast import memory_format
 from ffnet.postprocess import confusion_matrices, predict
 from ffnet.variants import NUM_CLASSES
 
@@ -53,7 +52,7 @@ def normalize(images):
     mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(STD, device=images.device).view(3, 1, 1)
     inputs = (images.float() / 255 - mean) / std
-    return inputs.contiguous(memory_format=memory_format(images.device))
+    return inputs.contiguous(memory_format=fast.memory_format(images.device))
 
 
 def calibration_inputs(batches, device, progress=True):
@@ -70,22 +69,54 @@ def sweep(passes, batches, device, top_two=None, writer=None, progress=True):
     called for every image until it raises an OSError: figures matter more than files. `progress`: a bar on stderr with
     the running mIoU. A batch for which the GPU's memory does not suffice is run in halves, and so are all after it.
     """
-    tally = Tally(passes)
-    run = Halving(passes, top_two)
-    count, unsaved = 0, None
+    tally, unsaved = Tally(passes), None
+    run = Halving(passes, device, top_two)
     with tqdm(batches, "evaluate", unit="batch", dynamic_ncols=True, disable=not progress) as bar:
-        for images, labels in bar:
-            inputs = normalize(images.to(device, non_blocking=True))
-            labels = labels.to(device, non_blocking=True)
-            predictions = {name: run(name, inputs, labels.shape[1:]) for name in passes}
-            begin = clock(device)
-            tally.add(labels, predictions)
-            run.scoring_seconds += clock(device) - begin
-            if writer and not unsaved:
-                unsaved = write(writer, count, predictions)
-            count += len(labels)
+        for batch in bar:
+            for scored in run(*batch):
+                if writer and not unsaved:
+                    unsaved = write(writer, tally.count, scored.predictions)
+                tally.add(scored)
             bar.set_postfix_str(tally.brief())
-    return dataclasses.replace(tally.scores(run), unsaved=unsaved)
+    return tally.scores(run.batch_size, unsaved)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What became of a batch; the keys are those of `passes`, or two of them."""
+
+    predictions: dict  # (N, H, W) uint8 train ids, on the device
+    confusions: dict  # (N, 19, 19) int64 numpy
+    agreements: dict  # N counts of pixels predicted alike
+    seconds: dict  # in the model
+    scoring_seconds: float  # behind it, all passes together
+
+
+def score(passes, images, labels, device, top_two=None):
+    """The Scored of uint8 images (N, 3, H, W) and train ids (N, H, W), on the CPU or the device."""
+    inputs = normalize(images.to(device, non_blocking=True))
+    labels = labels.to(device, non_blocking=True)
+    predictions, seconds, begin = {}, {}, clock(device)
+    for name, network in passes.items():
+        before = clock(device)
+        logits = network(inputs)
+        seconds[name] = clock(device) - before
+        predictions[name] = predict(logits, labels.shape[1:], top_two).to(device)
+    confusions = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
+    pairs = itertools.combinations(predictions, 2)
+    agreements = {(a, b): (predictions[a] == predictions[b]).sum((1, 2)).tolist() for a, b in pairs}
+    return Scored(predictions, confusions, agreements, seconds, clock(device) - begin - sum(seconds.values()))
+
+
+@torch.inference_mode()
+def warm_up(quick, size, batch_size, device):
+    """Runs fast.Fast's passes once on noise of `size`, (height, width): what compiles then does not count as theirs."""
+    if not quick.compiled:
+        return
+    images = torch.randint(0, 256, (1 if device.type == "cpu" else batch_size, 3, *size), dtype=torch.uint8)
+    # Where the memory does not suffice, the sweep is going to say so.
+    with contextlib.suppress(torch.cuda.OutOfMemoryError):
+        score(quick.passes, images, images[:, 0], device, quick.top_two)
 
 
 def write(writer, first, predictions):
@@ -105,55 +136,56 @@ class Tally:
         self.confusions = {name: [] for name in passes}  # a list of (19, 19) int64, an image each
         self.agreements = {pair: [] for pair in itertools.combinations(passes, 2)}
         self.running = {name: np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64) for name in passes}
-        self.pixels = 0
+        self.seconds = dict.fromkeys(passes, 0.0)
+        self.scoring_seconds = 0.0
+        self.pixels = self.count = 0
 
-    def add(self, labels, predictions):
-        """Counts a batch: labels (N, H, W) and, for every pass, predictions (N, H, W), uint8 train ids."""
-        self.pixels = labels[0].numel()
-        for name, predicted in predictions.items():
-            matrices = confusion_matrices(labels, predicted)
+    def add(self, scored):
+        """Counts a batch."""
+        for name, matrices in scored.confusions.items():
             self.confusions[name] += list(matrices)
             self.running[name] += matrices.sum(0)
-        for (one, other), counts in self.agreements.items():
-            counts += (predictions[one] == predictions[other]).sum((1, 2)).tolist()
+            self.seconds[name] += scored.seconds[name]
+        for pair, counts in scored.agreements.items():
+            self.agreements[pair] += counts
+        self.scoring_seconds += scored.scoring_seconds
+        ids = next(iter(scored.predictions.values()))
+        self.count, self.pixels = self.count + len(ids), ids[0].numel()
 
     def brief(self):
         """The running mIoU of every pass, for the progress bar."""
         return ", ".join(f"{name} {100 * metrics.mean_iou(matrix):.2f}" for name, matrix in self.running.items())
 
-    def scores(self, run):
+    def scores(self, batch_size, unsaved):
         confusions = {
             name: np.array(matrices, np.int64).reshape(-1, NUM_CLASSES, NUM_CLASSES)
             for name, matrices in self.confusions.items()
         }
         agreements = {pair: np.array(counts, np.int64) for pair, counts in self.agreements.items()}
-        return Scores(confusions, agreements, self.pixels, run.seconds, run.scoring_seconds, run.batch_size)
+        return Scores(confusions, agreements, self.pixels, self.seconds, self.scoring_seconds, batch_size, unsaved)
 
 
 class Halving:
-    """Runs passes on batches, in smaller ones from the moment that the GPU's memory does not suffice."""
+    """Scores batches, in smaller ones from the moment that the GPU's memory does not suffice."""
 
-    def __init__(self, passes, top_two):
-        self.passes, self.top_two = passes, top_two
-        self.seconds = dict.fromkeys(passes, 0.0)
-        self.scoring_seconds = 0.0
+    def __init__(self, passes, device, top_two):
+        self.passes, self.device, self.top_two = passes, device, top_two
         self.batch_size = None  # None: no batch was ever too large
 
-    def __call__(self, name, inputs, size):
-        """Train ids (N, H, W) uint8 of inputs (N, 3, h, w) by the named pass."""
-        done = []
-        while (at := sum(map(len, done))) < len(inputs):
-            chunk = inputs[at : at + (self.batch_size or len(inputs))]
+    def __call__(self, images, labels):
+        """Yields the Scored of a batch's parts, which are the whole batch as long as that is possible."""
+        at = 0
+        while at < len(images):
+            part = slice(at, at + (self.batch_size or len(images)))
             try:
-                begin = clock(inputs.device)
-                logits = self.passes[name](chunk)
-                between = clock(inputs.device)
-                done.append(predict(logits, size, self.top_two).to(inputs.device))
-                self.scoring_seconds += clock(inputs.device) - between
-                self.seconds[name] += between - begin
+                scored = score(self.passes, images[part], labels[part], self.device, self.top_two)
             except torch.cuda.OutOfMemoryError as error:
-                self.batch_size = halved(len(chunk), error)
-        return torch.cat(done)
+                self.batch_size = halved(len(images[part]), error)
+                for network in self.passes.values():
+                    fast.shrink(network, self.batch_size)
+                continue
+            yield scored
+            at += len(scored.predictions[next(iter(self.passes))])
 
 
 def halved(batch_size, error):

@@ -88,6 +88,7 @@ def open_session(path, proto=None, optimized=None):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take the next pass's cores
     options.log_severity_level = 4
     if not torch.cpu._is_vnni_supported():
         # Kernels without VNNI let sums of uint8 times int8 overflow 16 bits. This takes exact ones, half as fast.

@@ -26,6 +26,7 @@ from ffnet.tidy import fold_sizes, name_layers
 
 OPSET = 21  # the first with 4-bit and 16-bit Q/DQ
 INPUT, OUTPUT = "image", "logits"
+EXPORTER = {"dynamo": False, "opset_version": OPSET, "input_names": [INPUT], "output_names": [OUTPUT]}
 MODEL, FP32_MODEL, ENCODINGS, MANIFEST = FILES = ("model.onnx", "model_fp32.onnx", "model.encodings", "manifest.json")
 PARAM_BITWIDTHS, OUTPUT_BITWIDTHS = (4, 8, 16), (8, 16)  # that ONNX has integers for and ONNX Runtime kernels
 
@@ -112,44 +113,38 @@ def write_models(sim, size, work):
     import onnx
 
     x = _example(sim.model, size)
-    options = {"dynamo": False, "opset_version": OPSET, "input_names": [INPUT], "output_names": [OUTPUT]}
     with quiet_aimet(), _quiet_exporter():
         import aimet_torch.onnx
 
-        aimet_torch.onnx.export(sim.model, (x,), str(work / MODEL), **options)
+        aimet_torch.onnx.export(sim.model, (x,), str(work / MODEL), **EXPORTER)
         original = sim.get_original_model(sim.model).eval()
-        torch.onnx.export(original, (x,), str(work / FP32_MODEL), **options)
+        torch.onnx.export(original, (x,), str(work / FP32_MODEL), **EXPORTER)
         with tempfile.TemporaryDirectory(dir=work) as scratch:  # its ONNX file holds quantized weights as floats
-            sim.onnx.export((x,), str(Path(scratch) / MODEL), **options)
+            sim.onnx.export((x,), str(Path(scratch) / MODEL), **EXPORTER)
             encodings = json.loads((Path(scratch) / ENCODINGS).read_text())
     for name in (MODEL, FP32_MODEL):
-        proto = fold_sizes(onnx.load(work / name))
-        tensors = name_layers(proto, sim.model)
-        onnx.checker.check_model(proto, full_check=True)
-        onnx.save(proto, work / name)
-        if name == FP32_MODEL:
-            rename_encodings(encodings, tensors)
+        tensors = tidy_file(work / name, sim.model)
+    rename_encodings(encodings, tensors)
     compare_quantizers(sim, onnx.load(work / MODEL))
     (work / ENCODINGS).write_text(json.dumps(encodings, indent=1) + "\n")
 
 
 def write_fp32(model, size, path):
     """The float network as an ONNX file with the names and shapes of an export: what other tools start from."""
+    with _quiet_exporter():
+        torch.onnx.export(model, (_example(model, size),), str(path), **EXPORTER)
+    tidy_file(path)
+
+
+def tidy_file(path, network=None):
+    """Writes an ONNX file anew, sizes folded and named after the layers of `network`: {old tensor name: new one}."""
     import onnx
 
-    with _quiet_exporter():
-        torch.onnx.export(
-            model,
-            (_example(model, size),),
-            str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-        )
     proto = fold_sizes(onnx.load(path))
+    tensors = name_layers(proto, network) if network else {}
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
+    return tensors
 
 
 def _example(model, size):

@@ -47,11 +47,12 @@ def _choose(pixels, device, compile):
 
 
 def _made_fast(model, batch_size, device, compiles):
-    on_cpu = device.type == "cpu"
     model = in_faster_format(model, device)
-    if compiles:
-        model = compiled(model, 1 if on_cpu else batch_size)
-    return image_by_image(model) if on_cpu else model
+    compiles = compiles and isinstance(model, torch.nn.Module)
+    network = torch.compile(model, dynamic=False) if compiles else model
+    if device.type == "cpu":
+        return image_by_image(network)
+    return Filled(network, batch_size) if compiles else network
 
 
 def image_by_image(model):
@@ -73,25 +74,24 @@ def memory_format(device):
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
-def compiled(model, batch_size):
-    """The torch module compiled for one shape, smaller batches being filled up; any other callable as it is."""
-    if not isinstance(model, torch.nn.Module):
-        return model
-    network = torch.compile(model, dynamic=False)
+class Filled:
+    """A network compiled for one batch size: smaller batches are filled up to it."""
 
-    def run(inputs):
-        nonlocal batch_size
-        count = len(inputs)
-        filling = max(0, batch_size - count)
-        try:
-            return network(torch.cat([inputs, inputs[:1].expand(filling, -1, -1, -1)]) if filling else inputs)[:count]
-        except torch.cuda.OutOfMemoryError:
-            batch_size = max(1, count if filling else count // 2)
-            if filling:
-                return network(inputs)
-            raise
+    def __init__(self, network, batch_size):
+        self.network, self.batch_size = network, batch_size
 
-    return run
+    def __call__(self, inputs):
+        """Logits (N, 19, h, w) of inputs (N, 3, H, W)."""
+        filling = max(0, self.batch_size - len(inputs))
+        if filling:
+            return self.network(torch.cat([inputs, inputs[:1].expand(filling, -1, -1, -1)]))[: len(inputs)]
+        return self.network(inputs)
+
+
+def shrink(network, batch_size):
+    """Has a Filled network compile for smaller batches from now on; others take them as they are."""
+    if isinstance(network, Filled):
+        network.batch_size = batch_size
 
 
 def compiled_kernel(device):

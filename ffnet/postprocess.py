@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from ffnet import metrics
 from ffnet.variants import NUM_CLASSES
 
-FACTORS = (2, 4, 8, 16)  # of upsampling for which the kernel's weights are exact in float32
+FACTORS = (4, 8)  # of upsampling, for which the kernel's weights are exact in float32
 NEAR = 2e-6  # of the largest logit: more than two orders of rounding can differ by
+MOST_UNDECIDED = 1 / 256  # of the pixels: settling one takes 256 times the memory of upsampling one
 UNDECIDED = 128  # added to the train id of a pixel whose two largest logits are that near
 SMALL = 128  # rows and columns together up to which torch upsamples by other code, which rounds otherwise
 MIN_PATCHES = 16  # side by side they are upsampled to more than that
@@ -25,13 +26,19 @@ def predict(logits, size, top_two=None):
     """Train ids (N, H, W) uint8 of logits (N, 19, h, w) float32 at `size` (H, W). `top_two`: the compiled kernel."""
     logits = logits.contiguous()
     factor = _factor(logits.shape[2:], size) if top_two else None
-    largest = logits.abs().amax()
+    largest = logits.abs().amax() if factor else None
     if not factor or not largest.isfinite():
-        return upsample(logits, size).max(1).indices.to(torch.uint8)
+        return _plainly(logits, size)
     # An image at a time, and `near` as a tensor: the kernel is compiled for one shape and no value.
     padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
     ids = torch.cat([_woven(top_two(image, factor, NEAR * largest)) for image in padded.split(1)])
+    if (ids >= UNDECIDED).sum() > MOST_UNDECIDED * ids.numel():
+        return _plainly(logits, size)
     return _settle(logits, ids, factor)
+
+
+def _plainly(logits, size):
+    return upsample(logits, size).max(1).indices.to(torch.uint8)
 
 
 def upsample(logits, size):

@@ -1,4 +1,4 @@
-"""Prepare, equalize, simulate, calibrate: the one room that speaks AIMET.
+"""Prepare, equalize, simulate, calibrate, by AIMET.
 
 The recipe of the AIMET model zoo's FFNets: cross-layer equalization, weights 8 bits symmetric a channel, activations 8
 bits asymmetric, the model's input quantized, no biases, TF-Enhanced, and GaussianConv2D left alone.
@@ -102,10 +102,15 @@ def calibrate(sim, inputs):
         from ffnet.tf_enhanced import quicken
 
         quicken(sim)
-        sim.compute_encodings(lambda model: [model(batch) for batch in inputs])
+        sim.compute_encodings(functools.partial(_run_all, inputs))
     blank = [name for name, quantizer in quantizers(sim) if not quantizer.is_initialized()]
     if blank:
         raise UserError(f"calibration left {len(blank)} quantizers without encodings, {blank[0]} first")
+
+
+def _run_all(inputs, model):
+    for batch in inputs:
+        model(batch)
 
 
 def quantizers(sim):
@@ -145,7 +150,6 @@ def quiet_aimet():
         yield
 
 
-@functools.cache
 def _silence_loggers():
     from aimet_torch.common.utils import AimetLogger
 
@@ -154,7 +158,10 @@ def _silence_loggers():
         logger.setLevel(logging.WARNING)
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler):
-                handler.setStream(sys.stderr)
+                handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
+    logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_worth_saying)
+
+
+def _worth_saying(record):
     # Said of every FFNet, whose sizes are taken at run time, and used only for tools that reorder hooks.
-    graph = logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value)
-    graph.addFilter(lambda record: record.getMessage() != "Unable to isolate model outputs.")
+    return record.getMessage() != "Unable to isolate model outputs."

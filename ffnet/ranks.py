@@ -78,11 +78,16 @@ def share_encodings(sim, ranks):
     """Gives every rank's simulation the encodings of the first one's."""
     if ranks.world == 1:
         return
-    holder = [{name: quantizer.state_dict() for name, quantizer in quantizers(sim)} if ranks.is_first else None]
+    holder = [{name: _on_cpu(quantizer.state_dict()) for name, quantizer in quantizers(sim)}]
     dist.broadcast_object_list(holder, src=0)
     if not ranks.is_first:
         for name, quantizer in quantizers(sim):
             quantizer.load_state_dict(holder[0][name])
+
+
+def _on_cpu(state):
+    """A state_dict that can be unpickled without a GPU context of its sender's."""
+    return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
 
 
 def gather(scores, ranks):

@@ -7,6 +7,8 @@ though activations pass through unquantized and only the last search counts. A w
 import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer, _Histogram
 
+EXACT = 2**24  # values up to which histc's float32 counts are exact whatever the order
+
 
 def quicken(sim):
     """Gives the quantizers of sim.model's layers the analyzer below where they have AIMET's TF-Enhanced one."""
@@ -25,7 +27,7 @@ class QuickTfEnhanced(TfEnhancedEncodingAnalyzer):
     Only for quantizers that let values pass while they are calibrated: a single batch's encodings are not computed.
     """
 
-    _searched = (None, None)  # a histogram, and the encodings found for it and those beside it
+    _searched = (None, None, None)  # a histogram, how it was searched, and the encodings found
 
     @torch.no_grad()
     def update_stats(self, input_tensor):
@@ -46,9 +48,10 @@ class QuickTfEnhanced(TfEnhancedEncodingAnalyzer):
 
     def compute_encodings_from_stats(self, stats, num_steps, is_symmetric):
         """As AIMET's, but once for the same histograms; for none, what it answered last."""
-        if stats and self._searched[0] is not stats[0]:
-            self._searched = stats[0], super().compute_encodings_from_stats(stats, num_steps, is_symmetric)
-        return self._searched[1]
+        how = num_steps, is_symmetric
+        if stats and not (self._searched[0] is stats[0] and self._searched[1] == how):
+            self._searched = stats[0], how, super().compute_encodings_from_stats(stats, *how)
+        return self._searched[2]
 
     def _histograms(self, rows, lows, highs):
         """A _Histogram for every row of finite values, as _HistogramObserver.collect_stats makes it."""
@@ -79,8 +82,9 @@ class QuickTfEnhanced(TfEnhancedEncodingAnalyzer):
 def _rows(values, shape):
     """The values as one row a histogram; None where the histograms are of another axis than the first."""
     if all(length == 1 for length in shape):
-        if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
-            values = values.permute(0, 2, 3, 1)  # as they lie in memory: without a copy
+        # As they lie in memory, without a copy; where a bin may outgrow float32's integers, the order matters.
+        if values.dim() == 4 and values.numel() <= EXACT and values.is_contiguous(memory_format=torch.channels_last):
+            values = values.permute(0, 2, 3, 1)
         return values.reshape(1, -1)
     if shape == (len(values), *[1] * (values.dim() - 1)):
         return values.reshape(len(values), -1)

@@ -5,7 +5,9 @@ Each that could run code would create the file MARKER.
 
 import io
 import json
+import os
 import struct
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from tests.pickles import (
     value,
 )
 
-MARKER = "/tmp/ffnet-hostile-code-ran"
+MARKER = str(Path(tempfile.gettempdir()) / f"ffnet-hostile-code-ran-{os.getuid()}")
 COMMAND = f"touch {MARKER}"
 PYTHON = f"import os; os.system({COMMAND!r})"
 PICKLED = Path(__file__).parent / "data" / "pickled"

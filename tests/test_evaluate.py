@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet import evaluate, fast
+from ffnet import evaluate, fast, quantize
 from ffnet.errors import UserError
 from ffnet.evaluate import loader, normalize, sweep
+from ffnet.lower import lower
 from tests.conftest import write_tree
 from tests.test_quantize import DEMO, network
 
@@ -36,7 +37,7 @@ class Tiny(nn.Module):
         if self.limit is not None and len(x) > self.limit:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         self.seen += len(x)
-        return self.conv(x)
+        return torch.cat([self.conv(image) for image in x.split(1)])  # the same bits whatever the batch
 
 
 def run(images, model=None, batch_size=2, workers=0, **more):
@@ -115,11 +116,12 @@ def test_out_of_memory_halves_the_batch_and_loses_no_image(images, capsys, limit
 
 
 @pytest.mark.parametrize("limit", (1, 2, 4))
-def test_compiled_passes_get_smaller_too(images, monkeypatch, limit):
-    """A batch that is filled up to the compiled size must not stay too large."""
-    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
-    model = Tiny(limit)
-    assert_equal(run(images, fast.compiled(model, 5), batch_size=5), run(images))
+def test_compiled_passes_get_smaller_too(images, limit):
+    """A batch that is filled up to the compiled size must not stay too large, nor the other passes' batches."""
+    model, other = Tiny(limit), fast.Filled(Tiny(seed=1), 5)
+    passes = {"FP32": fast.Filled(model, 5), "INT8": other}
+    assert_equal(sweep(passes, loader(images, 5, 0, CPU), CPU), run(images))
+    assert other.batch_size <= limit and other.network.seen < 7 + limit
 
 
 def test_one_image_too_large_is_an_error(images):
@@ -153,9 +155,18 @@ def test_compiled_passes_agree_with_eager_ones(images):
 
 
 @pytest.mark.cuda
-def test_gpu_scores_like_the_cpu(images):
-    gpu = torch.device("cuda")
-    fast_passes = {"FP32": network(DEMO).to(gpu)}
-    scores = sweep(fast_passes, loader(images, 2, 0, gpu), gpu)
-    moved = np.abs(scores.total("FP32") - sweep({"FP32": network(DEMO)}, loader(images, 2, 0, CPU), CPU).total("FP32"))
-    assert moved.sum() / 2 <= 0.001 * scores.total("FP32").sum()
+def test_gpu_scores_like_the_cpu(images, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    totals = [scores_on(torch.device(name), images) for name in ("cpu", "cuda")]
+    for key, share in (("FP32", 0.001), ("INT8", 0.01)):
+        on_cpu, on_gpu = (scores.total(key) for scores in totals)
+        assert np.abs(on_cpu - on_gpu).sum() / 2 <= share * on_cpu.sum() and on_gpu.sum() == on_cpu.sum()
+
+
+def scores_on(device, images):
+    """Scores of network and lowered simulation, calibrated there as well."""
+    model = network(DEMO).to(device)
+    batches = loader(images, 2, 0, device)
+    sim = quantize.quantize(model, quantize.Recipe(), evaluate.calibration_inputs(batches, device))
+    quick = fast.make_fast({"FP32": model, "INT8": lower(sim)}, images.pixels(), 2, device)
+    return sweep(quick.passes, batches, device)
