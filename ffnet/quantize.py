@@ -151,13 +151,13 @@ def quiet_aimet():
 
 
 def _silence_loggers():
-    from aimet_torch.common.utils import AimetLogger
+    from aimet_torch.common.utils import AimetLogger, TqdmStreamHandler
 
     for area in AimetLogger.LogAreas:
         logger = logging.getLogger(area.value)
         logger.setLevel(logging.WARNING)
         for handler in logger.handlers:
-            if isinstance(handler, logging.StreamHandler):
+            if isinstance(handler, TqdmStreamHandler):
                 handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
     logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_worth_saying)
 
