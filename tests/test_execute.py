@@ -6,14 +6,16 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from ffnet import export, quantize
 from ffnet.errors import UserError
 from ffnet.evaluate import predict
 from ffnet.execute import OnnxNetwork, inspect, resized
 from ffnet.lower import lower
 from ffnet.onnx_check import check_onnx
 from ffnet.part import compare_layers, first_parting
-from tests.exports import SIZE, exported
+from tests.exports import SIZE, exported, simulated
 from tests.test_quantize import DEMO, MODELS
+from tests.test_quantize import network as golden_network
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,15 @@ def test_float_files_are_called_so(files):
 def test_wide_activations_are_named_as_the_reason():
     facts = inspect(exported(DEMO, 8, 16).folder / "model.onnx")
     assert facts.integer == 0 and all("uint16" in reason for reason in facts.floats.values())
+
+
+@pytest.mark.slow
+def test_convolutions_behind_a_max_pool_are_named(tmp_path):
+    name = "segmentation_ffnet18_dAAC"
+    _, sim = simulated(name, quantize.Recipe(), golden_network(name))
+    facts = inspect(export.export(sim, SIZE, tmp_path / "export", {}) / "model.onnx")
+    assert list(facts.floats) == [f"backbone_model.layer1.0.{layer}" for layer in ("conv1", "downsample.0")]
+    assert all("behind a max pool" in reason for reason in facts.floats.values())
 
 
 def test_layers_agree_when_fed_the_same(files):
