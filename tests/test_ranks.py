@@ -14,13 +14,14 @@ import pytest
 import torch
 
 import ffnet_quanteval
-from ffnet import build_model
+from ffnet import build_model, export, quantize
 from ffnet.errors import UserError
 from ffnet.evaluate import Scores
 from ffnet.ranks import join, merged
 from tests.conftest import write_tree
 from tests.test_main import MODEL, arguments
 from tests.test_model import golden_state
+from tests.test_quantize import inputs, network
 
 SCRIPT = Path(ffnet_quanteval.__file__)
 
@@ -34,10 +35,10 @@ def tree(tmp_path_factory):
     return root
 
 
-def torchrun(count, tree, *more):
+def launched(count, given):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(SCRIPT)]
     return subprocess.run(
-        [*command, *arguments(tree, tree / "weights.pth", *more)],
+        [*command, *given],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -45,22 +46,61 @@ def torchrun(count, tree, *more):
     )
 
 
+def scored_by(count, tree, out, *more):
+    """result.json of a run by so many processes, in the folder `out`."""
+    run = launched(count, arguments(tree, tree / "weights.pth", "--output-dir", str(out), *more))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("mIoU %") == 1
+    return json.loads((out / "result.json").read_text())
+
+
+def assert_same_matrices(one, many):
+    for name, entry in one["passes"].items():
+        assert many["passes"][name]["confusion_matrix"] == entry["confusion_matrix"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "limit"), ((2, 5), (3, 5), (3, 2)))
 def test_ranks_count_what_one_process_counts(tree, tmp_path, count, limit):
     results = []
     for processes in (1, count):
-        out = tmp_path / str(processes)
-        options = ["--output-dir", str(out / "results"), "--execute", "--save-predictions", str(out / "saved")]
-        run = torchrun(processes, tree, "--limit", str(limit), *options)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.count("mIoU %") == 1
-        assert len(list(out.glob("saved/INT8/*.png"))) == limit
-        results.append(json.loads((out / "results" / "result.json").read_text()))
+        saved = tmp_path / f"saved by {processes}"
+        options = ["--limit", str(limit), "--execute", "--save-predictions", str(saved)]
+        results.append(scored_by(processes, tree, tmp_path / str(processes), *options))
+        assert len(list(saved.glob("INT8/*.png"))) == limit
     one, many = results
-    for name, entry in one["passes"].items():
-        assert many["passes"][name]["confusion_matrix"] == entry["confusion_matrix"]
+    assert_same_matrices(one, many)
     assert many["agreement"] == one["agreement"] and many["images"] == limit
+
+
+@pytest.mark.slow
+def test_encodings_that_untie_quantizers_reach_every_rank(tree, tmp_path):
+    sim = quantize.quantize(network(MODEL), quantize.Recipe(), inputs())
+    sim.save_encodings_to_json(str(tmp_path), "encodings")
+    path = tmp_path / "encodings.json"
+    content = json.loads(path.read_text())
+    for bits, layer in enumerate(("module_interpolate_3", "module_interpolate_4", "module_cat"), start=5):
+        step = 2.0**-bits
+        content["activation_encodings"][layer]["output"]["0"] |= {"scale": step, "min": 0.0, "max": 255 * step}
+        content["activation_encodings"][layer]["output"]["0"]["offset"] = 0
+    path.write_text(json.dumps(content))
+    one, many = (scored_by(count, tree, tmp_path / str(count), "--encodings", str(path)) for count in (1, 2))
+    assert "set apart" in one["calibration"]
+    assert all(
+        many["passes"][name]["confusion_matrix"] == one["passes"][name]["confusion_matrix"] for name in one["passes"]
+    )
+
+
+@pytest.mark.slow
+def test_onnx_files_are_scored_by_all_ranks(tree, tmp_path):
+    export.write_fp32(network(MODEL), (64, 128), tmp_path / "x.onnx")
+    given = ["--onnx", str(tmp_path / "x.onnx"), "--dataset-path", str(tree), "--num-workers", "0"]
+    results = []
+    for count in (1, 2):
+        run = launched(count, [*given, "--output-dir", str(tmp_path / str(count))])
+        assert run.returncode == 0, run.stderr
+        results.append(json.loads((tmp_path / str(count) / "result.json").read_text()))
+    assert_same_matrices(*results)
 
 
 @pytest.mark.slow
@@ -70,7 +110,7 @@ def test_a_failing_rank_ends_the_run_with_its_error(tree, tmp_path):
     write_tree(tmp_path, "train", 2)
     broken = sorted(tmp_path.glob("leftImg8bit/val/*/*.png"))[1]  # the second rank's
     broken.write_bytes(broken.read_bytes()[:3000])
-    run = torchrun(2, tmp_path, "--calibration-split", "train")
+    run = launched(2, arguments(tmp_path, tmp_path / "weights.pth", "--calibration-split", "train"))
     assert run.returncode != 0
     assert f"error: {broken}: truncated" in run.stderr
     assert "mIoU" not in run.stdout
