@@ -56,7 +56,7 @@ def fail(reason):
 
 def quantize_and_score(args):
     """A checkpoint in FP32 and INT8; None in all processes but the first that torchrun started."""
-    from ffnet import biases, encodings, evaluate, fast, quantize, ranks
+    from ffnet import biases, encodings, quantize, ranks
     from ffnet.lower import lower
 
     times = {}
@@ -81,20 +81,10 @@ def quantize_and_score(args):
         if args.export or args.execute:
             with stage(times, "export"):
                 passes |= export(sim, images, facts, me, args, cleanup)
-        with stage(times, "compile"):
-            quick = fast.make_fast(passes, images.pixels() // me.world, args.batch_size, device, args.compile)
-            evaluate.warm_up(quick, (images.height, images.width), args.batch_size, device)
-        with stage(times, "evaluate"):
-            batches = evaluate.loader(ranks.shard(images, me), args.batch_size, args.num_workers, device)
-            writer = chosen.prediction_writer(args, images, me)
-            scores = evaluate.sweep(
-                quick.passes, batches, device, quick.top_two, writer, not args.quiet and me.is_first
-            )
-            scores = ranks.gather(scores, me)
-        ranks.leave(me)
+        scores, how = score(passes, images, me, device, args, times)
         if not me.is_first:
             return None
-        facts["notes"] += [facts["calibration"], f"FP32 and INT8 {quick.reason}"]
+        facts["notes"] += [facts["calibration"], f"FP32 and INT8 {how}"]
         if scores.batch_size:
             facts["notes"].append(f"out of GPU memory: batches of {scores.batch_size} images at the end")
         with stage(times, "explain"):
@@ -106,6 +96,22 @@ def quantize_and_score(args):
     if failure:
         raise failure
     return result
+
+
+def score(passes, images, me, device, args, times):
+    """(Scores of all processes for the first one, None for the others; how the passes were run)."""
+    from ffnet import evaluate, fast, ranks
+
+    with stage(times, "compile"):
+        quick = fast.make_fast(passes, images.pixels() // me.world, args.batch_size, device, args.compile)
+        evaluate.warm_up(quick, (images.height, images.width), args.batch_size, device)
+    with stage(times, "evaluate"):
+        batches = evaluate.loader(ranks.shard(images, me), args.batch_size, args.num_workers, device)
+        writer = chosen.prediction_writer(args, images, me)
+        progress = not args.quiet and me.is_first
+        scores = ranks.gather(evaluate.sweep(quick.passes, batches, device, quick.top_two, writer, progress), me)
+    ranks.leave(me)
+    return scores, quick.reason
 
 
 def attempt(work):
@@ -122,7 +128,7 @@ def score_onnx(args):
     """An exported ONNX file, without a checkpoint; None in all processes but the first that torchrun started."""
     import torch
 
-    from ffnet import evaluate, execute, ranks
+    from ffnet import execute, ranks
 
     times = {}
     me, device = ranks.join(torch.device("cpu"))
@@ -132,12 +138,7 @@ def score_onnx(args):
     with stage(times, "load"):
         passes = {"ONNX": execute.OnnxNetwork(args.onnx)}
         found = execute.inspect(args.onnx)
-    with stage(times, "evaluate"):
-        batches = evaluate.loader(ranks.shard(images, me), args.batch_size, args.num_workers, device)
-        writer = chosen.prediction_writer(args, images, me)
-        scores = evaluate.sweep(passes, batches, device, writer=writer, progress=not args.quiet and me.is_first)
-        scores = ranks.gather(scores, me)
-    ranks.leave(me)
+    scores, _ = score(passes, images, me, device, args, times)
     if not me.is_first:
         return None
     facts = describe(args, images, device) | {"model": str(args.onnx), "published": {}}
