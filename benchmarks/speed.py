@@ -125,7 +125,7 @@ def measure(images, model, sim, device, folder, args):
         "decode": lambda: [
             decode_image(path) for pair in zip(images.images, images.targets, strict=True) for path in pair
         ],
-        **onnx_contenders(sim, model, x, folder, device),
+        **onnx_contenders(sim, x, folder, device),
     }
     seconds = alternate(contenders, args.rounds, device, cpu_time=("loader", "decode"))
     sweeps, ours, classics = [], [], []
@@ -153,7 +153,7 @@ def score(logits, label, top_two):
     return confusion_matrices(label, predict(logits, label.shape[1:], top_two))
 
 
-def onnx_contenders(sim, model, x, folder, device):
+def onnx_contenders(sim, x, folder, device):
     """The FP32 and the quantized ONNX file in ONNX Runtime, on a CPU."""
     if device.type != "cpu":
         return {}
