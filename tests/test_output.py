@@ -1,8 +1,8 @@
 """Folders that can't take a run's results are refused; files are whole or absent."""
 
-import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError):
         write_whole(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
