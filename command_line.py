@@ -60,7 +60,7 @@ def add_options(parser):
     add("--demo", action="store_true", help="rendered street scenes and a small FFNet: needs nothing else")
     add("--dataset-path", type=path, metavar="DIR", help="has leftImg8bit and gtFine; default $CITYSCAPES_DATASET")
     add("--split", choices=("val", "train"), default="val", help="default %(default)s")
-    add("--limit", type=at_least(1), metavar="N", help="score the first N images only")
+    add("--limit", type=at_least(1), metavar="N", help="of --split, use the first N images only")
 
     add = parser.add_argument_group("quantization; the defaults are the published recipe").add_argument
     add("--default-param-bw", type=bitwidth, default=8, metavar="BITS", help="of weights, default %(default)s")
@@ -125,7 +125,7 @@ def at_least(least, most=10**9):
     """An argparse type: whole numbers from `least` to `most`."""
 
     def number(text):
-        if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+        if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or not least <= int(text) <= most:
             bounds = f"of at least {least}" if most == 10**9 else f"from {least} to {most}, at least {least}"
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {bounds}")
         return int(text)
@@ -151,8 +151,8 @@ def path(text):
 
 
 def bitwidth(text):
-    if not text.isdecimal() or len(text) > 2 or int(text) not in range(4, 32):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a bit width that AIMET simulates, 4 to 31")
+    if not text.isdecimal() or len(text) > 2 or int(text) not in range(4, 17):  # float32 carries few bits more
+        raise argparse.ArgumentTypeError(f"{text!r} is not a bit width that can be simulated, 4 to 16")
     return int(text)
 
 

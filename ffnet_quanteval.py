@@ -22,6 +22,7 @@ from ffnet.variants import VARIANTS
 
 def main(argv=None):
     """Runs the evaluation that `argv` asks for, prints its report and returns what result.json says."""
+    open_closed_streams()
     try:
         args = command_line.parse_args(argv)
         if args.list_models:
@@ -38,6 +39,13 @@ def main(argv=None):
     if result and args.fail_under is not None:
         fail_under(result, args.fail_under)
     return result
+
+
+def open_closed_streams():
+    """Who started the program with stdout or stderr closed wants to read nothing there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def say(*lines):
@@ -69,6 +77,7 @@ def quantize_and_score(args):
     with stage(times, "load"):
         loaded = ranks.first_first(me, lambda: chosen.load_model(args))
         fp32 = loaded.model.to(device)
+        quantize.check_finite(fp32, loaded.path)
     with stage(times, "equalize and simulate"):
         sim = quantize.simulate(quantize.equalize(fp32, recipe.cle and not loaded.equalized), recipe)
     with stage(times, "calibrate"):
@@ -235,7 +244,10 @@ def export(sim, images, facts, me, args, cleanup):
         return {}
     folder = kept or Path(cleanup.enter_context(tempfile.TemporaryDirectory())) / "export"
     keys = ("model", "checkpoint_sha256", "dataset", "calibration", "arguments", "versions")
-    write(sim, (images.height, images.width), folder, {key: facts.get(key) for key in keys}, args.force)
+    try:
+        write(sim, (images.height, images.width), folder, {key: facts.get(key) for key in keys}, args.force)
+    except OSError as error:
+        raise UserError(f"--export {folder}: can't be written ({error.strerror}); name another folder") from error
     return {"INT8 executed": OnnxNetwork(folder / MODEL)} if args.execute else {}
 
 
@@ -284,6 +296,7 @@ def describe(args, images, device, equalized=False, raised=()):
 
     notes = {
         "these street scenes are drawn by this project: their figures say nothing of Cityscapes": args.demo,
+        "no cross-layer equalization": not (args.cle or equalized or args.onnx),
         "the checkpoint is equalized already: batch norms are folded and CLE was not applied again": equalized,
         f"weight scales raised so that biases fit into int32: {', '.join(raised)}": raised,
     }

@@ -93,7 +93,10 @@ class Scored:
 
 
 def score(passes, images, labels, device, top_two=None):
-    """The Scored of uint8 images (N, 3, H, W) and train ids (N, H, W), on the CPU or the device."""
+    """The Scored of uint8 images (N, 3, H, W) and train ids (N, H, W), on the CPU or the device.
+
+    UserError where logits are not finite.
+    """
     inputs = normalize(images.to(device, non_blocking=True))
     labels = labels.to(device, non_blocking=True)
     predictions, seconds, begin = {}, {}, clock(device)
@@ -101,6 +104,8 @@ def score(passes, images, labels, device, top_two=None):
         before = clock(device)
         logits = network(inputs)
         seconds[name] = clock(device) - before
+        if not logits.sum().isfinite():
+            raise UserError(f"{name}: its logits are infinite or no numbers; take another checkpoint or file")
         predictions[name] = predict(logits, labels.shape[1:], top_two).to(device)
     confusions = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
     pairs = itertools.combinations(predictions, 2)

@@ -33,12 +33,12 @@ PARAM_BITWIDTHS, OUTPUT_BITWIDTHS = (4, 8, 16), (8, 16)  # that ONNX has integer
 
 def check_bitwidths(param_bw, output_bw):
     """UserError where ONNX has no integers of these widths, or ONNX Runtime no kernels for them."""
-    for what, bits, known in (("weights", param_bw, PARAM_BITWIDTHS), ("activations", output_bw, OUTPUT_BITWIDTHS)):
+    remedy = "give one of them, or leave out --export and --execute (in the demo, give --no-execute)"
+    widths = (("--default-param-bw", param_bw, PARAM_BITWIDTHS), ("--default-output-bw", output_bw, OUTPUT_BITWIDTHS))
+    for option, bits, known in widths:
         if bits not in known:
-            widths = ", ".join(map(str, known))
-            raise UserError(
-                f"{what} of {bits} bits: ONNX Runtime has no kernels for an export with them, only {widths}"
-            )
+            kinds = " and ".join(map(str, known))
+            raise UserError(f"{option}: ONNX Runtime has no kernels for {bits} bits, only for {kinds}; {remedy}")
     if param_bw == output_bw == 16:
         raise UserError("weights and activations of 16 bits both: ONNX Runtime's int32 biases overflow; take 8 for one")
 
@@ -50,17 +50,17 @@ def check_folder(folder, force=False):
         others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
         if others and not force:
             raise UserError(
-                f"{folder}: holds other files, {others[0]} first; name a folder that is empty or new, or write there "
-                "with --force, which replaces the export's own files only"
+                f"--export {folder}: holds other files, {others[0]} first; name a folder that is empty or new, or "
+                "write there with --force, which replaces the export's own files only"
             )
     elif folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder}: is not a folder; name another one")
+        raise UserError(f"--export {folder}: is not a folder; name another one")
     parents = [parent for parent in (folder, *folder.absolute().parents) if parent.exists()]
     if not parents[0].is_dir():
-        raise UserError(f"{parents[0]}: is not a folder, so {folder} can't be made in it; name another one")
+        raise UserError(f"--export {folder}: {parents[0]} is not a folder; name another one")
     for place in {parents[0], folder.resolve().parent if folder.is_dir() else parents[0]}:
         if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"{place}: can't be written to; name another folder than {folder}")
+            raise UserError(f"--export {folder}: {place} can't be written to; name another folder")
 
 
 def export(sim, size, folder, facts, force=False):

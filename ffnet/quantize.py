@@ -42,6 +42,13 @@ def quantize(model, recipe, calibration_inputs):
     return sim
 
 
+def check_finite(model, path):
+    """UserError where the network with the weights of `path` computes infinities or NaN, on which AIMET fails."""
+    with torch.no_grad():
+        if not model(_trace_input(model)).isfinite().all():
+            raise UserError(f"{path}: with these weights the logits are infinite or no numbers; take other ones")
+
+
 def equalize(model, cle=True):
     """A copy of the FFNet with batch norms folded and, unless `cle` is False, its layers equalized: the same function.
 
@@ -87,13 +94,15 @@ def check_config_file(config_file):
     """UserError unless AIMET takes this configuration file, or alias of one of its own."""
     convolution = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
     try:
-        simulate(convolution, Recipe(config_file=config_file))
+        sim = simulate(convolution, Recipe(config_file=config_file))
     except Exception as error:  # the model is sound, so whatever AIMET raises speaks of the file
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"--config-file {config_file}: AIMET refuses it: {reason}. Take a configuration made for AIMET 2, or leave "
             "the option out for AIMET's per-channel default"
         ) from error
+    if not quantizers(sim):
+        raise UserError(f"--config-file {config_file}: quantizes nothing; leave the option out for AIMET's default")
 
 
 def calibrate(sim, inputs):

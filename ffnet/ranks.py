@@ -39,8 +39,9 @@ def join(device):
     if world == "1":
         return Ranks(), device
     lacking = [name for name in LAUNCHED if not os.environ.get(name)]
-    if lacking or not world.isdecimal():
-        wrong = f"{lacking[0]} is not set" if lacking else f"it is {world!r}"
+    numbers = [world, *(os.environ.get(name, "") for name in LAUNCHED[:2])]
+    if lacking or not all(map(str.isdecimal, numbers)) or int(numbers[1]) >= int(world):
+        wrong = f"{lacking[0]} is not set" if lacking else f"it is {world!r} and RANK is {numbers[1]!r}"
         raise UserError(f"WORLD_SIZE is set, but {wrong}: start by torchrun, or unset WORLD_SIZE")
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])

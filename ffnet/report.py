@@ -191,4 +191,4 @@ def columns(rows):
 
 
 def _number(value, digits=2, sign=""):
-    return "-" if value is None else f"{value:{sign}.{digits}f}"
+    return "-" if value is None else f"{value:{sign}z.{digits}f}"

@@ -196,5 +196,7 @@ DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_d
 def closest_names(name, count=3):
     """The variants whose names look most like `name`, best first."""
     bare = {known.removeprefix("segmentation_").lower(): known for known in VARIANTS}
-    close = difflib.get_close_matches(name.lower().removeprefix("segmentation_"), bare, n=count, cutoff=0.4)
-    return [bare[key] for key in close]
+    wanted = name.lower().removeprefix("segmentation_")
+    begun = [key for key in bare if wanted and key.startswith(wanted)]
+    close = begun or difflib.get_close_matches(wanted, bare, n=count, cutoff=0.4)
+    return [bare[key] for key in close[:count]]

@@ -77,7 +77,7 @@ def test_tensors_that_shared_storage_are_independent():
     assert torch.equal(state["tied.weight"], before)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", (ZOO[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO[1:])))
 def test_prepared_files_of_the_zoo(name, tmp_path):
     model = forms.randomize(build_model(name))
     loaded = load_model(VARIANTS[name], save_prepared(model, tmp_path / "x"))

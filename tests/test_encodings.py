@@ -35,7 +35,7 @@ class Case:
         return json.loads((self.folder / name).read_text())
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=(DEMO, pytest.param(MODELS[1], marks=pytest.mark.slow)))
 def case(request, tmp_path_factory):
     return make_case(request.param, tmp_path_factory.mktemp("encodings"))
 

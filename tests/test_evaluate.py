@@ -124,6 +124,13 @@ def test_compiled_passes_get_smaller_too(images, limit):
     assert other.batch_size <= limit and other.network.seen < 7 + limit
 
 
+def test_logits_that_are_no_numbers_are_an_error(images):
+    model = Tiny()
+    model.conv.bias.data[3] = torch.nan
+    with pytest.raises(UserError, match="FP32: its logits"):
+        run(images, model)
+
+
 def test_one_image_too_large_is_an_error(images):
     with pytest.raises(UserError, match="memory"):
         run(images, Tiny(0))

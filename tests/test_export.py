@@ -16,7 +16,11 @@ from ffnet.quantize import Recipe, quantizers
 from tests.exports import SIZE, exported, simulated
 from tests.test_quantize import DEMO, MODELS, network
 
-WIDTHS = ((DEMO, 8, 8), (MODELS[1], 8, 8), (DEMO, 4, 8), pytest.param((DEMO, 8, 16), marks=pytest.mark.slow))
+WIDTHS = (
+    (DEMO, 8, 8),
+    (MODELS[1], 8, 8),
+    *(pytest.param((DEMO, *bits), marks=pytest.mark.slow) for bits in ((4, 8), (8, 16))),
+)
 
 
 @pytest.fixture(params=MODELS)

@@ -87,4 +87,6 @@ def test_build_model_is_in_eval_mode():
 
 
 def test_closest_names_find_a_slip():
-    assert closest_names("segmentation_ffnet78s_dBBB_mobil")[0] == "segmentation_ffnet78S_dBBB_mobile"
+    for slip in ("segmentation_ffnet78s_dBBB_mobil", "ffnet78S_dBBB_m"):
+        assert closest_names(slip)[0] == "segmentation_ffnet78S_dBBB_mobile"
+    assert all("ffnet78S" in name for name in closest_names("ffnet78S"))

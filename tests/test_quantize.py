@@ -138,6 +138,22 @@ def test_configuration_files_that_aimet_refuses_are_named(tmp_path, text):
         quantize.check_config_file(str(path))
 
 
+def test_configurations_that_quantize_nothing_are_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"defaults": {"ops": {}, "params": {}}, "params": {}, "op_type": {}, "supergroups": [], '
+                    '"model_input": {}, "model_output": {}}')  # fmt: skip
+    with pytest.raises(UserError, match="quantizes nothing"):
+        quantize.check_config_file(str(path))
+
+
+def test_weights_that_give_no_numbers_are_refused():
+    model = network(DEMO)
+    quantize.check_finite(model, "x.pth")
+    model.get_submodule("backbone_model.layer1.0.bn1").running_var.neg_()
+    with pytest.raises(UserError, match="x.pth"):
+        quantize.check_finite(model, "x.pth")
+
+
 def test_aimets_own_configurations_are_taken():
     quantize.check_config_file("htp_v81")
 

@@ -116,13 +116,13 @@ def test_a_failing_rank_ends_the_run_with_its_error(tree, tmp_path):
     assert "mIoU" not in run.stdout
 
 
-@pytest.mark.parametrize(("world", "rank"), (("2", None), ("two", "0"), ("", "0")))
+@pytest.mark.parametrize(("world", "rank"), (("2", None), ("two", "0"), ("", "0"), ("2", "2")))
 def test_a_launchers_environment_that_is_not_whole_is_an_error(monkeypatch, world, rank):
     monkeypatch.setenv("WORLD_SIZE", world)
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
-    if rank is None:
-        monkeypatch.delenv("RANK")
+    if rank:
+        monkeypatch.setenv("RANK", rank)
     with pytest.raises(UserError, match="WORLD_SIZE is set, but"):
         join(torch.device("cpu"))
 
