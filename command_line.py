@@ -19,6 +19,7 @@ NEEDS_NETWORK = (
 NEEDS = {"partial_encodings": "encodings", "sensitivity_images": "sensitivity", "worst": "output_dir"}
 # Options that mean nothing beside --encodings, which say all of that.
 CALIBRATES = ("calibration_split", "calibration_images", "quant_scheme", "default_param_bw", "default_output_bw")
+BOTH = argparse.BooleanOptionalAction  # --option and --no-option
 FOLDERS = ("output_dir", "save_predictions", "export")
 
 
@@ -47,26 +48,38 @@ def parse_args(argv):
 
 
 def add_options(parser):
-    """One line an option, in groups."""
-    both = argparse.BooleanOptionalAction
-    add = parser.add_argument_group("model").add_argument
+    """Every option, in the groups that --help shows."""
+    groups = {
+        "model": add_model_options,
+        "images": add_image_options,
+        "quantization; the defaults are the published recipe": add_recipe_options,
+        "run": add_run_options,
+        "results": add_result_options,
+    }
+    for title, add_group in groups.items():
+        add_group(parser.add_argument_group(title).add_argument)
+
+
+def add_model_options(add):
     add("--model-name", "--model-config", type=model_name, metavar="NAME", help=f"default {DEFAULT_MODEL}")
     add("--list-models", action="store_true", help="the 66 variants with sizes and published figures, and nothing else")
     add("--checkpoint", type=path, metavar="FILE", help="default: the published file, downloaded once")
     add("--cache-dir", type=path, metavar="DIR", help="for downloads and rendered scenes; default TORCH_HOME's")
     add("--onnx", type=path, metavar="FILE", help="score an exported FFNet in place of a checkpoint")
 
-    add = parser.add_argument_group("images").add_argument
+
+def add_image_options(add):
     add("--demo", action="store_true", help="rendered street scenes and a small FFNet: needs nothing else")
     add("--dataset-path", type=path, metavar="DIR", help="has leftImg8bit and gtFine; default $CITYSCAPES_DATASET")
     add("--split", choices=("val", "train"), default="val", help="default %(default)s")
     add("--limit", type=at_least(1), metavar="N", help="of --split, use the first N images only")
 
-    add = parser.add_argument_group("quantization; the defaults are the published recipe").add_argument
+
+def add_recipe_options(add):
     add("--default-param-bw", type=bitwidth, default=8, metavar="BITS", help="of weights, default %(default)s")
     add("--default-output-bw", type=bitwidth, default=8, metavar="BITS", help="of activations, default %(default)s")
     add("--quant-scheme", choices=SCHEMES, default=SCHEMES[0], help="default %(default)s")
-    add("--cle", action=both, default=True, help="cross-layer equalization, default on")
+    add("--cle", action=BOTH, default=True, help="cross-layer equalization, default on")
     add(
         "--config-file",
         type=filled,
@@ -79,16 +92,18 @@ def add_options(parser):
     add("--encodings", type=path, metavar="FILE", help="AIMET encodings in place of calibration")
     add("--partial-encodings", action="store_true", help="calibrate what the file leaves out, ignore its surplus")
 
-    add = parser.add_argument_group("run").add_argument
+
+def add_run_options(add):
     add("--use-cuda", type=boolean, nargs="?", const=True, metavar="BOOL", help="default: true where there is a GPU")
     add("--allow-tf32", action="store_true", help="FP32 on a GPU with TF32's ten bits of mantissa: faster")
-    add("--compile", action=both, help="torch.compile the passes; default: where the run is long enough")
+    add("--compile", action=BOTH, help="torch.compile the passes; default: where the run is long enough")
     add("--batch-size", type=at_least(1, 4096), default=8, metavar="N", help="default %(default)s")
     add("--num-workers", type=at_least(0, 256), default=workers(), metavar="N", help="processes that decode images")
     add("--seed", type=at_least(0), default=0, metavar="N", help="default %(default)s")
     add("--quiet", action="store_true", help="no progress on stderr")
 
-    add = parser.add_argument_group("results").add_argument
+
+def add_result_options(add):
     add("--output-dir", type=path, metavar="DIR", help="for result.json, report.html and CSV files")
     add("--worst", type=at_least(0), default=6, metavar="N", help="images that lose most, in the report; default 6")
     add("--sensitivity", action="store_true", help="which layers cost the loss: every quantizer alone on and off")
@@ -96,7 +111,7 @@ def add_options(parser):
     add("--save-predictions", type=path, metavar="DIR", help="labelId PNGs for Cityscapes' evaluation server")
     add("--export", type=path, metavar="DIR", help="ONNX files, encodings and manifest for a device's runtime")
     add(
-        "--execute", action=both, help="a third pass: ONNX Runtime's integer kernels on the export; default in the demo"
+        "--execute", action=BOTH, help="a third pass: ONNX Runtime's integer kernels on the export; default in the demo"
     )
     add("--force", action="store_true", help="write into folders that hold other files")
     add("--fail-under", type=points, metavar="DROP", help="exit status 1 if INT8 loses more than DROP points of mIoU")

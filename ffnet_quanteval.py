@@ -247,7 +247,8 @@ def export(sim, images, facts, me, args, cleanup):
     try:
         write(sim, (images.height, images.width), folder, {key: facts.get(key) for key in keys}, args.force)
     except OSError as error:
-        raise UserError(f"--export {folder}: can't be written ({error.strerror}); name another folder") from error
+        asked = f"--export {kept}" if kept else f"--execute: a temporary export, {folder},"
+        raise UserError(f"{asked} can't be written ({error.strerror}); make room, or name another folder") from error
     return {"INT8 executed": OnnxNetwork(folder / MODEL)} if args.execute else {}
 
 

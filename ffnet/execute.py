@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ffnet.errors import UserError
+from ffnet.fast import image_by_image
 from ffnet.onnx_check import Header, check_onnx
 
 CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
@@ -54,9 +55,7 @@ class OnnxNetwork:
 
     def __call__(self, inputs):
         inputs = resized(inputs.cpu(), self.header.input_shape[2:])
-        if self.header.input_shape[0] == 1 < len(inputs):
-            return torch.cat([self.run(image) for image in inputs.split(1)])
-        return self.run(inputs)
+        return image_by_image(self.run)(inputs) if self.header.input_shape[0] == 1 else self.run(inputs)
 
     def run(self, batch):
         """Logits of one batch of the file's own shape."""

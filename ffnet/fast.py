@@ -7,7 +7,8 @@ import torch
 from ffnet import postprocess
 from ffnet.errors import UserError
 
-# Pixels from which compiling pays, on a device: what it takes (about a minute on two CPU cores) over what it saves.
+# Pixels from which compiling pays, on a device: what it takes (one to two and a half minutes on two CPU cores) over
+# what it saves.
 PAYS_FROM = {"cpu": 250 * 1024 * 2048, "cuda": 5000 * 1024 * 2048}
 
 

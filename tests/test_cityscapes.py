@@ -168,16 +168,11 @@ def train_ids_without_void(root):
     return path
 
 
+@pytest.mark.parametrize("workers", (0, 1))
 @pytest.mark.parametrize(
-    ("break_it", "workers"),
-    (
-        (truncated_image, 0),
-        (flipped_bytes, 0),
-        (flipped_bytes, 1),
-        (sixteen_bits, 0),
-        (train_ids_with_void, 0),
-        (train_ids_without_void, 0),
-    ),
+    "break_it",
+    (truncated_image, flipped_bytes, sixteen_bits, train_ids_with_void, train_ids_without_void),
+    ids=lambda f: f.__name__,
 )
 def test_broken_pixels_name_the_file_in_one_line(tree, break_it, workers):
     path = break_it(tree)
