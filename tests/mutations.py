@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from tests.hostile import release, safetensors_file
+from tests.hostile_files import release, safetensors_file
 
 PICKLED = Path(__file__).parent / "data" / "pickled"
 
