@@ -1,92 +1,105 @@
-"""Ratios of what the evaluator's parts cost, each pair measured alternately in one run; medians of several rounds.
+"""Measure ratios of what the stages of an evaluation cost: each pair alternately in one run, medians of several rounds.
 
     python -m benchmarks.speed [--json] [--model-name NAME] [--images N] [--rounds N]
 
-The weights are random (speed does not depend on them) and the images are rendered, 1024x2048.
+The weights are random, because speed does not depend on them, and the images are rendered at 1024x2048.
 """
 
 import argparse
-import contextlib
 import json
-import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset
 from torchvision.io import decode_image
 from tqdm import tqdm
 
-from benchmarks import classic
-from datasets.cityscapes import CityscapesSplit
+from benchmarks import baseline
+from datasets.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, CityscapesSplit
 from datasets.streetscenes.render import render_scene
-from ffnet import build_model, evaluate, fast, quantize
-from ffnet.biases import fit_biases
-from ffnet.lower import lower
-from ffnet.postprocess import confusion_matrices, predict
+from ffnet.backends import FP32, INT8_SIMULATED
+from ffnet.config import QuantizationConfig
+from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
+from ffnet.evaluation.loop import Sample, data_loader, evaluate, synchronized_clock
+from ffnet.evaluation.postprocessing import confusion_matrices, predict
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.runtime import Runtime
+from ffnet.model import FFNet, build_model
+from ffnet.onnx.export import export
+from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.onnx.runtime import OnnxBackend
+from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.lowering import lower
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quantize
 
 HEIGHT, WIDTH = 1024, 2048
-TARGETS = {  # ratio -> at most, 40S_dBBB on two CPU cores
-    "int8_over_fp32": 1.15,
-    "post_over_fp32": 0.20,
-    "loader_over_decode": 1.20,
-    "sweep_over_parts": 1.10,
-    "run_over_classic": 0.15,
-    "executed_over_fp32": 0.35,
+UPPER_BOUNDS = {  # ratio -> largest allowed value, for 40S_dBBB on two CPU cores
+    "simulated_over_fp32": 1.15,
+    "scoring_over_fp32": 0.20,
+    "loading_over_decoding": 1.20,
+    "loop_over_stages": 1.10,
+    "run_over_baseline": 0.15,
+    "onnx_int8_over_fp32": 0.35,
     "peak_gb": 3.0,
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the ratios and the times behind them."""
     args = parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        images = write_images(Path(folder), args.images)
-        model = random_model(args.model_name).to(device)
-        sim = quantize.simulate(quantize.equalize(model), quantize.Recipe())
+    runtime = Runtime(
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"), batch_size=1, num_workers=1, progress=False
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = write_images(folder, args.images)
+        model = random_model(args.model_name).to(runtime.device)
+        sim = build_quantsim(equalize(model), QuantizationConfig())
         begin = time.perf_counter()
-        quantize.calibrate(sim, inputs(images, device)[:1])
-        fixed = time.perf_counter() - begin
-        ratios, details = measure(images, model, sim, device, Path(folder), args)
-        details["calibrating on one image, s"] = fixed
-        if device.type == "cpu":
-            ratios["peak_gb"] = peak_gb(Path(folder), args)
-    outcome = {"machine": machine(device), "model": args.model_name, "ratios": ratios, "details": details}
-    print(json.dumps(outcome) if args.json else table(outcome))
+        calibrate(sim, [first_batch(images, runtime.device)])
+        calibration_seconds = time.perf_counter() - begin
+        ratios, details = measure(images, model, sim, runtime, folder, args.rounds)
+        details["calibration on one image, s"] = calibration_seconds
+        if runtime.device.type == "cpu":
+            ratios["peak_gb"] = peak_gb(folder, args.model_name)
+    outcome = {"machine": machine(runtime.device), "model": args.model_name, "ratios": ratios, "details": details}
+    print(json.dumps(outcome) if args.json else format_outcome(outcome))
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one object on stdout")
-    parser.add_argument("--model-name", default="segmentation_ffnet40S_dBBB_mobile")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--model-name", default="segmentation_ffnet40S_dBBB_mobile", help="default %(default)s")
     parser.add_argument("--images", type=int, default=4, help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
     return parser.parse_args(argv)
 
 
-def write_images(root, count):
-    """A val split of `count` rendered scenes, 1024x2048."""
-    from PIL import Image
-
-    for seed in tqdm(range(count), "rendering", disable=None):
-        for kind, name, pixels in zip(
-            ("leftImg8bit", "gtFine"),
-            ("leftImg8bit", "gtFine_labelIds"),
-            render_scene(seed, HEIGHT, WIDTH),
-            strict=True,
-        ):
-            folder = root / kind / "val" / "bench"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / f"bench_{seed:06d}_000019_{name}.png")
+def write_images(root: Path, count: int) -> CityscapesSplit:
+    """Write and open a val split of `count` rendered scenes."""
+    folders = [root / kind / "val" / "bench" for kind in ("leftImg8bit", "gtFine")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for seed in tqdm(range(count), "render", disable=None):
+        pair = zip(folders, (IMAGE_SUFFIX, LABEL_SUFFIX), render_scene(seed, HEIGHT, WIDTH), strict=True)
+        for folder, suffix, pixels in pair:
+            Image.fromarray(pixels).save(folder / f"bench_{seed:06d}_000019{suffix}")
     return CityscapesSplit(root, "val")
 
 
-def random_model(name):
-    """The network with He's initial weights, which keep activations in range."""
+def random_model(name: str) -> FFNet:
+    """Return the network with He's initial weights, which keep activations in range."""
     torch.manual_seed(0)
     model = build_model(name)
     for module in model.modules():
@@ -97,160 +110,137 @@ def random_model(name):
     return model
 
 
-def inputs(images, device):
-    return [evaluate.normalize(image[None].to(device)) for image, _ in images]
+def first_batch(images: CityscapesSplit, device: torch.device) -> torch.Tensor:
+    """Return the first image, normalized."""
+    return normalize(images[0][0][None].to(device))
 
 
 @torch.no_grad()
-def measure(images, model, sim, device, folder, args):
-    """(ratios, details): every contender once a round, in turn, then the medians."""
-    fit_biases(sim)
-    lowered = lower(sim)
-    quick = fast.make_fast(
-        {"FP32": model, "INT8": lowered}, 0, 1, device, compile=fast.compiler_problem(device) is None
-    )
-    x = inputs(images, device)[0]
+def measure(
+    images: CityscapesSplit, model: FFNet, sim: QuantizationSimModel, runtime: Runtime, folder: Path, rounds: int
+) -> tuple[dict[str, float], dict[str, float | str]]:
+    """Return the ratios, and the seconds behind them."""
+    device = runtime.device
+    raise_weight_scales(sim)
+    backends = {FP32: model, INT8_SIMULATED: lower(sim)}
+    prepared = prepare_backends(backends, 0, runtime, compile=compiler_problem(device) is None)
+    x = first_batch(images, device)
     label = images[0][1][None].to(device)
     begin = time.perf_counter()
-    logits = {name: run(x) for name, run in quick.passes.items()}
-    predict(logits["FP32"], label.shape[1:], quick.top_two)
+    logits = {name: backend(x) for name, backend in prepared.backends.items()}
+    predict(logits[FP32], (HEIGHT, WIDTH), prepared.kernel)
     compile_seconds = time.perf_counter() - begin
+    files = [path for pair in zip(images.images, images.targets, strict=True) for path in pair]
 
-    contenders = {
-        "fp32": lambda: quick.passes["FP32"](x),
-        "int8": lambda: quick.passes["INT8"](x),
+    def clock() -> float:
+        return synchronized_clock(device)
+
+    def score_all() -> None:
+        for value in logits.values():
+            confusion_matrices(label, predict(value, (HEIGHT, WIDTH), prepared.kernel))
+
+    def run() -> None:
+        quantize(model, images, runtime=runtime)
+        evaluate(prepared, images, runtime)
+
+    calls = {
+        "fp32": lambda: prepared.backends[FP32](x),
+        "simulated": lambda: prepared.backends[INT8_SIMULATED](x),
         "aimet": lambda: sim.model(x),
-        "post": lambda: [score(value, label, quick.top_two) for value in logits.values()],
-        "loader": lambda: list(evaluate.loader(images, 1, 0, torch.device("cpu"))),
-        "decode": lambda: [
-            decode_image(path) for pair in zip(images.images, images.targets, strict=True) for path in pair
-        ],
-        **onnx_contenders(sim, x, folder, device),
+        "scoring": score_all,
+        **onnx_calls(sim, x, folder),
     }
-    seconds = alternate(contenders, args.rounds, device, cpu_time=("loader", "decode"))
-    sweeps, ours, classics = [], [], []
-    for round_number in tqdm(range(args.rounds), "whole runs", disable=None):
-        sweeps.append(sweep_over_parts(images, quick, device))
-        if round_number < max(1, args.rounds // 2):
-            ours.append(timed(lambda: whole_run(images, model, quick, device), device))
-            classics.append(timed(lambda: classic.run(images, model, sim, device), device))
+    cpu_calls = {
+        "loading": lambda: list(data_loader(images, Runtime(batch_size=1))),
+        "decoding": lambda: [decode_image(path) for path in files],
+    }
+    whole_runs = {"run": run, "baseline run": lambda: baseline.run(images, model, sim, device)}
+    seconds = median_seconds(calls, rounds, clock)
+    seconds |= median_seconds(cpu_calls, rounds, time.process_time)
+    seconds |= median_seconds(whole_runs, max(1, rounds // 2), clock, warm_up=False)
     fp32 = seconds["fp32"]
     ratios = {
-        "int8_over_fp32": seconds["int8"] / fp32,
+        "simulated_over_fp32": seconds["simulated"] / fp32,
         "aimet_over_fp32": seconds["aimet"] / fp32,
-        "post_over_fp32": seconds["post"] / 2 / fp32,
-        "loader_over_decode": seconds["loader"] / seconds["decode"],
-        "sweep_over_parts": statistics.median(sweeps),
-        "run_over_classic": statistics.median(ours) / statistics.median(classics),
-        **{f"{name}_over_fp32": seconds[name] / fp32 for name in ("ort_fp32", "executed") if name in seconds},
+        "scoring_over_fp32": seconds["scoring"] / len(logits) / fp32,
+        "loading_over_decoding": seconds["loading"] / seconds["decoding"],
+        "loop_over_stages": statistics.median(loop_over_stages(images, prepared, runtime) for _ in range(rounds)),
+        "run_over_baseline": seconds["run"] / seconds["baseline run"],
+        **{f"{name}_over_fp32": seconds[name] / fp32 for name in ("onnx_fp32", "onnx_int8") if name in seconds},
     }
-    details = {f"{name}, s": value for name, value in seconds.items()}
-    details |= {"whole run, s": statistics.median(ours), "classic run, s": statistics.median(classics)}
-    return ratios, details | {"compiling, s": compile_seconds, "execution": quick.reason}
+    details: dict[str, float | str] = {f"{name}, s": value for name, value in seconds.items()}
+    return ratios, details | {"compilation, s": compile_seconds, "execution": prepared.reason}
 
 
-def score(logits, label, top_two):
-    return confusion_matrices(label, predict(logits, label.shape[1:], top_two))
-
-
-def onnx_contenders(sim, x, folder, device):
-    """The FP32 and the quantized ONNX file in ONNX Runtime, on a CPU."""
-    if device.type != "cpu":
+def onnx_calls(sim: QuantizationSimModel, x: torch.Tensor, folder: Path) -> dict[str, Callable[[], Any]]:
+    """Return calls of the exported FP32 and INT8 files in ONNX Runtime; none on a GPU."""
+    if x.device.type != "cpu":
         return {}
-    from ffnet.execute import OnnxNetwork
-    from ffnet.export import export
-
-    exported = export(sim, tuple(x.shape[2:]), folder / "onnx", {})
-    networks = {"ort_fp32": OnnxNetwork(exported / "model_fp32.onnx"), "executed": OnnxNetwork(exported / "model.onnx")}
-    return {name: (lambda network=network: network(x)) for name, network in networks.items()}
+    exported = export(sim, (HEIGHT, WIDTH), folder / "onnx", {})
+    fp32, int8 = (OnnxBackend(exported / name) for name in (FLOAT_MODEL_FILE, MODEL_FILE))
+    return {"onnx_fp32": lambda: fp32(x), "onnx_int8": lambda: int8(x)}
 
 
-def alternate(contenders, rounds, device, cpu_time):
-    """Median seconds of every contender, one after the other in every round; processor time for those in `cpu_time`."""
-    seconds = {name: [] for name in contenders}
-    for work in contenders.values():
-        work()
-    for _ in tqdm(range(rounds), "rounds", disable=None):
-        for name, work in contenders.items():
-            seconds[name].append(timed(work, device, time.process_time if name in cpu_time else None))
+def median_seconds(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float], warm_up: bool = True
+) -> dict[str, float]:
+    """Return the median seconds of every call by `clock`; each round makes all calls in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values() if warm_up else ():
+        call()
+    for _ in tqdm(range(rounds), ", ".join(calls), disable=None):
+        for name, call in calls.items():
+            begin = clock()
+            call()
+            seconds[name].append(clock() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def timed(work, device, clock=None):
-    clock = clock or (lambda: evaluate.clock(device))
-    begin = clock()
-    work()
-    return clock() - begin
-
-
-def sweep_over_parts(images, quick, device):
-    """Wall time of a sweep over the sum of its passes' and of its scoring's."""
-    repeated = torch.utils.data.ConcatDataset([images] * 3)
+def loop_over_stages(images: CityscapesSplit, prepared: PreparedBackends, runtime: Runtime) -> float:
+    """Return the wall time of an evaluation loop over the sum of its backends' times and its scoring time."""
+    repeated: Dataset[Sample] = ConcatDataset([images] * 3)
     begin = time.perf_counter()
-    with silence():
-        scores = evaluate.sweep(quick.passes, evaluate.loader(repeated, 1, 1, device), device, quick.top_two)
+    scores = evaluate(prepared, repeated, runtime)
     return (time.perf_counter() - begin) / (sum(scores.seconds.values()) + scores.scoring_seconds)
 
 
-def whole_run(images, model, quick, device):
-    """Calibrate, FP32 and INT8, as the evaluator does; compiling is told apart."""
-    sim = quantize.simulate(quantize.equalize(model), quantize.Recipe())
-    with silence():
-        batches = evaluate.loader(images, 1, 1, device)
-        quantize.calibrate(sim, evaluate.calibration_inputs(batches, device))
-        evaluate.sweep(quick.passes, evaluate.loader(images, 1, 1, device), device, quick.top_two)
-
-
-@contextlib.contextmanager
-def silence():
-    """Progress bars go nowhere."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
-        yield
-
-
-def peak_gb(root, args):
-    """Most memory of a process of its own that makes the whole run, batch size 1, in 10**9 bytes."""
-    model = random_model(args.model_name)
-    torch.save(model.state_dict(), root / "weights.pth")
-    options = ["--dataset-path", root, "--checkpoint", root / "weights.pth", "--model-name", args.model_name]
-    options += ["--limit", "2", "--batch-size", "1", "--num-workers", "1", "--use-cuda", "false"]
-    # VmHWM of the process itself: what getrusage tells of a child begins with its parent's memory.
+def peak_gb(root: Path, model_name: str) -> float:
+    """Return the peak memory, in 10**9 bytes, of a process that makes a whole run on two images, batch size 1."""
+    checkpoint = root / "weights.pth"
+    torch.save(random_model(model_name).state_dict(), checkpoint)
+    options = ["--dataset-path", root, "--checkpoint", checkpoint, "--model-name", model_name]
+    options += ["--limit", "2", "--batch-size", "1", "--num-workers", "1", "--use-cuda", "false", "--quiet"]
+    # VmHWM is of the process alone; what getrusage says about a child includes its parent's memory at the fork.
     program = (
-        "import re, pathlib, sys, ffnet_quanteval; ffnet_quanteval.main(sys.argv[1:]);"
-        "print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"
+        "import re, pathlib, sys, ffnet_quanteval; status = ffnet_quanteval.main(sys.argv[1:]);"
+        "print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1]); sys.exit(status)"
     )
     command = [sys.executable, "-c", program, *map(str, options)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    return int(run.stdout.split()[-1]) * 1024 / 1e9
+    completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    return int(completed.stdout.split()[-1]) * 1024 / 1e9
 
 
-def machine(device):
-    """The machine in a line."""
+def machine(device: torch.device) -> str:
+    """Return one line about the processor or GPU."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    flags = " with AVX-512 VNNI" if "avx512_vnni" in Path("/proc/cpuinfo").read_text() else ""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line]
+    instructions = " with AVX-512 VNNI" if "avx512_vnni" in cpuinfo else ""
     cpu = names[0] if names else platform.machine()
-    return f"{cpu}{flags}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{cpu}{instructions}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def table(outcome):
-    lines = [
-        f"{outcome['model']}, 1024x2048, batch size 1: {outcome['machine']}",
-        "",
-        "| ratio | measured | target |",
-        "| --- | --- | --- |",
-    ]
+def format_outcome(outcome: dict[str, Any]) -> str:
+    """Return the outcome as two Markdown tables."""
+    lines = [f"{outcome['model']}, {HEIGHT}x{WIDTH}, batch size 1: {outcome['machine']}", ""]
+    lines += ["| ratio | measured | bound |", "| --- | --- | --- |"]
     for name, value in outcome["ratios"].items():
-        target = f"at most {TARGETS[name]:.2f}" if name in TARGETS else ""
-        lines.append(f"| {name} | {value:.3f} | {target} |")
+        bound = f"at most {UPPER_BOUNDS[name]:.2f}" if name in UPPER_BOUNDS else ""
+        lines.append(f"| {name} | {value:.3f} | {bound} |")
     lines += ["", "| what | |", "| --- | --- |"]
-    lines += [
-        f"| {name} | {value if isinstance(value, str) else f'{value:.3f}'} |"
-        for name, value in outcome["details"].items()
-    ]
+    for name, value in outcome["details"].items():
+        lines.append(f"| {name} | {value if isinstance(value, str) else f'{value:.3f}'} |")
     return "\n".join(lines)
 
 

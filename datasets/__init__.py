@@ -1,9 +1,9 @@
-"""Images and labels; knows no model."""
+"""Images and labels; nothing here knows a model."""
 
 
 class DatasetError(ValueError):
-    """Names the file that is wrong, what is wrong with it and what to do."""
+    """An error in a file of a dataset, which the message names before it says what is wrong and what to do."""
 
-    def __init__(self, message):
-        # A DataLoader raises a worker's error anew, its traceback put in front of the message.
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises the error of a worker again, with its traceback in front of the message.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())

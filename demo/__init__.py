@@ -1,0 +1,1 @@
+"""The demo's trained networks and the scripts that made them."""

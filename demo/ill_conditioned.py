@@ -1,27 +1,30 @@
-"""A network that quantization fails on: the same function in FP32, its channels' ranges far apart."""
+"""A network that quantizes badly: the same function in FP32, but the ranges of its channels differ widely."""
 
 import copy
 
 import torch
 
-from ffnet.model import BasicBlock
+from ffnet.model import BasicBlock, FFNet
 
-LARGEST = 4  # the factors are powers of two between 2**-4 and 2**4
+LARGEST_EXPONENT = 4  # the factors are powers of two from 2**-4 to 2**4
 
 
-def ill_conditioned(model, seed=0):
-    """A copy of the FFNet in whose blocks `bn1` scales every channel and `conv2` undoes it: exact, being powers of two.
+def ill_conditioned(model: FFNet, seed: int = 0) -> FFNet:
+    """Return a copy of the network in whose blocks `bn1` scales every channel and `conv2` scales it back.
 
-    Cross-layer equalization (arXiv 1906.04721) brings the ranges together again.
+    The outputs stay the same to the last bit, because the factors are powers of two. Cross-layer equalization
+    (arXiv 1906.04721) makes the ranges similar again.
     """
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     for block in model.modules():
         if isinstance(block, BasicBlock):
-            exponents = torch.randint(-LARGEST, LARGEST + 1, block.bn1.weight.shape, generator=generator)
+            exponents = torch.randint(
+                -LARGEST_EXPONENT, LARGEST_EXPONENT + 1, block.bn1.weight.shape, generator=generator
+            )
             factors = torch.exp2(exponents.float())
             with torch.no_grad():
-                block.bn1.weight *= factors
-                block.bn1.bias *= factors
-                block.conv2.weight /= factors[:, None, None]
+                block.bn1.weight.mul_(factors)
+                block.bn1.bias.mul_(factors)
+                block.conv2.weight.div_(factors[:, None, None])
     return model

@@ -1,13 +1,42 @@
-"""FFNet under quantization: one room for each step of the evaluation."""
+"""FFNet under quantization. The names below are the public Python API; torch and AIMET load when one is used."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ffnet.config import QuantizationConfig
 from ffnet.variants import VARIANTS
 
+if TYPE_CHECKING:
+    from ffnet.checkpoints.loading import load_checkpoint
+    from ffnet.evaluation.loop import evaluate
+    from ffnet.evaluation.runtime import Runtime
+    from ffnet.model import build_model
+    from ffnet.quantization.lowering import lower
+    from ffnet.quantization.quantsim import quantize
 
-def build_model(name):
-    """The named FFNet in eval mode with initial weights; see `ffnet.model.build_model`."""
-    from ffnet import model  # torch loads only when a network is wanted
+__all__ = [
+    "VARIANTS",
+    "QuantizationConfig",
+    "Runtime",
+    "build_model",
+    "evaluate",
+    "load_checkpoint",
+    "lower",
+    "quantize",
+]
 
-    return model.build_model(name)
+_MODULES = {
+    "Runtime": "ffnet.evaluation.runtime",
+    "build_model": "ffnet.model",
+    "evaluate": "ffnet.evaluation.loop",
+    "load_checkpoint": "ffnet.checkpoints.loading",
+    "lower": "ffnet.quantization.lowering",
+    "quantize": "ffnet.quantization.quantsim",
+}
 
 
-__all__ = ["VARIANTS", "build_model"]
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `--help` does not wait for torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

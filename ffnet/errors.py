@@ -1,5 +1,8 @@
-"""What the user is told without a traceback, as one line and exit status 2."""
+"""Errors that users cause and can fix."""
 
 
 class UserError(ValueError):
-    """Says which file or option is wrong, what is wrong with it and what to do."""
+    """An error in an option, a file or the environment, shown as one line without a traceback; exit status 2.
+
+    The message names the file or option, then says what is wrong with it and what to do.
+    """

@@ -1,57 +1,63 @@
-"""FFNet as plain torch modules. Attribute names are the keys of the published checkpoints.
+"""FFNet as plain torch modules, whose attribute names are the keys of the published checkpoints.
 
-Source: arXiv 2206.08236. Written anew; `tests/data/golden.json` holds outputs of the original implementation.
+Source: arXiv 2206.08236. `tests/data/golden.json` holds outputs of the original implementation.
 """
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
 
-from ffnet.variants import NUM_CLASSES, VARIANTS
+from ffnet.variants import NUM_CLASSES, VARIANTS, SegHead, Variant
 
-EXPANSION = 4  # a Bottleneck block's output channels over its inner ones
+EXPANSION = 4  # ratio of a Bottleneck block's output channels to its inner ones
 
 
 class GaussianConv2D(nn.Module):
-    """Depthwise 5x5 Gaussian with stride 2 and no padding: (N, 3, H, W) -> (N, 3, (H - 5) // 2 + 1, ...)."""
+    """A depthwise 5x5 Gaussian with stride 2 and no padding: (N, 3, H, W) -> (N, 3, (H - 5) // 2 + 1, ...)."""
 
-    def __init__(self, channels=3, kernel_size=5, sigma=0.7):
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, channels: int = 3, kernel_size: int = 5, sigma: float = 0.7) -> None:
         super().__init__()
         self.stride = 2
         self.groups = channels
         self.register_buffer("weight", gaussian_kernel(kernel_size, sigma).repeat(channels, 1, 1, 1))
-        self.register_buffer("bias", None)  # (channels,) in a file whose equalization gave it one
+        self.register_buffer("bias", None)  # (channels,) if a file's equalization gave it one
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Smooth and halve a batch of images."""
         return F.conv2d(x, self.weight, self.bias, stride=self.stride, groups=self.groups)
 
 
-def gaussian_kernel(size, sigma):
-    """A unit impulse smoothed by scipy's Gaussian with its default boundary: (1, 1, size, size), float32."""
-    import numpy as np
-    from scipy.ndimage import gaussian_filter
-
+def gaussian_kernel(size: int, sigma: float) -> Tensor:
+    """Return a unit impulse smoothed by scipy's Gaussian with its default boundary: (1, 1, size, size), float32."""
     impulse = np.zeros((size, size))
     impulse[size // 2, size // 2] = 1.0
     return torch.from_numpy(gaussian_filter(impulse, sigma)).float()[None, None]
 
 
 class ConvBNReLU(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
+    """A convolution without bias, a batch norm and a ReLU."""
 
-    def __init__(self, inputs, outputs, kernel_size):
+    def __init__(self, inputs: int, outputs: int, kernel_size: int) -> None:
         super().__init__()
         conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
         self.layers = nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the three layers."""
         return self.layers(x)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut around them."""
 
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -60,7 +66,8 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU()
         self.downsample = shortcut(inputs, outputs, stride)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the convolutions' output to the shortcut's."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.downsample is not None:
@@ -69,9 +76,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; `outputs` counts the channels behind the expansion."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut around them; `outputs` counts the channels after the expansion."""
 
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         inner = outputs // EXPANSION
         self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
@@ -83,7 +90,8 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU()
         self.downsample = shortcut(inputs, outputs, stride)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the convolutions' output to the shortcut's."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -92,16 +100,17 @@ class Bottleneck(nn.Module):
         return self.relu(y + x)
 
 
-def shortcut(inputs, outputs, stride):
-    """The 1x1 convolution that a residual needs where channels or stride change, else None."""
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """Return the 1x1 convolution that a shortcut needs if channels or resolution change, else None."""
     if inputs == outputs and stride == 1:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-def stages(variant, inputs):
-    """The residual stages, each a Sequential of blocks; `inputs` channels enter the first."""
-    block, expansion = (Bottleneck, EXPANSION) if variant.bottleneck else (BasicBlock, 1)
+def stages(variant: Variant, inputs: int) -> Iterator[nn.Sequential]:
+    """Yield the residual stages, each a sequence of blocks; `inputs` channels enter the first."""
+    block: type[BasicBlock | Bottleneck] = Bottleneck if variant.bottleneck else BasicBlock
+    expansion = EXPANSION if variant.bottleneck else 1
     widths = variant.channels[-len(variant.blocks) :]
     for count, stride, channels in zip(variant.blocks, variant.strides, widths, strict=True):
         outputs = channels * expansion
@@ -113,7 +122,7 @@ def stages(variant, inputs):
 class PlainBackbone(nn.Module):
     """7x7 stem and max pool, then four stages: (N, 3, H, W) -> four feature maps, finest first."""
 
-    def __init__(self, variant):
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -121,7 +130,8 @@ class PlainBackbone(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages(variant, 64)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return four feature maps, finest first."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x4 = self.layer1(x)
         x8 = self.layer2(x4)
@@ -132,7 +142,7 @@ class PlainBackbone(nn.Module):
 class SlimBackbone(nn.Module):
     """Two strided 3x3 convolutions, then four stages: (N, 3, H, W) -> four feature maps, finest first."""
 
-    def __init__(self, variant):
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
         width = variant.channels[0]
         self.conv0 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
@@ -142,7 +152,8 @@ class SlimBackbone(nn.Module):
         self.relu = nn.ReLU()
         self.layer1, self.layer2, self.layer3, self.layer4 = stages(variant, width)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return four feature maps, finest first."""
         x = self.relu(self.bn0(self.conv0(x)))
         x = self.relu(self.bn1(self.conv1(x)))
         x4 = self.layer1(x)
@@ -154,7 +165,7 @@ class SlimBackbone(nn.Module):
 class NarrowBackbone(nn.Module):
     """Three 3x3 convolutions, whose output is the first feature map, then three stages."""
 
-    def __init__(self, variant):
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
         width = variant.channels[0]
         self.conv0 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
@@ -166,7 +177,8 @@ class NarrowBackbone(nn.Module):
         self.relu = nn.ReLU()
         self.layer1, self.layer2, self.layer3 = stages(variant, width)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return four feature maps, finest first."""
         x = self.relu(self.bn0(self.conv0(x)))
         x = self.relu(self.bn1(self.conv1(x)))
         x4 = self.relu(self.bn2(self.conv2(x)))
@@ -179,30 +191,33 @@ BACKBONES = {"A": PlainBackbone, "B": SlimBackbone, "C": NarrowBackbone}
 
 
 class Upsample:
-    """Resizes a map to another's height and width; its sizes may be odd, so no factor will do. Holds no tensors."""
+    """Resizes a feature map to another one's height and width, which may be odd; holds no tensors."""
 
-    def __init__(self, mode):
-        self.options = {"mode": "nearest"} if mode == "nearest" else {"mode": "bilinear", "align_corners": True}
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.align_corners = None if mode == "nearest" else True
 
-    def __call__(self, x, like):
-        return F.interpolate(x, size=like.shape[2:], **self.options)
+    def __call__(self, x: Tensor, like: Tensor) -> Tensor:
+        """Return `x` at the height and width of `like`."""
+        return F.interpolate(x, size=like.shape[2:], mode=self.mode, align_corners=self.align_corners)
 
 
 class Adapter(nn.Module):
-    """A 1x1 ConvBNReLU a feature map."""
+    """A 1x1 ConvBNReLU for each of the four feature maps."""
 
-    def __init__(self, inputs, outputs):
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
         self.adapter_conv = nn.ModuleList(ConvBNReLU(i, o, 1) for i, o in zip(inputs, outputs, strict=True))
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Convert the channels of each feature map."""
         return [conv(x) for conv, x in zip(self.adapter_conv, maps, strict=True)]
 
 
 class UpBranch(nn.Module):
-    """Carries the coarse maps upwards, adding each to the next finer one: four maps in, four maps out."""
+    """Upsamples each coarse map and adds it to the next finer one: four feature maps in, four out."""
 
-    def __init__(self, inputs, outputs, upsample):
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], upsample: Upsample) -> None:
         super().__init__()
         self.fam_32_sm = ConvBNReLU(inputs[3], outputs[3], 3)
         self.fam_32_up = ConvBNReLU(inputs[3], inputs[2], 1)
@@ -213,7 +228,8 @@ class UpBranch(nn.Module):
         self.fam_4 = ConvBNReLU(inputs[0], outputs[0], 3)
         self.upsample = upsample
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Fuse the feature maps, finest first."""
         x4, x8, x16, x32 = maps
         x16 = x16 + self.upsample(self.fam_32_up(x32), x16)
         x8 = x8 + self.upsample(self.fam_16_up(x16), x8)
@@ -222,21 +238,22 @@ class UpBranch(nn.Module):
 
 
 class UpsampleConcat(nn.Module):
-    """All maps at the first one's size, side by side."""
+    """Resizes all feature maps to the size of the first and concatenates their channels."""
 
-    def __init__(self, upsample):
+    def __init__(self, upsample: Upsample) -> None:
         super().__init__()
         self.upsample = upsample
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Concatenate the feature maps, finest first."""
         finest, *others = maps
         return torch.cat([finest] + [self.upsample(x, finest) for x in others], dim=1)
 
 
 class SegmentationHead(nn.Module):
-    """3x3 convolution, batch norm, ReLU and the classifying convolution, both with bias."""
+    """A 3x3 convolution, a batch norm, a ReLU and the convolution that classifies; both convolutions have a bias."""
 
-    def __init__(self, inputs, head):
+    def __init__(self, inputs: int, head: SegHead) -> None:
         super().__init__()
         self.last_layer = nn.Sequential(
             nn.Conv2d(inputs, head.middle, 3, padding=1),
@@ -245,14 +262,15 @@ class SegmentationHead(nn.Module):
             nn.Conv2d(head.middle, NUM_CLASSES, head.last_kernel, padding=head.last_kernel // 2),
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, 19, h, w)."""
         return self.last_layer(x)
 
 
 class Head(nn.Module):
-    """Adapter, up-branch, concatenation, classifier: four feature maps -> logits (N, 19, h, w)."""
+    """Adapter, up-branch, concatenation and classifier: four feature maps -> logits (N, 19, h, w)."""
 
-    def __init__(self, variant):
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
         expansion = EXPANSION if variant.bottleneck else 1
         upsample = Upsample(variant.upsampling)
@@ -264,35 +282,45 @@ class Head(nn.Module):
             SegmentationHead(sum(head.up), variant.seg_head),
         )
 
-    def forward(self, maps):
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits (N, 19, h, w) of the four feature maps, finest first."""
         return self.layers(maps)
 
 
 class FFNet(nn.Module):
-    """(N, 3, H, W) normalized RGB, float32 -> logits (N, 19, h, w): h, w are 1/4 or 1/8 of what the backbone sees."""
+    """The network: normalized RGB images (N, 3, H, W), float32 -> logits (N, 19, h, w).
 
-    def __init__(self, variant):
+    h and w are a quarter or an eighth of the backbone's input, which a pre_down variant halves first.
+    """
+
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.smoothing = GaussianConv2D() if variant.pre_down else None
         self.backbone_model = BACKBONES[variant.stem](variant)
         self.head = Head(variant)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
         if self.smoothing is not None:
-            # Only the height is padded: so the original does it, and so its weights were trained.
+            # Only the height is padded, as in the original, with which the weights were trained.
             x = self.smoothing(F.pad(x, (0, 0, 1, 1), mode="reflect"))
         return self.head(self.backbone_model(x))
 
 
-def build_model(name):
-    """The named FFNet in eval mode with torch's initial weights; KeyError where VARIANTS lacks the name."""
+def build_model(name: str) -> FFNet:
+    """Return the FFNet of a variant, in eval mode, with torch's initial weights.
+
+    Raises:
+        KeyError: if VARIANTS does not have the name.
+    """
     return FFNet(VARIANTS[name]).eval()
 
 
-def fold_batch_norms_away(model):
-    """Makes `model` the shape of an equalized checkpoint: Identity for each batch norm, a bias for each convolution.
+def remove_batch_norms(model: FFNet) -> FFNet:
+    """Replace each batch norm of `model` by an Identity, and give each convolution a bias; return the model.
 
-    The new biases are zero and the statistics are dropped, so the tensors have to come from such a checkpoint.
+    This is the structure of an equalized checkpoint. The new biases are zero and the batch norms' statistics are lost,
+    so the tensors must then be loaded from such a checkpoint.
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

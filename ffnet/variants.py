@@ -1,4 +1,4 @@
-"""The FFNet variants: a name grammar, a table of backbones and heads, and the published figures. No torch here.
+"""The FFNet variants: a name grammar, a table of backbones and heads, and the published results. Needs no torch.
 
 `segmentation_ffnet{depth}{family}_{d?}{stem}{up-head}{seg-head}{_mobile?}{_pre_down?}`
 
@@ -8,8 +8,10 @@ Source: Mehta et al., Simple and Efficient Architectures for Semantic Segmentati
 
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+DEFAULT_MODEL = "segmentation_ffnet78S_dBBB_mobile"
 INPUT_SIZE = (1024, 2048)  # height, width of a Cityscapes image, which the published weights were trained on
 NUM_CLASSES = 19
 
@@ -27,13 +29,13 @@ class Family:
 class UpHead:
     """Channel widths of adapter and up-branch, finest first."""
 
-    adapter: tuple[int, int, int, int]
-    up: tuple[int, int, int, int]
+    adapter: tuple[int, ...]
+    up: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SegHead:
-    """The two convolutions behind the concatenation."""
+    """The two convolutions after the concatenation."""
 
     middle: int  # channels between them
     last_kernel: int  # kernel size of the second
@@ -49,13 +51,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of VARIANTS: all that it takes to build the network and to find its weights."""
+    """One row of VARIANTS: everything needed to build the network and to find its weights."""
 
     name: str
     stem: str
     bottleneck: bool
-    blocks: tuple[int, ...]  # residual blocks a stage
-    strides: tuple[int, ...]  # a stage
+    blocks: tuple[int, ...]  # residual blocks per stage
+    strides: tuple[int, ...]  # per stage
     channels: tuple[int, int, int, int]  # of the four feature maps, finest first
     up_head: UpHead
     seg_head: SegHead
@@ -65,7 +67,8 @@ class Variant:
     published: Published = Published()
 
     @property
-    def is_demo(self):
+    def is_demo(self) -> bool:
+        """Whether the variant is the demo's own, with no published weights."""
         return not self.release_file
 
 
@@ -110,8 +113,8 @@ UP_HEADS = {
 
 SEG_HEADS = {"A": SegHead(512, 1), "B": SegHead(256, 3), "C": SegHead(128, 1)}
 
-# What was published: heads and upsampling -> backbone -> FP32 mIoU, from the FFNet project's tables. None: the demo's.
-FP32_MIOU = {
+# Published FP32 mIoU from the FFNet project's tables, by heads and upsampling, then backbone. None: the demo's own.
+FP32_MIOU: dict[str, dict[str, float | None]] = {
     "dBBB_mobile": {"86S": 81.5, "78S": 81.3, "54S": 80.8, "40S": 79.2, "14T": None},
     "BBB_mobile_pre_down": {"150S": 81.6, "86S": 80.9, "78S": 80.5, "54S": 80.2, "40S": 79.7},
     "BCC_mobile_pre_down": {"150S": 81.0, "86S": 81.0, "78S": 80.6, "54S": 79.9, "40S": 78.4, "14T": None},
@@ -130,7 +133,7 @@ FP32_MIOU = {
     "dBBB": {"150S": 81.0, "86S": 81.1},
 }
 
-# The five models whose quantized results the AIMET model zoo published; its FP32 figures stand beside its INT8 ones.
+# The five models whose quantized results the AIMET model zoo published; with the FP32 results beside them.
 ZOO_MIOU = {
     "segmentation_ffnet78S_dBBB_mobile": Published(81.3, 80.7),
     "segmentation_ffnet54S_dBBB_mobile": Published(80.8, 80.1),
@@ -145,8 +148,12 @@ NAME = re.compile(
 )
 
 
-def parse_name(name, published=Published()):
-    """The Variant that `name` spells; ValueError where it is not in the grammar or its parts contradict each other."""
+def parse_name(name: str, published: Published = Published()) -> Variant:
+    """Return the Variant that `name` describes.
+
+    Raises:
+        ValueError: if the name does not follow the grammar, or if its parts contradict each other.
+    """
     match = NAME.fullmatch(name)
     backbone = match and match["depth"] + match["family"]
     if not match or backbone not in BLOCKS or FAMILIES[match["family"]].stem != match["stem"]:
@@ -169,12 +176,13 @@ def parse_name(name, published=Published()):
     )
 
 
-def _divided(head, divisor):
-    return UpHead(tuple(c // divisor for c in head.adapter), tuple(c // divisor for c in head.up))
+def _divided(head: UpHead, divisor: int) -> UpHead:
+    adapter = tuple(channels // divisor for channels in head.adapter)
+    return UpHead(adapter, tuple(channels // divisor for channels in head.up))
 
 
-def _release_file(match, backbone):
-    """Where the FFNet release keeps these weights; a pre_down model shares them with its sibling without."""
+def _release_file(match: re.Match[str], backbone: str) -> str:
+    """Return where the FFNet release keeps these weights; a pre_down model shares them with its sibling without."""
     if match["family"] == "T":
         return ""
     heads = match["d"] + match["stem"] + match["up"] + match["seg"]
@@ -182,7 +190,7 @@ def _release_file(match, backbone):
     return f"ffnet{backbone}/ffnet{backbone}_{heads}{gpu}_cityscapes_state_dict_quarts.pth"
 
 
-def _variants():
+def _variants() -> Iterator[Variant]:
     for suffix, rows in FP32_MIOU.items():
         for backbone, fp32 in rows.items():
             name = f"segmentation_ffnet{backbone}_{suffix}"
@@ -193,8 +201,8 @@ VARIANTS = {variant.name: variant for variant in _variants()}
 DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_demo)
 
 
-def closest_names(name, count=3):
-    """The variants whose names look most like `name`, best first."""
+def closest_names(name: str, count: int = 3) -> list[str]:
+    """Return the names of the variants that are most similar to `name`, best first."""
     bare = {known.removeprefix("segmentation_").lower(): known for known in VARIANTS}
     wanted = name.lower().removeprefix("segmentation_")
     begun = [key for key in bare if wanted and key.startswith(wanted)]

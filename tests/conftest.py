@@ -1,30 +1,19 @@
-"""Small Cityscapes trees that tests make for themselves."""
+"""Fixtures that several test packages share."""
 
-import numpy as np
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on images this small a second thread only costs time
+
 import pytest
 import torch
-from skimage.io import imsave
 
-SIZE = (64, 128)  # height, width
-CITIES = ("aachen", "zurich")
-
-
-def write_tree(root, split="val", count=4, size=SIZE, seed=0):
-    """`count` images of noise with blocky labels of all ids, in Cityscapes' layout; returns their stems."""
-    rng = np.random.default_rng(seed)
-    stems = []
-    for index in range(count):
-        city = CITIES[index % len(CITIES)]
-        stem = f"{city}_{index:06d}_000019"
-        folders = [root / kind / split / city for kind in ("leftImg8bit", "gtFine")]
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        labels = rng.integers(0, 34, (size[0] // 8, size[1] // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-        image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-        imsave(folders[0] / f"{stem}_leftImg8bit.png", image, check_contrast=False)
-        imsave(folders[1] / f"{stem}_gtFine_labelIds.png", labels, check_contrast=False)
-        stems.append(stem)
-    return stems
+from ffnet.config import QuantizationConfig
+from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.lowering import lower
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from ffnet.variants import VARIANTS
+from tests.helpers.cityscapes_tree import write_tree
+from tests.helpers.networks import TOY, golden_state, random_batches, toy_model
 
 
 @pytest.fixture
@@ -35,8 +24,39 @@ def tree(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def toy_variant():
+    """TOY, known to the program by its name for the session."""
+    VARIANTS[TOY.name] = TOY
+    yield TOY
+    del VARIANTS[TOY.name]
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(toy_variant, tmp_path_factory):
+    """A file of TOY's golden weights, in FFNet's own form."""
+    path = tmp_path_factory.mktemp("toy") / "toy.pth"
+    torch.save(golden_state(toy_model()), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_sim():
+    """A calibrated simulation of the toy network, shared by the session: not to be changed."""
+    sim = build_quantsim(equalize(toy_model()), QuantizationConfig())
+    calibrate(sim, random_batches())
+    raise_weight_scales(sim)
+    return sim
+
+
+@pytest.fixture(scope="session")
+def toy_lowered(toy_sim):
+    """The toy simulation as plain torch modules: not to be changed."""
+    return lower(toy_sim)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Tests marked cuda run where there is a GPU; elsewhere they are deselected, which pytest counts and tells."""
+    """Deselect tests marked cuda where torch finds no GPU; pytest counts and tells them."""
     if torch.cuda.is_available():
         return
     elsewhere = [item for item in items if item.get_closest_marker("cuda")]

@@ -1,95 +1,116 @@
-"""The demo as a stranger runs it, and the case in which equalization matters."""
+"""The demo as users run it, and a network that needs cross-layer equalization."""
 
-from pathlib import Path
+import dataclasses
+import os
 
 import pytest
 import torch
 
-import ffnet_quanteval
 from datasets.cityscapes import CityscapesSplit
 from datasets.streetscenes import ensure_scenes
 from demo.ill_conditioned import ill_conditioned
-from ffnet import build_model, quantize
-from ffnet.evaluate import loader, normalize, sweep
-from ffnet.fast import make_fast
-from ffnet.lower import lower
-from ffnet.metrics import mean_iou
+from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.evaluation.compilation import prepare_backends
+from ffnet.evaluation.loop import evaluate
+from ffnet.evaluation.runtime import Runtime
+from ffnet.quantization.lowering import lower
+from ffnet.quantization.quantsim import quantize
 from ffnet.variants import DEMO_VARIANTS
-from tests.browser import browser
-from tests.test_quantize import inputs
+from tests.helpers.browser import browser
+from tests.helpers.networks import DEMO, demo_checkpoint, random_batches
+from tests.helpers.program import run_with_result
 
-CPU = torch.device("cpu")
-DEMO = Path(ffnet_quanteval.__file__).parent / "demo"
+
+@pytest.fixture(scope="module", autouse=True)
+def all_threads():
+    """Use every core: the demo's images are large enough for it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One folder, so that the scenes are rendered once."""
+def cache_dir(tmp_path_factory):
+    """One folder for all tests, so that the scenes are rendered once."""
     return tmp_path_factory.mktemp("cache")
 
 
-def run(cache, *more):
-    return ffnet_quanteval.main(["--demo", "--use-cuda", "false", "--cache-dir", str(cache), *more])
+@pytest.fixture(scope="module", params=DEMO_VARIANTS)
+def demo_run(request, cache_dir, tmp_path_factory):
+    """The output folder and the result of the demo with each of its models."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, run_demo(cache_dir, folder, "--model-name", request.param)
+
+
+def run_demo(cache_dir, folder, *options):
+    return run_with_result(["--demo", "--use-cuda", "false", "--cache-dir", cache_dir, *options], folder)
+
+
+def demo_model():
+    return load_checkpoint(DEMO, demo_checkpoint(DEMO)).model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DEMO_VARIANTS)
-def test_demo_models_are_good_and_quantize_well(cache, name, capsys):
-    result = run(cache, "--model-name", name)
-    fp32, int8, executed = (result["passes"][key] for key in ("FP32", "INT8", "INT8 executed"))
+def test_demo_models_score_well_in_fp32_and_in_int8(demo_run):
+    _, result = demo_run
+    fp32, simulated, executed = (result["backends"][name] for name in (FP32, INT8_SIMULATED, INT8_ONNX_RUNTIME))
     assert fp32["miou"] >= 80 and min(fp32["iou"].values()) > 40
     assert len(fp32["iou"]) == 19 and None not in fp32["iou"].values()
-    assert abs(fp32["miou"] - int8["miou"]) < 1
-    assert abs(int8["miou"] - executed["miou"]) <= 0.1
-    assert result["agreement"]["INT8|INT8 executed"] >= 99.5
-    assert "drawn by this project" in capsys.readouterr().out
+    assert abs(fp32["miou"] - simulated["miou"]) < 1
+    assert abs(simulated["miou"] - executed["miou"]) <= 0.1
+    assert result["agreement"][f"{INT8_SIMULATED}|{INT8_ONNX_RUNTIME}"] >= 99.5
 
 
 @pytest.mark.slow
-def test_the_demos_report_opens_in_a_browser(cache, tmp_path):
-    run(cache, "--limit", "4", "--output-dir", str(tmp_path / "out"))
+def test_the_demo_says_that_its_images_are_not_cityscapes(demo_run):
+    _, result = demo_run
+    assert "nothing about Cityscapes" in result["notes"][0]
+
+
+@pytest.mark.slow
+def test_the_demo_report_opens_without_faults_in_a_browser(demo_run, tmp_path):
+    folder, _ = demo_run
     with browser(tmp_path / "profile") as tab:
         for width, height, phone in ((1280, 900, False), (390, 844, True)):
-            assert tab.faults(tmp_path / "out" / "report.html", width, height, False, phone) == []
+            assert tab.faults(folder / "report.html", width, height, False, phone) == []
 
 
-def test_ill_conditioning_changes_no_output():
-    model = build_model(DEMO_VARIANTS[0])
-    model.load_state_dict(torch.load(DEMO / f"{DEMO_VARIANTS[0]}.pth", weights_only=True))
+def test_ill_conditioning_changes_weights_but_no_output():
+    model = demo_model()
     harder = ill_conditioned(model)
-    x = inputs(1)[0]
+    (x,) = random_batches(1)
     with torch.no_grad():
         assert torch.equal(harder(x), model(x))
     assert not torch.equal(harder.backbone_model.layer1[0].bn1.weight, model.backbone_model.layer1[0].bn1.weight)
 
 
 @pytest.mark.slow
-def test_compiled_passes_agree_with_eager_ones(cache):
-    images = CityscapesSplit(ensure_scenes(cache), "val", limit=6)
-    batches = [normalize(torch.stack([images[i][0] for i in range(6)]))]
-    model = build_model(DEMO_VARIANTS[0])
-    model.load_state_dict(torch.load(DEMO / f"{DEMO_VARIANTS[0]}.pth", weights_only=True))
-    eager = {"FP32": model, "INT8": lower(quantize.quantize(model, quantize.Recipe(), batches))}
-    quick = make_fast(dict(eager), images.pixels(), 2, CPU, compile=True)
-    passes = eager | {f"{name} compiled": run for name, run in quick.passes.items()}
-    scores = sweep(passes, loader(images, 2, 0, CPU), CPU, quick.top_two)
+def test_compiled_backends_agree_with_eager_ones(cache_dir):
+    images = CityscapesSplit(ensure_scenes(cache_dir), "val", limit=6)
+    model = demo_model()
+    sim = quantize(model, images, runtime=Runtime(batch_size=6))
+    eager = {FP32: model, INT8_SIMULATED: lower(sim)}
+    runtime = Runtime(batch_size=2)
+    prepared = prepare_backends(eager, images.total_pixels, runtime, compile=True)
+    assert prepared.compiled
+    compiled = {f"{name} compiled": backend for name, backend in prepared.backends.items()}
+    scores = evaluate(dataclasses.replace(prepared, backends=eager | compiled), images, runtime)
     for name in eager:
-        mious = [100 * mean_iou(scores.total(key)) for key in (name, f"{name} compiled")]
-        assert abs(mious[0] - mious[1]) <= 0.01
-        assert scores.agreements[name, f"{name} compiled"].sum() >= 0.999 * images.pixels()
+        assert abs(scores.miou(name) - scores.miou(f"{name} compiled")) <= 0.01
+        assert scores.agreement(name, f"{name} compiled") >= 99.9
 
 
 @pytest.mark.slow
-def test_equalization_saves_the_ill_conditioned_network(cache, tmp_path):
-    """W8A8 loses points that cross-layer equalization brings back."""
-    model = build_model(DEMO_VARIANTS[0])
-    model.load_state_dict(torch.load(DEMO / f"{DEMO_VARIANTS[0]}.pth", weights_only=True))
-    path = tmp_path / "ill_conditioned.pth"
-    torch.save(ill_conditioned(model).state_dict(), path)
-
+def test_equalization_restores_the_miou_of_an_ill_conditioned_network(cache_dir, tmp_path):
+    """Without equalization the network loses at least 3 percentage points in INT8."""
+    checkpoint = tmp_path / "ill_conditioned.pth"
+    torch.save(ill_conditioned(demo_model()).state_dict(), checkpoint)
     drops = {}
     for option in ("--cle", "--no-cle"):
-        passes = run(cache, "--checkpoint", str(path), option)["passes"]
-        drops[option] = passes["FP32"]["miou"] - passes["INT8"]["miou"]
+        options = ("--checkpoint", checkpoint, "--limit", "8", "--worst", "0", "--no-execute", option)
+        result = run_demo(cache_dir, tmp_path / option, *options)
+        drops[option] = result["backends"][FP32]["miou"] - result["backends"][INT8_SIMULATED]["miou"]
     assert drops["--no-cle"] >= 3
     assert abs(drops["--cle"]) <= 0.3

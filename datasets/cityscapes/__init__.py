@@ -1,5 +1,6 @@
-"""Cityscapes' fine labels on torchvision's dataset: pairs of image and label, sorted, complete and checked."""
+"""Cityscapes with fine labels: sorted, complete and checked pairs of image and label, read by torchvision."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ LABEL_SUFFIX = "_gtFine_labelIds.png"
 IGNORED = 255  # train id of everything that is not scored
 
 _SCORED = sorted((c for c in torchvision.datasets.Cityscapes.classes if not c.ignore_in_eval), key=lambda c: c.train_id)
-CLASSES = tuple(c.name for c in _SCORED)  # position is the train id
+CLASSES = tuple(c.name for c in _SCORED)  # the position is the train id
 COLORS = np.array([c.color for c in _SCORED], np.uint8)  # (19, 3) RGB
 LABEL_IDS = np.array([c.id for c in _SCORED], np.uint8)  # train id -> label id
 
@@ -23,18 +24,32 @@ _LAST_ID = max(c.id for c in torchvision.datasets.Cityscapes.classes)
 TRAIN_IDS = np.full(_LAST_ID + 1, IGNORED, np.uint8)  # label id -> train id
 TRAIN_IDS[LABEL_IDS] = np.arange(len(CLASSES))
 
-# Train ids that, read as label ids, hardly ever stand in a Cityscapes image (parking, tunnel, static things ...).
-_TELLTALE_IDS = sorted(set(range(5, len(CLASSES))) - set(LABEL_IDS.tolist()))
+# Train ids that, read as label ids, hardly ever occur in a Cityscapes image (parking, tunnel, static things ...).
+_SUSPICIOUS_IDS = sorted(set(range(5, len(CLASSES))) - set(LABEL_IDS.tolist()))
+
+_REMEDY = {
+    "root": "--dataset-path takes the folder that holds leftImg8bit and gtFine",
+    "RGB": "Images are 8-bit RGB PNG files, as in leftImg8bit_trainvaltest.zip.",
+    "L": "Labels are 8-bit grey PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
+    "train ids": "Use the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py wrote.",
+}
 
 
 class CityscapesSplit(torchvision.datasets.Cityscapes):
-    """Item: (image (3, H, W) uint8 RGB, train ids (H, W) uint8, 255 where not scored).
+    """One split of Cityscapes; each item is (image (3, H, W) uint8 RGB, train ids (H, W) uint8, 255 if not scored).
 
-    `root` holds `leftImg8bit` and `gtFine`; `limit` keeps the first so many pairs. Names and headers of all files are
-    checked here, their pixels when they are read. Raises DatasetError.
+    The names and headers of all files are checked at once, their pixels when they are read; both raise DatasetError.
+
+    Args:
+        root: the folder that holds `leftImg8bit` and `gtFine`.
+        split: "train", "val" or "test".
+        limit: keep only the first `limit` pairs.
     """
 
-    def __init__(self, root, split, limit=None):
+    images: list[str]  # paths
+    targets: list[str]  # paths of the labels
+
+    def __init__(self, root: str | Path, split: str, limit: int | None = None) -> None:
         check_folders(Path(root), split)
         super().__init__(str(root), split=split, mode="fine", target_type="semantic")
         labels = [target[0] for target in self.targets]
@@ -43,109 +58,107 @@ class CityscapesSplit(torchvision.datasets.Cityscapes):
         self.images, self.targets = map(list, zip(*pairs, strict=True))
         self.height, self.width = check_headers(self.images, self.targets)
 
-    def pixels(self):
-        """Of all images together."""
+    @property
+    def total_pixels(self) -> int:
+        """Number of pixels of all images together."""
         return len(self) * self.height * self.width
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image = _decode(self.images[index])
         labels = _decode(self.targets[index])[0]
         return image, torch.from_numpy(train_ids(labels.numpy(), self.targets[index]))
 
 
-def check_folders(root, split):
-    """DatasetError unless `root` has Cityscapes' folders of this split and images in them."""
-    remedy = "--dataset-path takes the folder that holds leftImg8bit and gtFine"
+def image_name(path: str | Path) -> str:
+    """Return `<city>_<sequence>_<frame>` of an image's path."""
+    return Path(path).name.removesuffix(IMAGE_SUFFIX)
+
+
+def check_folders(root: Path, split: str) -> None:
+    """Raise DatasetError unless `root` has Cityscapes' folders of this split and images in them."""
     if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; {remedy}")
+        raise DatasetError(f"{root}: this folder does not exist. {_REMEDY['root']}.")
     for kind in ("leftImg8bit", "gtFine"):
         folder = root / kind / split
         if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder; {remedy}, each with a folder {split}")
+            raise DatasetError(f"{folder}: this folder does not exist. {_REMEDY['root']}, each with a folder {split}.")
         for city in folder.iterdir():
             if not city.is_dir():
-                raise DatasetError(f"{city}: not the folder of a city; move it out of {folder}")
-    if not any((root / "leftImg8bit" / split).glob(f"*/*{IMAGE_SUFFIX}")):
-        raise DatasetError(f"{root / 'leftImg8bit' / split}: no *{IMAGE_SUFFIX} in it; unpack Cityscapes' images there")
+                raise DatasetError(f"{city}: this is not the folder of a city. Move it out of {folder}.")
+    images = root / "leftImg8bit" / split
+    if not any(images.glob(f"*/*{IMAGE_SUFFIX}")):
+        raise DatasetError(f"{images}: this folder has no *{IMAGE_SUFFIX}. Unpack Cityscapes' images there.")
 
 
-def check_pairs(images, labels, labels_dir):
-    """DatasetError unless each image has its label and each label its image."""
-    strangers = [path for path in images if not path.endswith(IMAGE_SUFFIX)]
-    _refuse(strangers, f"not named like an image, *{IMAGE_SUFFIX}; move it elsewhere")
+def check_pairs(images: Sequence[str], labels: Sequence[str], labels_dir: Path) -> None:
+    """Raise DatasetError unless each image has its label and each label its image."""
+    misnamed = [path for path in images if not path.endswith(IMAGE_SUFFIX)]
+    _refuse(misnamed, f"the name of an image ends in {IMAGE_SUFFIX}. Move other files elsewhere.")
     missing = [label for label in labels if not Path(label).is_file()]
-    _refuse(missing, "missing, the label of an image; unpack gtFine_trainvaltest.zip, or take the image out")
+    _refuse(missing, "the label of an image is missing. Unpack gtFine_trainvaltest.zip, or remove the image.")
     known = set(labels)
-    orphans = sorted(str(path) for path in labels_dir.glob(f"*/*{LABEL_SUFFIX}") if str(path) not in known)
-    _refuse(orphans, "a label without its image; unpack leftImg8bit_trainvaltest.zip, or take the label out")
+    orphans = [str(path) for path in labels_dir.glob(f"*/*{LABEL_SUFFIX}") if str(path) not in known]
+    _refuse(orphans, "the image of this label is missing. Unpack leftImg8bit_trainvaltest.zip, or remove the label.")
 
 
-def _refuse(paths, reason):
+def _refuse(paths: Sequence[str], reason: str) -> None:
+    """Raise DatasetError for the first of `paths`, if there are any."""
     if paths:
         others = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
-        raise DatasetError(f"{sorted(paths)[0]}: {reason}{others}")
+        raise DatasetError(f"{min(paths)}{others}: {reason}")
 
 
-def check_headers(images, labels):
-    """Height and width that all files share; DatasetError names the first that differs or is of another kind."""
-    size = _header(images[0], "RGB")
-    for image, label in zip(images, labels, strict=True):
-        for path, mode in ((image, "RGB"), (label, "L")):
-            if _header(path, mode) != size:
+def check_headers(images: Sequence[str], labels: Sequence[str]) -> tuple[int, int]:
+    """Return the height and width that all files share; raise DatasetError for the first with another size or mode."""
+    width, height = _size(images[0], "RGB")
+    for pair in zip(images, labels, strict=True):
+        for path, mode in zip(pair, ("RGB", "L"), strict=True):
+            size = _size(path, mode)
+            if size != (width, height):
                 raise DatasetError(
-                    f"{path}: {_shape(_header(path, mode))} pixels where {images[0]} has {_shape(size)}; all images "
-                    "and labels of a split must have one size"
+                    f"{path}: this file has {size[0]}x{size[1]} pixels, but {images[0]} has {width}x{height}. All "
+                    "images and labels of a split must have one size."
                 )
-    return size[1], size[0]
+    return height, width
 
 
-def _shape(size):
-    return f"{size[0]}x{size[1]}"
-
-
-def _header(path, mode):
-    """(width, height) from the file's header."""
-    remedies = {
-        "RGB": "images are 8-bit RGB PNGs, as in leftImg8bit_trainvaltest.zip",
-        "L": "labels are 8-bit grey PNGs of label ids, no colours: gtFine_trainvaltest.zip has them",
-    }
+def _size(path: str, mode: str) -> tuple[int, int]:
+    """Return (width, height) of a PNG; `mode` is Pillow's name of the color mode that it must have."""
     try:
         with Image.open(path) as file:
             if file.format == "PNG" and file.mode == mode:
                 return file.size
-            found = f"{file.format} of mode {file.mode}"
+            problem = f"this is a {file.format} file of mode {file.mode}"
     except UnidentifiedImageError:
-        found = "not an image"
+        problem = "this is not an image"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        found = f"unreadable ({error})"
-    raise DatasetError(f"{path}: {found}; {remedies[mode]}")
+        problem = f"this file can't be read ({error})"
+    raise DatasetError(f"{path}: {problem}. {_REMEDY[mode]}")
 
 
-def _decode(path):
-    """Pixels (channels, H, W) uint8; DatasetError where the file's checksums do not hold."""
+def _decode(path: str) -> torch.Tensor:
+    """Return the pixels (channels, H, W) uint8; raise DatasetError if the file's checksums are wrong."""
     try:
         with Image.open(path) as file:
-            file.verify()  # torchvision's decoder does not survive a flipped byte
+            file.verify()  # torchvision's decoder crashes on a flipped byte
         pixels = decode_image(path, ImageReadMode.UNCHANGED)
     except (RuntimeError, OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path}: truncated or broken PNG; copy or unpack the file again") from error
-    if pixels.dtype != torch.uint8:  # Pillow tells no 16-bit RGB from 8-bit
-        raise DatasetError(f"{path}: {pixels.dtype}, not 8 bits a channel; take the original file")
+        raise DatasetError(f"{path}: this PNG file is truncated or damaged. Copy or unpack it again.") from error
+    if pixels.dtype != torch.uint8:  # Pillow does not distinguish 16-bit RGB from 8-bit
+        raise DatasetError(f"{path}: this file has {pixels.dtype} channels, not 8-bit ones. Use the original file.")
     return pixels
 
 
-def train_ids(label_ids, path):
-    """Label ids (H, W) uint8 -> train ids (H, W) uint8; DatasetError where the file holds something else."""
+def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:
+    """Return the train ids (H, W) uint8 of label ids (H, W) uint8; raise DatasetError if they are something else."""
     largest = label_ids.max()
     if largest > _LAST_ID:
-        raise DatasetError(f"{path}: holds {largest}, which is no label id; {_TRAIN_ID_REMEDY}")
+        raise DatasetError(f"{path}: {largest} is not a label id. {_REMEDY['train ids']}")
     if largest < len(CLASSES):
-        telltale = np.intersect1d(label_ids, _TELLTALE_IDS)
-        if telltale.size:
+        suspicious = np.intersect1d(label_ids, _SUSPICIOUS_IDS)
+        if suspicious.size:
             raise DatasetError(
-                f"{path}: ids 0 to {largest}, {telltale[0]} among them, are train ids; {_TRAIN_ID_REMEDY}"
+                f"{path}: the ids 0 to {largest} with {suspicious[0]} among them are train ids, not label ids. "
+                f"{_REMEDY['train ids']}"
             )
-    return np.take(TRAIN_IDS, label_ids)  # half the time of TRAIN_IDS[label_ids]
-
-
-_TRAIN_ID_REMEDY = "take the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py made"
+    return np.take(TRAIN_IDS, label_ids)  # takes half the time of TRAIN_IDS[label_ids]

@@ -1,4 +1,4 @@
-"""Rendered street scenes as a folder in Cityscapes' own layout: the data of a run that brings none."""
+"""Rendered street scenes as a folder in Cityscapes' own layout: the images of the demo."""
 
 import multiprocessing
 import os
@@ -6,21 +6,33 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
-VERSION = 1  # of the renderer: a change to what it draws counts this up, so that no old folder is taken for new
+from datasets.streetscenes.render import render_scene
+
+VERSION = 1  # of the renderer; raise it with every change to what is drawn, so that no old folder is used
 SPLITS = {  # split -> city -> seeds of its scenes
     "train": {"ahornfeld": range(0, 12), "erlenhafen": range(12, 24)},
     "val": {"lindenbruck": range(1000, 1012), "ulmenstadt": range(1012, 1024)},
 }
-FIRST_FREE_SEED = 10_000  # from here on no split has a scene: whoever trains draws from these
+FIRST_FREE_SEED = 10_000  # no split uses this or a larger seed; training does
+
+SceneFiles = tuple[int, Path, Path]  # seed, path of the image, path of its label ids
 
 
-def ensure_scenes(cache_dir, progress=True):
-    """The folder with `leftImg8bit` and `gtFine` below `cache_dir`, rendered where it is not there yet.
+def ensure_scenes(cache_dir: str | Path, progress: bool = True) -> Path:
+    """Return the folder below `cache_dir` with `leftImg8bit` and `gtFine`; render it if it does not exist.
 
-    It gets its name only when it is whole, so an interrupted rendering leaves no folder, and of two processes that
-    render at once the first one's stays. `progress`: a bar on stderr. OSError where the folder cannot be written.
+    The folder gets its name once it is complete, so an interrupted rendering leaves no folder. If two processes render
+    at once, both use the folder of the first.
+
+    Args:
+        cache_dir: is created if it does not exist.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        OSError: if the folder can't be written.
     """
     folder = Path(cache_dir) / f"streetscenes-v{VERSION}"
     if folder.is_dir():
@@ -37,8 +49,8 @@ def ensure_scenes(cache_dir, progress=True):
     return folder
 
 
-def scene_files(root):
-    """Rows (seed, path of the image, path of its label ids) for every scene."""
+def scene_files(root: Path) -> list[SceneFiles]:
+    """Return the files of every scene."""
     rows = []
     for split, cities in SPLITS.items():
         for city, seeds in cities.items():
@@ -49,24 +61,20 @@ def scene_files(root):
     return rows
 
 
-def render_files(rows, progress):
-    """Render rows (seed, image path, label path), on all cores."""
+def render_files(rows: list[SceneFiles], progress: bool) -> None:
+    """Render scenes on all cores."""
     bar = tqdm(total=len(rows), desc="rendering street scenes", unit="scene", disable=not progress)
     with bar, process_pool() as pool:
         for _ in pool.map(_render_file, rows):
             bar.update()
 
 
-def process_pool():
-    """A pool of one process a core; spawned, because a fork of a process with torch's threads may hang."""
+def process_pool() -> ProcessPoolExecutor:
+    """Return a pool of one process per core, spawned because a fork of a process with torch's threads may hang."""
     return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"))
 
 
-def _render_file(row):
-    from PIL import Image
-
-    from datasets.streetscenes.render import render_scene
-
+def _render_file(row: SceneFiles) -> None:
     seed, image_path, label_path = row
     for path, pixels in zip((image_path, label_path), render_scene(seed), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)

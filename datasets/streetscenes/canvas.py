@@ -3,20 +3,27 @@
 World coordinates are metres: x right, y up, z ahead; the camera stands above (0, 0, 0).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from skimage.draw import polygon
 from torchvision.datasets import Cityscapes
 
+from datasets.streetscenes.textures import Material, Numbers
+
+Cover = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (u, v) -> whether each point belongs to a polygon
+Pixels = tuple[np.ndarray, np.ndarray]  # rows, columns
+NO_PIXELS: Pixels = (np.empty(0, int), np.empty(0, int))
+
 LABELS = {c.name: c.id for c in Cityscapes.classes}
 NEAR = 0.4  # m; nothing closer is drawn
-COPLANAR = 1.003  # what is painted later wins unless it lies this much deeper
+COPLANAR = 1.003  # a later polygon covers an earlier one unless it is this much deeper
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Vertical lines stay vertical: the horizon is moved by shifting the lens, not by pitching."""
+    """A camera whose lens is shifted, not pitched, to move the horizon, so that vertical lines stay vertical."""
 
     focal: float  # pixels
     centre: float  # column of the vanishing point of straight ahead, at yaw 0
@@ -24,47 +31,60 @@ class Camera:
     height: float  # m above the ground
     yaw: float  # rad, to the right
 
-    def view(self, points):
-        """World (N, 3) -> camera axes (N, 3)."""
+    def view(self, points: Numbers) -> np.ndarray:
+        """Return world points (N, 3) along the camera's axes (N, 3)."""
         x, y, z = np.asarray(points, float).T
         c, s = np.cos(self.yaw), np.sin(self.yaw)
         return np.stack([c * x - s * z, y - self.height, s * x + c * z], axis=1)
 
-    def project(self, view):
-        """Camera axes (N, 3), in front of NEAR -> rows, columns."""
+    def project(self, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows and columns of points (N, 3) along the camera's axes, beyond NEAR."""
         return self.horizon - self.focal * view[:, 1] / view[:, 2], self.centre + self.focal * view[:, 0] / view[:, 2]
 
 
 @dataclass(frozen=True)
 class Light:
-    """What falls on a surface: the sky from all sides, the sun from one, and the haze in between."""
+    """The light on a surface: the sky from all sides, the sun from one, and the haze in between."""
 
     towards_sun: np.ndarray  # (3,) unit vector
     sun: np.ndarray  # (3,) colour
     sky: np.ndarray  # (3,) colour
     haze: np.ndarray  # (3,) colour
-    visibility: float  # m until the haze has taken 63 %
+    visibility: float  # m; at this distance the haze replaces 63 % of the color
 
-    def on(self, normal):
-        """(3,) factor for a surface with this unit normal."""
+    def on(self, normal: np.ndarray) -> np.ndarray:
+        """Return the factors (3,) of the colors of a surface with this unit normal."""
         return self.sky * (0.82 + 0.18 * normal[1]) + self.sun * max(0.0, float(normal @ self.towards_sun))
 
 
 class Canvas:
-    """image (H, W, 3) float32, label (H, W) uint8 ids, depth (H, W) m along the view axis."""
+    """An image (H, W, 3) float32, its label ids (H, W) uint8, and depths (H, W) in metres along the view axis."""
 
-    def __init__(self, camera, light, height, width):
+    def __init__(self, camera: Camera, light: Light, height: int, width: int) -> None:
         self.camera, self.light = camera, light
         self.image = np.zeros((height, width, 3), np.float32)
         self.label = np.zeros((height, width), np.uint8)
         self.depth = np.full((height, width), np.inf, np.float32)
 
-    def fill(self, corners, label, material=None, cover=None, normal=None):
-        """Paint a planar polygon, world corners (N, 3).
+    def fill(
+        self,
+        corners: Numbers,
+        label: str,
+        material: Material | None = None,
+        cover: Cover | None = None,
+        normal: np.ndarray | None = None,
+    ) -> None:
+        """Paint a planar polygon.
 
-        `material(u, v, depth)` gives colours (M, 3) or (3,), None leaves the colour as it is; `cover(u, v)` says which
-        points belong to it. u runs in metres from the first corner towards the second, v square to it, up where it can.
-        `normal` replaces the polygon's own in the lighting.
+        On its surface, u runs in metres from the first corner towards the second, v at a right angle to it, upwards
+        unless the polygon is level.
+
+        Args:
+            corners: world coordinates (N, 3).
+            label: name of the class.
+            material: returns colors (M, 3) or (3,); None: leave the colors as they are.
+            cover: which points belong to the polygon; None: all.
+            normal: replaces the polygon's own normal in the lighting.
         """
         corners = np.asarray(corners, float)
         rows, columns = self._inside(corners)
@@ -86,23 +106,23 @@ class Canvas:
             clear = np.exp(-depth / self.light.visibility)[:, None]
             self.image[rows, columns] = colour * clear + self.light.haze * (1 - clear)
 
-    def _inside(self, corners):
+    def _inside(self, corners: Numbers) -> Pixels:
         view = clip_near(self.camera.view(corners))
         if len(view) < 3:
-            return (), ()
+            return NO_PIXELS
         return rasterize(*self.camera.project(view), self.label.shape)
 
-    def mask(self, corners):
-        """The pixels (H, W), bool, of a polygon seen through everything."""
+    def mask(self, corners: Numbers) -> np.ndarray:
+        """Return the pixels (H, W) bool of a polygon, hidden ones included."""
         mask = np.zeros(self.label.shape, bool)
         mask[self._inside(np.asarray(corners, float))] = True
         return mask
 
 
 class _Plane:
-    """The plane of a polygon: its normal towards the camera, and what a pixel's ray meets on it."""
+    """The plane of a polygon: its normal towards the camera, and the points at which pixels show it."""
 
-    def __init__(self, camera, corners):
+    def __init__(self, camera: Camera, corners: np.ndarray) -> None:
         origin = corners[0]
         rolled = np.roll(corners, -1, axis=0)
         normal = np.cross(corners - origin, rolled - origin).sum(axis=0)
@@ -117,8 +137,8 @@ class _Plane:
         start = camera.view(origin[None])[0]
         self.camera, self.axes, self.start = camera, axes.astype(np.float32), start.astype(np.float32)
 
-    def at(self, rows, columns):
-        """Depth in metres, u and v of these pixels, each (M,) float32; depth is negative behind the camera."""
+    def at(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the depth in metres, u and v of pixels, each (M,) float32; depth is negative behind the camera."""
         x = (columns.astype(np.float32) - np.float32(self.camera.centre)) / np.float32(self.camera.focal)
         y = (np.float32(self.camera.horizon) - rows.astype(np.float32)) / np.float32(self.camera.focal)
         along, up, normal = self.axes
@@ -130,16 +150,16 @@ class _Plane:
         return depth, u, v
 
 
-def rasterize(rows, columns, shape):
-    """The pixels, (rows, columns), inside a polygon.
+def rasterize(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> Pixels:
+    """Return the pixels inside a polygon.
 
-    scikit-image tests each pixel of the bounding box against each edge in turn, which would be most of a scene's time;
-    the large polygons are convex, and for these a half-plane an edge does.
+    scikit-image tests each pixel of the bounding box against each edge, which would take most of a scene's time. Large
+    polygons are convex, so that one half-plane per edge suffices.
     """
     top, left = max(0, int(rows.min())), max(0, int(columns.min()))
     bottom, right = min(shape[0], int(rows.max()) + 2), min(shape[1], int(columns.max()) + 2)
     if bottom <= top or right <= left:
-        return (), ()
+        return NO_PIXELS
     down, across = np.roll(rows, -1) - rows, np.roll(columns, -1) - columns
     turns = across * np.roll(down, -1) - down * np.roll(across, -1)
     if (bottom - top) * (right - left) < 2000 or turns.min() < 0 < turns.max():
@@ -153,8 +173,8 @@ def rasterize(rows, columns, shape):
     return found[0] + top, found[1] + left
 
 
-def clip_near(view):
-    """The part of a polygon, camera axes (N, 3), beyond NEAR (Sutherland and Hodgman)."""
+def clip_near(view: np.ndarray) -> np.ndarray:
+    """Return the piece beyond NEAR of a polygon (N, 3) along the camera's axes (Sutherland-Hodgman)."""
     inside = view[:, 2] > NEAR
     if inside.all():
         return view

@@ -1,12 +1,14 @@
-"""People, bicycles, motorcycles and those who ride them, each `draw(canvas, place, rng)`.
+"""People, bicycles, motorcycles and their riders.
 
-Figures are flat, (s, y) in metres: s runs to the right, or ahead where a two-wheeler is seen from its side.
+Figures are flat, (s, y) in metres: s runs to the right, or ahead if a two-wheeler is seen from its side.
 """
 
 import numpy as np
+from numpy.random import Generator
 
-from datasets.streetscenes.solids import cloth, figure, limb, oval
-from datasets.streetscenes.textures import plain
+from datasets.streetscenes.canvas import Canvas
+from datasets.streetscenes.solids import Part, Place, cloth, figure, limb, oval
+from datasets.streetscenes.textures import Material, Numbers, plain
 from datasets.streetscenes.vehicles import pick
 
 SKINS = ((0.85, 0.64, 0.52), (0.76, 0.54, 0.42), (0.50, 0.33, 0.24), (0.90, 0.72, 0.62))
@@ -23,14 +25,14 @@ CHROME = plain((0.72, 0.73, 0.75))
 BLACK = plain((0.09, 0.09, 0.10))
 
 
-def draw_person(canvas, place, rng):
-    """Someone walking or standing, clothes by chance; 1.6 to 1.9 m."""
+def draw_person(canvas: Canvas, place: Place, rng: Generator) -> None:
+    """Draw a walking or standing person of 1.6 to 1.9 m in random clothes."""
     parts = _walker(rng)
     scale = rng.uniform(0.92, 1.08)
     figure(canvas, place.facing(), [(p * scale, m) for p, m in parts], "person")
 
 
-def _walker(rng):
+def _walker(rng: Generator) -> list[Part]:
     skin, hair = cloth(pick(rng, SKINS), 0.2), plain(pick(rng, HAIR), 0.15)
     colour = np.array(pick(rng, TOPS)) * rng.uniform(0.85, 1.1)
     top, sleeve, trousers = cloth(colour, 0.5), cloth(colour * 0.88, 0.15), cloth(pick(rng, TROUSERS), 0.2)
@@ -42,8 +44,8 @@ def _walker(rng):
     return [*_legs(stride, way, trousers), *body, neck, head, *_hair(rng, hair, way)]
 
 
-def _legs(stride, way, trousers):
-    parts = []
+def _legs(stride: float, way: float, trousers: Material) -> list[Part]:
+    parts: list[Part] = []
     for sign in (-1, 1):
         foot = (sign * stride * way, 0.06 + 0.05 * (sign < 0))
         knee = (0.5 * foot[0] + 0.08 * way + sign * 0.03, 0.5)
@@ -56,25 +58,25 @@ def _legs(stride, way, trousers):
     return parts
 
 
-def _clothes(rng, top):
-    """The trunk, by chance in a coat, by chance with a bag on the back."""
+def _clothes(rng: Generator, top: Material) -> list[Part]:
+    """Return the trunk, perhaps in a coat, perhaps with a bag on the back."""
     half = np.array([(0.24, 1.40), (0.21, 1.1), (0.22, HIP - 0.08)])
     trunk = np.concatenate([half[:1] * (-1, 1), half, half[:0:-1] * (-1, 1)])
     coat = [(np.array([(-0.24, 1.0), (0.24, 1.0), (0.33, 0.58), (-0.33, 0.58)]), top)] if rng.random() < 0.3 else []
-    parts = [*coat, (trunk, top), (limb((-0.16, 1.38), (0.16, 1.38), 0.17), top)]
+    parts: list[Part] = [*coat, (trunk, top), (limb((-0.16, 1.38), (0.16, 1.38), 0.17), top)]
     if rng.random() < 0.35:
         bag = cloth(np.array(pick(rng, TOPS)) * 0.8, 0.3)
         parts.append((np.array([(-0.16, 1.4), (0.16, 1.4), (0.18, 1.0), (-0.18, 1.0)]), bag))
     return parts
 
 
-def _near_arm(swing, way, sleeve, skin):
+def _near_arm(swing: float, way: float, sleeve: Material, skin: Material) -> list[Part]:
     elbow, hand = (-0.27 * way, 1.12), (-0.2 * way + swing, 0.9)
     upper, lower = limb((-0.24 * way, 1.36), elbow, 0.14, 0.12), limb(elbow, hand, 0.12, 0.1)
     return [(upper, sleeve), (lower, sleeve), (oval(hand, 0.06, 0.07), skin)]
 
 
-def _hair(rng, hair, way):
+def _hair(rng: Generator, hair: Material, way: float) -> list[Part]:
     style = rng.integers(3)
     cap = oval((-0.02 * way, 1.68), 0.135, 0.11)
     if style == 0:
@@ -84,8 +86,8 @@ def _hair(rng, hair, way):
     return [(cap, hair), (limb((-0.06 * way, 1.66), (-0.1 * way, 1.5), 0.13, 0.12), hair)]
 
 
-def _rim(centre, radius, thick, rim, inner):
-    """A wheel: tyre and what is seen between the spokes."""
+def _rim(centre: Numbers, radius: float, thick: float, rim: Material, inner: Material) -> list[Part]:
+    """Return a wheel: tyre, the surface between the spokes, and hub."""
     return [
         (oval(centre, radius, radius), rim),
         (oval(centre, radius - thick, radius - thick), inner),
@@ -93,7 +95,7 @@ def _rim(centre, radius, thick, rim, inner):
     ]
 
 
-def _bicycle_side(rng):
+def _bicycle_side(rng: Generator) -> list[Part]:
     frame = plain(np.array(pick(rng, FRAMES)), 0.04)
     rear, front, saddle, crank, head = (-0.55, 0.36), (0.58, 0.36), (-0.22, 0.92), (-0.08, 0.34), (0.42, 0.88)
     spokes = plain((0.45, 0.46, 0.48), 0.1)
@@ -113,7 +115,7 @@ def _bicycle_side(rng):
     return parts
 
 
-def _motorcycle_side(rng):
+def _motorcycle_side(rng: Generator) -> list[Part]:
     colour = np.array(pick(rng, FRAMES)) * rng.uniform(0.8, 1.1)
     skin, engine = plain(colour, 0.06), plain((0.30, 0.30, 0.32), 0.4, 20)
     rear, front = (-0.72, 0.34), (0.78, 0.34)
@@ -135,12 +137,12 @@ def _motorcycle_side(rng):
     return parts
 
 
-def _rider_clothes(rng):
+def _rider_clothes(rng: Generator) -> tuple[Material, Material, Material, Material]:
     top = np.array(pick(rng, VESTS)) * rng.uniform(0.85, 1.05)
     return cloth(top, 0.4), cloth(top * 0.85, 0.15), cloth(pick(rng, TROUSERS), 0.2), cloth(pick(rng, HELMETS), 0.3)
 
 
-def _rider_side(rng, hip, shoulder, hand, foot):
+def _rider_side(rng: Generator, hip: Numbers, shoulder: Numbers, hand: Numbers, foot: Numbers) -> list[Part]:
     top, sleeve, legs, helmet = _rider_clothes(rng)
     hip, shoulder = np.array(hip), np.array(shoulder)
     knee = (hip + foot) / 2 + (0.22, 0.12)
@@ -158,9 +160,9 @@ def _rider_side(rng, hip, shoulder, hand, foot):
     ]
 
 
-def _rider_rear(rng, seat):
+def _rider_rear(rng: Generator, seat: float) -> list[Part]:
     top, sleeve, legs, helmet = _rider_clothes(rng)
-    parts = []
+    parts: list[Part] = []
     for sign in (-1, 1):
         parts += [
             (limb((sign * 0.1, seat), (sign * 0.22, seat - 0.35), 0.22, 0.18), legs),
@@ -177,7 +179,7 @@ def _rider_rear(rng, seat):
     ]
 
 
-def _bicycle_rear(rng):
+def _bicycle_rear(rng: Generator) -> list[Part]:
     frame = plain(np.array(pick(rng, FRAMES)), 0.04)
     return [
         (limb((0, 0.1), (0, 0.72), 0.16), TYRE),
@@ -189,7 +191,7 @@ def _bicycle_rear(rng):
     ]
 
 
-def _motorcycle_rear(rng):
+def _motorcycle_rear(rng: Generator) -> list[Part]:
     skin = plain(np.array(pick(rng, FRAMES)), 0.06)
     return [
         (limb((0, 0.12), (0, 0.68), 0.24), TYRE),
@@ -209,8 +211,8 @@ SIDE = {  # parts of the two-wheeler; hip, shoulder, hand and foot of its rider
 REAR = {"bicycle": (_bicycle_rear, 1.0), "motorcycle": (_motorcycle_rear, 1.0)}  # parts; height of the seat
 
 
-def draw_two_wheeler(canvas, place, rng, kind, ridden):
-    """A bicycle or motorcycle along the place's heading, from its side or, along the view, from behind."""
+def draw_two_wheeler(canvas: Canvas, place: Place, rng: Generator, kind: str, ridden: bool) -> None:
+    """Draw a bicycle or motorcycle from its side or, if it heads along the view, from behind."""
     view = np.arctan2(place.x, place.z)
     if abs(np.sin(place.heading - view)) > 0.5:
         vehicle, joints = SIDE[kind]

@@ -1,6 +1,8 @@
-"""A street scene seen from a car, and its Cityscapes label ids: `render_scene(seed)`."""
+"""Render street scenes as seen from a car, with Cityscapes label ids."""
 
 import numpy as np
+from numpy.random import Generator
+from scipy.spatial import ConvexHull
 from skimage.draw import ellipse
 from skimage.filters import gaussian
 from skimage.transform import resize
@@ -8,14 +10,17 @@ from skimage.transform import resize
 from datasets.streetscenes import furniture, textures
 from datasets.streetscenes.canvas import LABELS, Camera, Canvas, Light
 from datasets.streetscenes.solids import Place
-from datasets.streetscenes.street import KERB, LANE, plan_street, populate
+from datasets.streetscenes.street import KERB, LANE, Side, Street, Thing, plan_street, populate
 
 HEIGHT, WIDTH = 512, 1024
-FAR = 160.0  # m; where the street ends
+FAR = 160.0  # m; length of the street
+
+# Side of the street, kind of boundary, z from, z to, place of the house behind it, its length, its depth
+Lot = tuple[Side, str, float, float, Place, float, float]
 
 
-def render_scene(seed, height=HEIGHT, width=WIDTH):
-    """(image (H, W, 3) uint8 RGB, label ids (H, W) uint8) of one scene; the same seed gives the same scene."""
+def render_scene(seed: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image (H, W, 3) uint8 RGB and the label ids (H, W) uint8 of the scene with this seed."""
     rng = np.random.default_rng(seed)
     light = random_light(rng)
     canvas = Canvas(random_camera(rng, height, width), light, height, width)
@@ -32,7 +37,8 @@ def render_scene(seed, height=HEIGHT, width=WIDTH):
     return expose(canvas.image, rng), canvas.label
 
 
-def random_camera(rng, height, width):
+def random_camera(rng: Generator, height: int, width: int) -> Camera:
+    """Return a camera behind the windscreen of a car."""
     return Camera(
         focal=width * rng.uniform(0.58, 0.68),
         centre=width * rng.uniform(0.46, 0.54),
@@ -42,8 +48,8 @@ def random_camera(rng, height, width):
     )
 
 
-def random_light(rng):
-    """Clear noon, low warm sun, or overcast."""
+def random_light(rng: Generator) -> Light:
+    """Return the light of a clear noon, of a low warm sun, or of an overcast sky."""
     elevation, azimuth = rng.uniform(0.3, 1.15), rng.uniform(0, 2 * np.pi)
     towards = np.array([np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)])
     clear = 0.0 if rng.random() < 0.3 else rng.uniform(0.6, 1.0)
@@ -54,8 +60,8 @@ def random_light(rng):
     return Light(towards, sun, sky, haze, rng.uniform(90, 320))
 
 
-def paint_sky(canvas, rng):
-    """A gradient down to the haze, with clouds."""
+def paint_sky(canvas: Canvas, rng: Generator) -> None:
+    """Paint a gradient down to the haze, with clouds."""
     height, width, _ = canvas.image.shape
     rows = int(canvas.camera.horizon) + 2
     clear = canvas.light.sun.max() > 0
@@ -73,7 +79,8 @@ def paint_sky(canvas, rng):
     canvas.label[rows:] = LABELS["terrain"]
 
 
-def paint_ground(canvas, street, rng):
+def paint_ground(canvas: Canvas, street: Street, rng: Generator) -> None:
+    """Paint road, tram rails, sidewalks and lawns."""
     left, right = -street.left.kerb, street.right.kerb
     lanes = [LANE * (street.lanes - k) + 0.3 for k in range(street.lanes)]
     markings = [(u, 0.09, 0 if k == 0 and street.tram else 6.0) for k, u in enumerate(lanes)]
@@ -99,7 +106,7 @@ def paint_ground(canvas, street, rng):
         canvas.fill(kerb, "sidewalk", textures.plain((0.52, 0.52, 0.51), 0.1, 6))
 
 
-def _strip(x0, x1, y):
+def _strip(x0: float, x1: float, y: float) -> list[tuple[float, float, float]]:
     x0, x1 = sorted((x0, x1))
     return [(x0, y, 0.5), (x1, y, 0.5), (x1, y, FAR), (x0, y, FAR)]
 
@@ -107,8 +114,8 @@ def _strip(x0, x1, y):
 BOUNDARIES = ("house", "wall", "fence", "hedge")
 
 
-def line_houses(street, rng):
-    """What lines the street: rows (side, kind of boundary, z from, z to, Place of the house behind, length, depth)."""
+def line_houses(street: Street, rng: Generator) -> list[Lot]:
+    """Return the lots along the street, each with a house, a wall, a fence or a hedge at the sidewalk."""
     first = rng.permutation(["wall", "fence"])
     rows = []
     for side, kind in zip(street.sides, first, strict=True):
@@ -126,9 +133,9 @@ def line_houses(street, rng):
 DRAW_BOUNDARY = {"wall": furniture.draw_wall, "fence": furniture.draw_fence, "hedge": furniture.draw_hedge}
 
 
-def build(canvas, street, houses, rng):
-    """Houses, gardens and what bounds them, far to near."""
-    _close(canvas, rng)
+def build(canvas: Canvas, street: Street, houses: list[Lot], rng: Generator) -> None:
+    """Draw houses, gardens and their boundaries from far to near."""
+    _draw_far_end(canvas, rng)
     for side, kind, start, stop, place, length, depth in sorted(houses, key=lambda row: -row[2]):
         if kind == "house" or rng.random() < 0.75:
             furniture.draw_house(canvas, place, rng, length, depth)
@@ -141,8 +148,8 @@ def build(canvas, street, houses, rng):
         DRAW_BOUNDARY[kind](canvas, (x, start), (x, stop), rng)
 
 
-def _close(canvas, rng):
-    """The far end: a row of houses, or trees, or only the haze."""
+def _draw_far_end(canvas: Canvas, rng: Generator) -> None:
+    """Draw a row of houses, or trees, or only the haze."""
     end = rng.integers(3)
     for x in np.arange(-60, 61, 12.0) if end < 2 else ():
         if end == 0:
@@ -151,8 +158,8 @@ def _close(canvas, rng):
             furniture.draw_tree(canvas, Place(x + rng.uniform(-3, 3), FAR - 5), rng)
 
 
-def paint_shadows(canvas, things, houses):
-    """Cast shadows where the sun shines, and the dark beneath what stands on the ground; before anything stands."""
+def paint_shadows(canvas: Canvas, things: list[Thing], houses: list[Lot]) -> None:
+    """Darken the ground below things and, if the sun shines, in their shadows; before anything is drawn on it."""
     sun = canvas.light.towards_sun
     blocks = [(t.place, t.size) for t in things]
     contact = np.zeros(canvas.label.shape, bool)
@@ -171,22 +178,20 @@ def paint_shadows(canvas, things, houses):
     canvas.image *= (1 - dark)[..., None].astype(np.float32)
 
 
-def _footprint(place, length, width):
+def _footprint(place: Place, length: float, width: float) -> np.ndarray:
     a, b = length / 2, width / 2
     corners = place.world([(-a, 0, -b), (a, 0, -b), (a, 0, b), (-a, 0, b)])
     return corners * (1, 0, 1)
 
 
-def _hull(foot, moved):
-    """The convex hull on the ground of a footprint and its moved copy."""
-    from scipy.spatial import ConvexHull
-
+def _hull(foot: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Return the convex hull on the ground of a footprint and its moved copy."""
     points = np.concatenate([foot, moved])
     return points[ConvexHull(points[:, [0, 2]], qhull_options="QJ").vertices]
 
 
-def paint_hood(canvas, rng):
-    """The camera's own car, at the bottom edge."""
+def paint_hood(canvas: Canvas, rng: Generator) -> None:
+    """Paint the hood of the camera's own car at the bottom edge."""
     height, width, _ = canvas.image.shape
     colour = rng.uniform(0.05, 0.35) * np.array([1, 1, 1.05])
     rows, columns = ellipse(
@@ -198,8 +203,8 @@ def paint_hood(canvas, rng):
     canvas.label[rows, columns] = LABELS["ego vehicle"]
 
 
-def expose(image, rng):
-    """What the sensor makes of it: blur, exposure, white balance, contrast, vignette, noise; uint8."""
+def expose(image: np.ndarray, rng: Generator) -> np.ndarray:
+    """Return the image as a sensor records it, uint8: blur, vignette, exposure, white balance, contrast, noise."""
     height, width, _ = image.shape
     image = gaussian(image, rng.uniform(0.45, 0.8), channel_axis=-1)
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]

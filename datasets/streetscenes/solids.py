@@ -1,12 +1,16 @@
-"""Where a thing stands, and the solids and flat figures that things are made of."""
+"""The position of a thing on the ground, and the solids and flat figures that things are made of."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.streetscenes.textures import noise, tint
+from datasets.streetscenes.canvas import Canvas
+from datasets.streetscenes.textures import Material, Numbers, noise, tint
 
-FIGURE_NORMAL = np.array([0.35, 0.55, -0.76])  # round bodies are lit as if they faced up and back to the camera
+Part = tuple[np.ndarray, Material | None]  # flat polygon (N, 2) of a figure
+
+FIGURE_NORMAL = np.array([0.35, 0.55, -0.76])  # round bodies are lit as if they faced upwards and the camera
 
 
 @dataclass(frozen=True)
@@ -21,27 +25,39 @@ class Place:
     heading: float = 0.0
     y: float = 0.0
 
-    def world(self, points):
-        """Local (N, 3) -> world (N, 3)."""
+    def world(self, points: Numbers) -> np.ndarray:
+        """Return local points (N, 3) in world coordinates (N, 3)."""
         a, y, b = np.asarray(points, float).reshape(-1, 3).T
         c, s = np.cos(self.heading), np.sin(self.heading)
         return np.stack([self.x + a * s + b * c, self.y + y, self.z + a * c - b * s], axis=1)
 
-    def facing(self):
-        """The same point with a heading straight away from the camera."""
+    def facing(self) -> "Place":
+        """Return the same point with a heading straight away from the camera."""
         return Place(self.x, self.z, float(np.arctan2(self.x, self.z)), self.y)
 
 
-def panel(canvas, place, points, label, material):
-    """A flat polygon of local points (N, 3) on top of what has been painted."""
+def panel(canvas: Canvas, place: Place, points: Numbers, label: str, material: Material) -> None:
+    """Paint a flat polygon of local points (N, 3)."""
     canvas.fill(place.world(points), label, material)
 
 
-def loft(canvas, place, outline, label, side, strips=None):
-    """A convex solid: a side outline, rows (along, up, half width), stretched to both sides.
+def loft(
+    canvas: Canvas,
+    place: Place,
+    outline: Numbers,
+    label: str,
+    side: Material,
+    strips: Mapping[int, Material] | None = None,
+) -> None:
+    """Paint a convex solid, which is a side outline stretched to both sides.
 
-    The outline starts with its bottom edge, rear to front, and goes on up the front. `side` paints both sides, u from
-    the rear and v from the bottom; `strips` maps an edge's index to its material, `side` being the default.
+    Args:
+        canvas: to paint on.
+        place: position of the solid.
+        outline: rows (along, up, half width); first the bottom edge from rear to front, then up the front.
+        label: name of the class.
+        side: material of both sides, with u from the rear and v from the bottom.
+        strips: index of an edge -> its material, if it is not `side`.
     """
     outline = np.asarray(outline, float)
     right = outline * (1, 1, 1)
@@ -60,19 +76,27 @@ def loft(canvas, place, outline, label, side, strips=None):
             canvas.fill(corners, label, side)
 
 
-def _faces(corners, centre, eye):
+def _faces(corners: np.ndarray, centre: np.ndarray, eye: np.ndarray) -> bool:
     normal = np.cross(corners[1] - corners[0], corners[2] - corners[1])
     outward = normal @ (corners.mean(axis=0) - centre)
     return outward * (normal @ (eye - corners[0])) > 0
 
 
-def box(start, end, bottom, top, half):
-    """The outline of a cuboid for `loft`."""
+def box(start: float, end: float, bottom: float, top: float, half: float) -> list[tuple[float, float, float]]:
+    """Return the outline of a cuboid for `loft`."""
     return [(start, bottom, half), (end, bottom, half), (end, top, half), (start, top, half)]
 
 
-def disc(canvas, place, centre, radius, label, material, facing_along=False):
-    """A disc around a local point: in the plane of the heading and up, or (`facing_along`) square to the heading."""
+def disc(
+    canvas: Canvas,
+    place: Place,
+    centre: Numbers,
+    radius: float,
+    label: str,
+    material: Material,
+    facing_along: bool = False,
+) -> None:
+    """Paint a disc around a local point, in the plane of heading and up, or at a right angle to the heading."""
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     a, y, b = centre
     across, up = radius * np.cos(angles), radius * np.sin(angles)
@@ -83,20 +107,24 @@ def disc(canvas, place, centre, radius, label, material, facing_along=False):
     panel(canvas, place, points, label, material)
 
 
-def wheels(canvas, place, positions, radius, half, label):
-    """Wheels on the side that the camera sees."""
+def wheels(canvas: Canvas, place: Place, positions: Iterable[float], radius: float, half: float, label: str) -> None:
+    """Paint wheels on the side that the camera sees."""
     eye = np.array([-place.x, -place.z])
     side = 1 if eye @ (np.cos(place.heading), -np.sin(place.heading)) > 0 else -1
     for along in positions:
         for scale, grey in ((1.2, 0.03), (1.0, 0.07), (0.62, 0.55), (0.25, 0.2)):
-            lift = (scale - 1) * radius * (scale > 1)  # the arch reaches up, not under the road
-            colour = np.full(3, grey, np.float32)
+            lift = (scale - 1) * radius * (scale > 1)  # the wheel arch is above the wheel, not under the road
             centre = (along, radius + lift, side * (half + 0.012))
-            disc(canvas, place, centre, radius * scale, label, lambda u, v, d, colour=colour: colour)
+            disc(canvas, place, centre, radius * scale, label, _grey(grey))
 
 
-def limb(start, end, width, end_width=None):
-    """A rounded bar between two points of a figure's plane, (s, y): a polygon (N, 2) whose first edge runs across."""
+def _grey(level: float) -> Material:
+    colour = np.full(3, level, np.float32)
+    return lambda u, v, depth: colour
+
+
+def limb(start: Numbers, end: Numbers, width: float, end_width: float | None = None) -> np.ndarray:
+    """Return a rounded bar between two points (s, y) as a polygon (N, 2) whose first edge is across its start."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     end_width = width if end_width is None else end_width
     along = (end - start) / (np.linalg.norm(end - start) + 1e-9)
@@ -106,23 +134,24 @@ def limb(start, end, width, end_width=None):
     return np.concatenate([[start + across * width / 2, start - across * width / 2], tip])
 
 
-def oval(centre, half_s, half_y):
+def oval(centre: Numbers, half_s: float, half_y: float) -> np.ndarray:
+    """Return an ellipse as a polygon (N, 2)."""
     angles = np.linspace(0.5 * np.pi, 2.5 * np.pi, 18, endpoint=False)
     return np.stack([centre[0] + half_s * np.cos(angles), centre[1] + half_y * np.sin(angles)], axis=1)
 
 
-def cloth(colour, width=0.3):
-    """Round in the direction of u, over `width` metres."""
+def cloth(colour: Numbers, width: float = 0.3) -> Material:
+    """Return cloth that is shaded as if round in the direction of u, over `width` metres."""
 
-    def material(u, v, depth):
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         across = np.clip(2 * u / width - 1, -1, 1)
         return tint(colour, 1.05 - 0.3 * across**2 + 0.12 * noise(u, v, 35))
 
     return material
 
 
-def figure(canvas, place, parts, label, edge_on=False):
-    """Flat parts, (polygon (N, 2), material) each, in the plane across the heading, or (`edge_on`) along it."""
+def figure(canvas: Canvas, place: Place, parts: Sequence[Part], label: str, edge_on: bool = False) -> None:
+    """Paint flat parts in the plane across the heading or, if `edge_on`, along it."""
     for points, material in parts:
         s, y = np.asarray(points, float).T
         zero = np.zeros_like(s)

@@ -1,16 +1,20 @@
-"""What stands where: a random street as a list of things on the ground, for the renderer to draw far to near."""
+"""The plan of a random street: a list of things on the ground, which the renderer draws from far to near."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.random import Generator
 
 from datasets.streetscenes import figures, furniture, vehicles
+from datasets.streetscenes.canvas import Canvas
 from datasets.streetscenes.solids import Place
 
+Draw = Callable[[Canvas, Place, Generator], None]
+
 LANE = 3.4  # m
-KERB = 0.14  # m, the sidewalk's height
+KERB = 0.14  # m, height of the sidewalk
 TRAFFIC = {  # draw, and length, width, height in metres
     "car": (vehicles.draw_car, (4.5, 1.8, 1.5)),
     "truck": (vehicles.draw_truck, (8.0, 2.4, 3.4)),
@@ -21,10 +25,10 @@ TRAFFIC = {  # draw, and length, width, height in metres
 
 @dataclass(frozen=True)
 class Thing:
-    """Something that stands on the ground and throws a shadow."""
+    """An object on the ground that casts a shadow."""
 
     place: Place
-    draw: Callable  # (canvas, place, rng)
+    draw: Draw
     size: tuple[float, float, float]  # length along the heading, width, height, in metres
 
 
@@ -38,24 +42,29 @@ class Side:
     walk: float  # width of the sidewalk
 
     @property
-    def boundary(self):
+    def boundary(self) -> float:
+        """Distance of the houses and gardens."""
         return self.kerb + self.verge + self.walk
 
 
 @dataclass(frozen=True)
 class Street:
+    """A straight street."""
+
     left: Side
     right: Side
-    parking: bool  # cars stand along the right kerb
+    parking: bool  # cars are parked along the right kerb
     tram: bool  # the leftmost lane carries a tram
     lanes: int  # to the left of the camera's
 
     @property
-    def sides(self):
+    def sides(self) -> tuple[Side, Side]:
+        """Both sides, left first."""
         return self.left, self.right
 
 
-def plan_street(rng):
+def plan_street(rng: Generator) -> Street:
+    """Return a random street."""
     parking, tram = rng.random() < 0.6, rng.random() < 0.7
     lanes = 2 if tram else int(rng.integers(1, 3))
     kerbs = (LANE * (lanes + 0.5) + 0.3, LANE / 2 + (2.5 if parking else 0.3))
@@ -65,9 +74,9 @@ def plan_street(rng):
     return Street(left, right, parking, tram, lanes)
 
 
-def populate(street, rng):
-    """All the things on road and sidewalks, none within another."""
-    things = []
+def populate(street: Street, rng: Generator) -> list[Thing]:
+    """Return the things on road and sidewalks; no two overlap."""
+    things: list[Thing] = []
     for thing in [
         *_traffic(street, rng),
         *_posts(street, rng),
@@ -80,20 +89,20 @@ def populate(street, rng):
     return things
 
 
-def _collide(one, other, gap=0.25):
+def _collide(one: Thing, other: Thing, gap: float = 0.25) -> bool:
     (x0, z0), (x1, z1) = _reach(one), _reach(other)
     beside = abs(one.place.x - other.place.x) < x0 + x1 + gap
     return beside and abs(one.place.z - other.place.z) < z0 + z1 + gap
 
 
-def _reach(thing):
-    """Half the extent along x and along z."""
+def _reach(thing: Thing) -> tuple[float, float]:
+    """Return half the extent along x and along z."""
     length, width, _ = thing.size
     c, s = abs(np.cos(thing.place.heading)), abs(np.sin(thing.place.heading))
     return (length * s + width * c) / 2, (length * c + width * s) / 2
 
 
-def _traffic(street, rng):
+def _traffic(street: Street, rng: Generator) -> list[Thing]:
     heavy = [kind for kind in ("truck", "bus") if rng.random() < 0.7]
     rng.shuffle(heavy)
     lead = heavy.pop() if heavy and rng.random() < 0.35 else "car"
@@ -112,8 +121,8 @@ def _traffic(street, rng):
     return things
 
 
-def _queue(rng, x, heading, start, kinds, gap=6.0):
-    """Vehicles behind each other in a lane, the first one's near end at `start`."""
+def _queue(rng: Generator, x: float, heading: float, start: float, kinds: list[str], gap: float = 6.0) -> list[Thing]:
+    """Return vehicles behind each other in a lane, of which the first begins at `start`."""
     things = []
     for kind in kinds:
         draw, size = TRAFFIC[kind]
@@ -123,7 +132,7 @@ def _queue(rng, x, heading, start, kinds, gap=6.0):
     return things
 
 
-def _two_wheelers(street, rng):
+def _two_wheelers(street: Street, rng: Generator) -> list[Thing]:
     things = []
     for kind in ("bicycle", "motorcycle"):
         if rng.random() < 0.8:
@@ -137,7 +146,7 @@ def _two_wheelers(street, rng):
     return things
 
 
-def _ridden(street, rng, kind):
+def _ridden(street: Street, rng: Generator, kind: str) -> Thing:
     if rng.random() < 0.6:  # crossing, or turning
         return _wheeler(
             rng.uniform(-4.5, 2.0), rng.uniform(6, 9.5), rng.choice((-1, 1)) * rng.uniform(1.1, 2.0), kind, True
@@ -145,12 +154,12 @@ def _ridden(street, rng, kind):
     return _wheeler(rng.choice((-1.1, 1.1)) + rng.uniform(-0.3, 0.3), rng.uniform(5.5, 9), 0.0, kind, True)
 
 
-def _wheeler(x, z, heading, kind, ridden, y=0.0):
+def _wheeler(x: float, z: float, heading: float, kind: str, ridden: bool, y: float = 0.0) -> Thing:
     draw = partial(figures.draw_two_wheeler, kind=kind, ridden=ridden)
     return Thing(Place(x, z, heading, y), draw, (1.9, 0.5, 1.8 if ridden else 1.1))
 
 
-def _people(street, rng):
+def _people(street: Street, rng: Generator) -> list[Thing]:
     things = []
     for _ in range(rng.integers(4, 9)):
         side = street.sides[rng.integers(2)]
@@ -161,13 +170,13 @@ def _people(street, rng):
     return things
 
 
-POSTS = (  # draw, height, how many on a side at least and at most, distances from, to
+POSTS = (  # draw, height, smallest and largest number per side, range of distances
     (furniture.draw_sign, 2.8, 1, 2, (7, 14)),
     (furniture.draw_traffic_light, 3.4, 0, 1, (7.5, 13)),
 )
 
 
-def _posts(street, rng):
+def _posts(street: Street, rng: Generator) -> list[Thing]:
     things = []
     for side in street.sides:
         x = side.sign * (side.kerb + 0.55)
@@ -179,7 +188,7 @@ def _posts(street, rng):
     return things
 
 
-def _furniture(street, rng):
+def _furniture(street: Street, rng: Generator) -> list[Thing]:
     things = []
     for side in street.sides:
         x = side.sign * (side.kerb + 0.55)
@@ -196,5 +205,5 @@ def _furniture(street, rng):
     return things
 
 
-def _post(x, z, draw, height):
+def _post(x: float, z: float, draw: Draw, height: float) -> Thing:
     return Thing(Place(x, z, 0, KERB), draw, (0.25, 0.25, height))

@@ -1,9 +1,16 @@
-"""Cars, trucks, buses and trams, each `draw(canvas, place, rng)`."""
+"""Cars, trucks, buses and trams."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
+from numpy.random import Generator
 
-from datasets.streetscenes.solids import box, loft, panel, wheels
-from datasets.streetscenes.textures import cell_hash, glass, noise, paint, plain, tint
+from datasets.streetscenes.canvas import Canvas
+from datasets.streetscenes.solids import Place, box, loft, panel, wheels
+from datasets.streetscenes.textures import Material, Numbers, cell_hash, glass, noise, paint, plain, tint
+
+T = TypeVar("T")
 
 CAR_COLOURS = (
     (0.85, 0.85, 0.86), (0.62, 0.64, 0.66), (0.10, 0.10, 0.12), (0.60, 0.07, 0.08), (0.10, 0.18, 0.45),
@@ -25,12 +32,15 @@ TAIL_LAMP = plain((0.85, 0.05, 0.04))
 HEAD_LAMP = plain((1.1, 1.1, 1.0))
 
 
-def pick(rng, table):
-    return table[rng.integers(len(table))]
+def pick(rng: Generator, table: Sequence[T]) -> T:
+    """Return a random entry of a table."""
+    return table[int(rng.integers(len(table)))]
 
 
-def end_panels(canvas, place, label, rows):
-    """Rectangles on front or rear: rows (along, |b| from, |b| to, bottom, top, material), mirrored to both sides."""
+def end_panels(
+    canvas: Canvas, place: Place, label: str, rows: Iterable[tuple[float, float, float, float, float, Material]]
+) -> None:
+    """Paint rectangles (along, |b| from, |b| to, bottom, top, material) on front or rear, mirrored to both sides."""
     for along, inner, outer, low, high, material in rows:
         for sign in (-1, 1):
             b0, b1 = sorted((sign * inner, sign * outer))
@@ -43,12 +53,13 @@ def end_panels(canvas, place, label, rows):
             )
 
 
-def seen_end(place):
-    """+1 where the camera sees the front, -1 where it sees the rear."""
+def seen_end(place: Place) -> int:
+    """Return 1 if the camera sees the front, -1 if it sees the rear."""
     return 1 if -(place.x * np.sin(place.heading) + place.z * np.cos(place.heading)) > 0 else -1
 
 
-def draw_car(canvas, place, rng):
+def draw_car(canvas: Canvas, place: Place, rng: Generator) -> None:
+    """Draw a car of a random shape."""
     length, belt, roof, rear_foot, rear_top, front_top, front_foot = pick(rng, CAR_SHAPES)
     skin, end, half = paint(np.array(pick(rng, CAR_COLOURS)) * rng.uniform(0.9, 1.1)), length / 2, 0.9
     loft(canvas, place, box(-end + 0.1, end - 0.1, 0.16, 0.4, half - 0.05), "car", DARK)
@@ -71,6 +82,7 @@ def draw_car(canvas, place, rng):
     ]
     loft(canvas, place, [(a, y, half) for a, y in body], "car", _car_doors(skin, end + front_top))
     wheels(canvas, place, (-end + 0.85, end - 0.85), 0.34, half, "car")
+    rows: tuple[tuple[float, float, float, float, Material], ...]
     if seen_end(place) < 0:
         rows = (
             (0.55, 0.88, 0.68, belt - 0.16, TAIL_LAMP),
@@ -82,18 +94,18 @@ def draw_car(canvas, place, rng):
     end_panels(canvas, place, "car", [(seen_end(place) * (end + 0.015), *row) for row in rows])
 
 
-def _car_windows(skin, slope):
+def _car_windows(skin: Material, slope: float) -> Material:
     pane = glass()
 
-    def material(u, v, depth):
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         pillar = (np.abs(u - 1.35) < 0.07) | (v > 0.43) | (np.abs(u - slope * v / 0.5) < 0.12)
         return np.where(pillar[:, None], skin(u, v, depth), pane(u, v, depth))
 
     return material
 
 
-def _car_doors(skin, front):
-    def material(u, v, depth):
+def _car_doors(skin: Material, front: float) -> Material:
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         seam = (np.abs(u - front) < 0.02) | (np.abs(u - front + 1.1) < 0.02) | (np.abs(v - 0.22) < 0.02)
         handle = (np.abs(v - 0.48) < 0.025) & (np.abs((front - u) % 1.1 - 0.85) < 0.1)
         return skin(u, v, depth) * np.where(seam | handle, 0.45, 1)[:, None].astype(np.float32)
@@ -101,12 +113,14 @@ def _car_doors(skin, front):
     return material
 
 
-def livery(colours, windows, doors, mullion):
-    """A bus's or tram's side: two colours, a band of windows (bottom, top), doors (period, width) in metres."""
+def livery(
+    colours: tuple[Numbers, Numbers], windows: tuple[float, float], doors: tuple[float, float], mullion: float
+) -> Material:
+    """Return the side of a bus or tram: two colors, windows (bottom, top) and doors (period, width) in metres."""
     upper, lower = colours
     pane = glass((0.10, 0.13, 0.16))
 
-    def material(u, v, depth):
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         low, high = windows
         body = np.where((v < low * 0.62)[:, None], tint(lower, 0.9 + 0.1 * v), tint(upper, 0.9 + 0.06 * v))
         body = body * (1 + 0.05 * noise(u, v, 8))[:, None]
@@ -121,23 +135,24 @@ def livery(colours, windows, doors, mullion):
     return material
 
 
-def windscreen(colour, low, high, top, edge, width):
-    """A bus's front or rear: glass between `low` and `high`, a destination board below `top`."""
+def windscreen(colour: Numbers, low: float, high: float, top: float, edge: float, width: float) -> Material:
+    """Return the front or rear of a bus: glass between `low` and `high`, a destination board below `top`."""
     pane = glass((0.12, 0.15, 0.18))
 
-    def material(u, v, depth):
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         body = tint(colour, 0.9 + 0.06 * v)
         inside = (u > edge) & (u < width - edge)
         board = inside & (v > high + 0.06) & (v < top)
         letters = board & (cell_hash(np.floor(u * 14), np.floor(v * 14), 2.0) > 0.45) & (np.abs(u - width / 2) < 0.7)
-        body = np.where(board[:, None], np.float32([0.05, 0.05, 0.05]), body)
-        body = np.where(letters[:, None], np.float32([1.2, 0.75, 0.15]), body)
+        body = np.where(board[:, None], np.array([0.05, 0.05, 0.05], np.float32), body)
+        body = np.where(letters[:, None], np.array([1.2, 0.75, 0.15], np.float32), body)
         return np.where((inside & (v > low) & (v < high))[:, None], pane(u, v, depth), body)
 
     return material
 
 
-def draw_bus(canvas, place, rng):
+def draw_bus(canvas: Canvas, place: Place, rng: Generator) -> None:
+    """Draw a bus."""
     colour = np.array(pick(rng, BUS_COLOURS))
     end, half = 5.2, 1.27
     side = livery((colour, colour * 0.75), (0.85, 2.05), (4.1, 1.3), 1.55)
@@ -161,7 +176,8 @@ def draw_bus(canvas, place, rng):
     end_panels(canvas, place, "bus", ((along, 0.75, 1.2, 0.55, 0.85, lamp), (along, 0, 1.25, 0.3, 0.48, RUBBER)))
 
 
-def draw_truck(canvas, place, rng):
+def draw_truck(canvas: Canvas, place: Place, rng: Generator) -> None:
+    """Draw a truck."""
     cab_colour, cargo_colour = np.array(pick(rng, CAR_COLOURS)), np.array(pick(rng, CARGO_COLOURS))
     end, half = rng.uniform(3.4, 4.3), 1.22
     loft(canvas, place, box(-end, end, 0.45, 1.0, half - 0.15), "truck", DARK)
@@ -193,10 +209,10 @@ def draw_truck(canvas, place, rng):
     end_panels(canvas, place, "truck", rows)
 
 
-def _cab_side(skin):
+def _cab_side(skin: Material) -> Material:
     pane = glass()
 
-    def material(u, v, depth):
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         window = (v > 1.05) & (v < 1.9) & (u > 0.55) & (u < 1.65)
         seam = (np.abs(u - 0.5) < 0.03) | (np.abs(u - 1.68) < 0.03)
         skinned = skin(u, v, depth) * np.where(seam, 0.6, 1)[:, None].astype(np.float32)
@@ -205,17 +221,17 @@ def _cab_side(skin):
     return material
 
 
-def _grille(colour):
+def _grille(colour: Numbers) -> Material:
     return lambda u, v, depth: np.where(
         ((v > 0.4) & (v % 0.14 < 0.07))[:, None], np.float32(0.08), tint(colour, 0.9 + 0 * u)
     )
 
 
-def _cargo_side(rng, colour):
+def _cargo_side(rng: Generator, colour: Numbers) -> Material:
     stripe = rng.uniform(0.1, 0.75, 3)
     centre, slant = rng.uniform(1.8, 3.4), rng.uniform(-0.5, 0.5)
 
-    def material(u, v, depth):
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         ribs = 1 + 0.07 * np.sign(np.sin(u * 9)) + 0.06 * noise(u, v, 5)
         logo = (((u - centre) / 1.25) ** 2 + ((v - 1.45) / 0.5) ** 2 < 1) | (np.abs(v - 0.55 - slant * 0.25 * u) < 0.1)
         return np.where(logo[:, None], tint(stripe, ribs), tint(colour, ribs))
@@ -223,19 +239,20 @@ def _cargo_side(rng, colour):
     return material
 
 
-def _cargo_doors(colour):
-    def material(u, v, depth):
+def _cargo_doors(colour: Numbers) -> Material:
+    def material(u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
         seam = (np.abs(u - 1.22) < 0.03) | (np.abs(u - 0.7) < 0.025) | (np.abs(u - 1.74) < 0.025)
         hinge = ((u < 0.12) | (u > 2.32)) & (v % 0.8 < 0.2)
         hazard = (v < 0.22) & (((u + v) % 0.4) < 0.2)
         base = tint(colour, 0.92 - 0.5 * (seam | hinge) + 0.06 * noise(u, v, 6))
-        base = np.where((v < 0.22)[:, None], np.float32([0.9, 0.9, 0.88]), base)
-        return np.where(hazard[:, None], np.float32([0.8, 0.08, 0.06]), base)
+        base = np.where((v < 0.22)[:, None], np.array([0.9, 0.9, 0.88], np.float32), base)
+        return np.where(hazard[:, None], np.array([0.8, 0.08, 0.06], np.float32), base)
 
     return material
 
 
-def draw_tram(canvas, place, rng):
+def draw_tram(canvas: Canvas, place: Place, rng: Generator) -> None:
+    """Draw a tram."""
     colours = pick(rng, TRAM_COLOURS)
     half, end, modules = 1.2, 10.5, 3
     roof = plain((0.55, 0.55, 0.54))

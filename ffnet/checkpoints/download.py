@@ -1,0 +1,137 @@
+"""Download the published checkpoint files, once each, to a cache folder.
+
+No checksums were published. The sha256 of the first download is recorded beside the file and checked ever after.
+"""
+
+import http.client
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from ffnet.checkpoints.loading import InvalidCheckpointError
+from ffnet.files import sha256_of, write_atomically
+from ffnet.variants import Variant
+
+ZOO = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"
+RELEASES = "https://github.com/Qualcomm-AI-research/FFNet/releases/download/models/"
+ATTEMPTS = 3
+PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
+TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
+
+
+def default_cache_dir() -> Path:
+    """Return the folder `ffnet` in torch hub's own, which TORCH_HOME moves."""
+    return Path(torch.hub.get_dir()) / "ffnet"
+
+
+def published_file(variant: Variant) -> tuple[str, str]:
+    """Return the address and the file name of a variant's weights: the model zoo's file, or the FFNet release zip.
+
+    Raises:
+        InvalidCheckpointError: if no weights were published, as for the demo's variants.
+    """
+    if variant.is_demo:
+        raise InvalidCheckpointError(
+            f"{variant.name}: no weights were published for the demo's model. Add --checkpoint."
+        )
+    if variant.published.int8 is not None:
+        name = f"prepared_{variant.name}.pth"
+        return ZOO + name, name
+    name = variant.release_file.split("/")[0] + ".zip"
+    return RELEASES + name, name
+
+
+def download_published(variant: Variant, cache_dir: Path) -> Path:
+    """Return the path of a variant's published file in `cache_dir`; download it if it is not there yet.
+
+    Raises:
+        InvalidCheckpointError: if it cannot be downloaded, or is no longer the file of the first download.
+    """
+    url, name = published_file(variant)
+    path = Path(cache_dir) / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # another process may be downloading the same file
+            if path.exists():
+                check_sha256(path, path)
+            else:
+                download(url, path)
+    except OSError as error:
+        raise InvalidCheckpointError(
+            f"{path}: the file cannot be written or read ({error}). Name another --cache-dir."
+        ) from error
+    return path
+
+
+def download(url: str, path: Path) -> None:
+    """Download a file, with several attempts, so that `path` exists only if it is whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        for attempt in range(ATTEMPTS):
+            try:
+                download_once(url, temporary)
+                break
+            except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
+                client_error = isinstance(error, urllib.error.HTTPError) and error.code < 500
+                if client_error or attempt == ATTEMPTS - 1:
+                    raise InvalidCheckpointError(
+                        f"{url}: the file cannot be downloaded ({getattr(error, 'reason', None) or error}). Download "
+                        f"it where there is a network and put it at {path}, or name it with --checkpoint."
+                    ) from error
+                time.sleep(PAUSE * 2**attempt)
+        check_sha256(temporary, path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def download_once(url: str, path: Path) -> None:
+    """Download a zip file in one attempt.
+
+    Raises:
+        OSError, HTTPException, BadZipFile or zlib.error: if the connection broke; another attempt may succeed.
+        InvalidCheckpointError: if the server sent an HTML page instead.
+    """
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
+        length = response.headers.get("Content-Length")
+        total = int(length) if length else None
+        first = response.read(2**20)
+        if response.headers.get_content_type() == "text/html" or first.lstrip().startswith(b"<"):
+            raise InvalidCheckpointError(
+                f"{url}: the server sent an HTML page instead of the file. Open the address in a browser, or name a "
+                "file with --checkpoint."
+            )
+        with tqdm.wrapattr(
+            file, "write", total, desc=path.name, disable=None
+        ) as target:  # shows progress on a terminal
+            target.write(first)
+            shutil.copyfileobj(response, target, 2**20)
+        if total is not None and file.tell() != total:
+            raise OSError(f"{file.tell()} of {total} bytes arrived")
+    with zipfile.ZipFile(path) as archive:  # both published forms are zip files
+        damaged = archive.testzip()
+    if damaged:
+        raise OSError(f"{damaged} arrived damaged")
+
+
+def check_sha256(file: Path, path: Path) -> None:
+    """Compare the sha256 of `file` with the one that is recorded for `path`, or record it."""
+    record = path.with_name(path.name + ".sha256")
+    sha256 = sha256_of(file)
+    if not record.exists():
+        write_atomically(record, f"{sha256}  {path.name}\n")
+    recorded = " ".join(record.read_text().split()[:1])
+    if recorded != sha256:
+        raise InvalidCheckpointError(
+            f"{path}: its sha256 is {sha256}, but {record.name} has {recorded or 'nothing'} from the first download. "
+            "If you trust the new file, delete both and start again."
+        )

@@ -1,0 +1,129 @@
+"""Match a checkpoint with a variant, and build the network with the checkpoint's tensors."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffnet.checkpoints.unpickling import CheckpointContents, CheckpointProblem
+from ffnet.model import FFNet, remove_batch_norms
+from ffnet.variants import VARIANTS, Published, Variant
+
+SMOOTHING_SHAPE = (3, 1, 5, 5)
+SHOWN_KEYS = 3
+# What the Gaussian layer does that its class in ffnet.model has no attribute for; a file may hold it as a convolution.
+SMOOTHING = {"kernel_size": 5, "padding": 0, "dilation": 1, "padding_mode": "zeros", "transposed": False}
+
+
+def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
+    """Return the FFNet of `variant`, in eval mode, with a checkpoint's tensors.
+
+    Raises:
+        CheckpointProblem: if keys, shapes, dtypes, values or hyperparameters are not the model's.
+    """
+    state = dict(contents.state_dict)
+    smoothing = state.get("smoothing.weight")
+    if not variant.pre_down and not contents.equalized and smoothing is not None and smoothing.shape == SMOOTHING_SHAPE:
+        del state["smoothing.weight"]  # the file of a pre_down model, whose other weights are this model's
+    model = empty_model(variant, contents.equalized, "smoothing.bias" in state)
+    check_keys(variant, state, model.state_dict(), contents)
+    check_tensors(state, model.state_dict())
+    check_hyperparameters(model, contents.hyperparameters)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def empty_model(variant: Variant, folded: bool, smoothing_bias: bool = False) -> FFNet:
+    """Return an FFNet without memory for its tensors, and without batch norms if they are `folded`."""
+    with torch.device("meta"):
+        model = FFNet(variant)
+        if folded:
+            remove_batch_norms(model)
+            if smoothing_bias and model.smoothing is not None:
+                model.smoothing.bias = torch.zeros(SMOOTHING_SHAPE[0])
+    return model
+
+
+def check_keys(
+    variant: Variant, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], contents: CheckpointContents
+) -> None:
+    """Refuse other keys or shapes than the expected ones, and name the variants that the checkpoint does match."""
+    differences = {
+        "Missing keys": [key for key in expected if key not in state],
+        "Unexpected keys": [key for key in state if key not in expected],
+        "Other shapes": [
+            f"{key} {list(state[key].shape)} instead of {list(expected[key].shape)}"
+            for key in expected
+            if key in state and state[key].shape != expected[key].shape
+        ],
+    }
+    if not any(differences.values()):
+        return
+    names = " and ".join(matching_variants(contents.state_dict, contents.equalized))
+    details = " ".join(f"{what}: {shortened(keys)}." for what, keys in differences.items() if keys)
+    raise CheckpointProblem(
+        f"this checkpoint does not match {variant.name}; it matches {names or 'no FFNet variant'}. {details[:-1]}",
+        "Name its model with --model-name, or name another checkpoint." if names else "Name another checkpoint.",
+    )
+
+
+def shortened(keys: list[str]) -> str:
+    """Return the first keys of a list, and how many more there are."""
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return ", ".join(key[:80] for key in keys[:SHOWN_KEYS]) + more
+
+
+def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse a tensor of another dtype than the expected one, and one that holds NaN or infinity."""
+    for key, tensor in state.items():
+        if tensor.dtype != expected[key].dtype:
+            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected[key].dtype))
+            raise CheckpointProblem(f"{key} is {found}, not {wanted}", "Convert the checkpoint.")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointProblem(f"{key} holds NaN or infinity", "Name another checkpoint, or download it again.")
+
+
+def check_hyperparameters(model: nn.Module, hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a layer of a pickled module that has other hyperparameters than the model's."""
+    layers = dict(model.named_modules())
+    for path in hyperparameters.keys() & layers.keys():
+        for name, value in hyperparameters[path].items():
+            expected = getattr(layers[path], name, SMOOTHING.get(name) if path == "smoothing" else None)
+            if expected is not None and as_pair(value) != as_pair(expected):
+                raise CheckpointProblem(
+                    f"{path} has {name} {value}, but the model's is {expected}",
+                    "Name the model that it was trained as, or another checkpoint.",
+                )
+
+
+def as_pair(value: Any) -> tuple[Any, ...]:
+    """Return (height, width) of a hyperparameter that may be one number for both."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def matching_variants(state: Mapping[str, Tensor], equalized: bool) -> list[str]:
+    """Return the names of the variants that have the keys and shapes of `state`.
+
+    If the file holds a smoothing kernel, pre_down variants come first; their siblings without pre_down follow, unless
+    the file is equalized, because equalization may have rescaled the kernel.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if not key.startswith("smoothing.")}
+    smoothed = "smoothing.weight" in state
+    names = [name for name, variant in VARIANTS.items() if shapes == shapes_of(without_details(variant), equalized)]
+    pre_down = [name for name in names if VARIANTS[name].pre_down and smoothed]
+    plain = [name for name in names if not VARIANTS[name].pre_down and not (smoothed and equalized)]
+    return pre_down + plain
+
+
+def without_details(variant: Variant) -> Variant:
+    """Return a variant without what changes no tensor, so that variants with the same tensors are built once."""
+    return replace(variant, name="", upsampling="nearest", pre_down=False, release_file="", published=Published())
+
+
+@functools.cache
+def shapes_of(variant: Variant, folded: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a variant."""
+    return {key: tuple(tensor.shape) for key, tensor in empty_model(variant, folded).state_dict().items()}

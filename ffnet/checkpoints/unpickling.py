@@ -1,0 +1,413 @@
+"""Safe unpickling: read a state_dict or a whole pickled module, without running anything that the file contains.
+
+torch's restricted unpickler (`weights_only=True`) does the reading. It is given a stub for each class or function that
+a published file names. Three checks come first, because torch has no such bounds of its own: the zip holds plain
+records with correct checksums, the pickle imports only names that published files import, and it combines them only in
+the way that `torch.save` does.
+"""
+
+import io
+import pickle
+import pickletools
+import re
+import threading
+import zipfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+MAX_BYTES = 400 * 2**20  # of a checkpoint; the largest published one has 378 MiB
+MAX_RECORD = 64 * 2**20  # bytes of one storage; the largest convolution of any variant has 9 MiB
+MAX_PICKLE = 2**20  # bytes; published files have at most 250 kB
+MAX_RECORDS = 20_000  # of a zip
+MAX_OPCODES = 200_000  # of a pickle; published files have at most 65,000
+MAX_NAMES = 64  # that a pickle imports; published files have at most 18
+MAX_NESTING = 64  # times that GRAMMAR is applied; the deepest published file takes 18
+MAX_MODULES = 20_000  # visited; a module that has two names is visited twice
+MAX_DEPTH = 32  # of modules in modules
+MAX_MEMBERS = 2_000  # of one module; the flat root of a traced network has some hundred
+MAX_NAME = 200  # characters of one name in a key
+MAX_TENSORS = 20_000
+MAX_DIMS = 4  # of a tensor: a convolution's weight
+MAX_SHARED = 2**20  # bytes that tensors may claim beyond the size of the file: shared storage counts once per tensor
+
+SAVE_AGAIN = (
+    "Load it where its classes are installed, if you trust its source, and save it with "
+    "torch.save(model.state_dict(), 'weights.pth')."
+)
+SAVE_ALONE = "If the file is a training checkpoint with a state_dict inside it, save the state_dict alone."
+DOWNLOAD_AGAIN = "Download it again, or ask its owner for a state_dict."
+ZIP_ENTRY = b"PK\1\2"  # begins each entry of a zip's directory
+RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder|\.[\w/]+")  # those with a dot in front are not needed
+HYPERPARAMETERS = {  # that a state_dict does not carry
+    "Conv2d": ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"),
+    "GaussianConv2D": ("stride", "groups", "padding", "dilation"),
+    "BatchNorm2d": ("eps",),
+    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+}
+
+FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
+ORDERED_DICT = "collections.OrderedDict"
+SET = re.compile(r"(__builtin__|builtins)\.set")
+TORCH_NAMES = re.compile(  # what torch's unpickler provides itself
+    r"torch\._utils\._rebuild_(parameter|tensor_v2)"
+    r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+    rf"|collections\.OrderedDict|{SET.pattern}"
+)
+STUB_NAMES = re.compile(
+    r"torch\.fx\.graph_module\.reduce_graph_module"
+    r"|torch\.nn\.modules\.(module\.Module|conv\.Conv2d|batchnorm\.BatchNorm2d|activation\.ReLU"
+    r"|linear\.(Identity|Linear)|container\.(Sequential|ModuleList)|pooling\.MaxPool2d)"
+    r"|aimet_torch\.elementwise_ops\.(Add|Concat|Interpolate)"
+    r"|(__main__|(models|ffnet)(\.\w+)*)\.[A-Z]\w*|[\w.]+\.GaussianConv2D"  # FFNet's own classes: their paths differ
+    r"|(__builtin__|builtins)\.getattr|torch\._C\._VariableFunctionsClass"
+)
+
+# The opcodes that torch.save writes, each as one character: T text, N number or None, [ list, { dictionary, 0 1 2 3 )
+# tuples, a A s U items, C call, b state, P persistent id. GLOBAL is G for a name, but D for OrderedDict and S for set.
+OPCODES = {
+    "BINUNICODE": "T", "NONE": "N", "NEWTRUE": "N", "NEWFALSE": "N", "BINFLOAT": "N", "BININT": "N", "BININT1": "N",
+    "BININT2": "N", "LONG1": "N", "GLOBAL": "G", "MARK": "(", "EMPTY_LIST": "[", "APPEND": "a", "APPENDS": "A",
+    "EMPTY_DICT": "{", "SETITEM": "s", "SETITEMS": "U", "EMPTY_TUPLE": "0", "TUPLE1": "1", "TUPLE2": "2",
+    "TUPLE3": "3", "TUPLE": ")", "NEWOBJ": "C", "REDUCE": "C", "BUILD": "b", "BINPERSID": "P", "PROTO": "", "STOP": ".",
+    "BINPUT": "", "LONG_BINPUT": "", "BINGET": "", "LONG_BINGET": "",
+}  # fmt: skip
+ANY = "[TNG0OML]"  # one complete value; O is any object, M a new dictionary, L a new list
+# Each expression of complete values, and the value that it makes. A pickle that reduces to one value calls only names,
+# hashes only constants, which are not nested, and copies nothing that it could name again with a few bytes. torch's
+# unpickler would else overflow the stack for a deeply nested key, or copy one large list for each of many sets.
+GRAMMAR = {
+    r"\(TGTTN{1,2}\)P": "O",  # a storage: ("storage", type, key, device, size) and, before torch 1.6, None
+    r"S\[(\(T*A|Ta)*1C": "O",  # a set of texts
+    r"\{|D0C": "M",
+    rf"M(\(([TN]{ANY})*U|[TN]{ANY}s)": "M",
+    r"\[": "L",
+    rf"L(\({ANY}*A|{ANY}a)": "L",
+    rf"(\({ANY}*\)|{ANY}1|{ANY}{{2}}2|{ANY}{{3}}3)(?!C)": "O",
+    rf"G(0|\({ANY}*\)|{ANY}1|{ANY}{{2}}2|{ANY}{{3}}3)C": "O",
+    "[OM]Mb": "O",
+}
+LOCK = threading.Lock()  # torch's list of safe globals belongs to the whole process
+
+
+class CheckpointProblem(Exception):
+    """What is wrong with a checkpoint and what to do; `ffnet.checkpoints.loading` adds the name of the file."""
+
+    def __init__(self, problem: str, remedy: str = SAVE_AGAIN) -> None:
+        super().__init__(f"{problem}. {remedy}")
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """What a checkpoint file holds."""
+
+    form: str  # "state_dict", "module", "prepared", "equalized", "safetensors" or "release"
+    state_dict: dict[str, Tensor]  # contiguous tensors on the CPU
+    hyperparameters: dict[str, dict[str, Any]] = field(default_factory=dict)  # per layer of a pickled module
+    names: tuple[str, ...] = ()  # Python names that the file imports
+    code: tuple[str, ...] = ()  # Python text that loading the file without `weights_only` would run
+
+    @property
+    def equalized(self) -> bool:
+        """Whether batch norms are folded into the convolutions, as cross-layer equalization leaves them."""
+        return not any(key.endswith(".running_var") for key in self.state_dict)
+
+
+class Stub:
+    """Stands in for a class or function that a file names; it only holds what it is given."""
+
+    __slots__ = ("args", "state")
+    name = ""
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any) -> "Stub":
+        """Hold the arguments; pickles that create objects do not call `__init__`."""
+        self = object.__new__(cls)
+        self.args, self.state = args, None
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def quoted(key: object) -> str:
+    """Return a short text for a key that comes from a file."""
+    return repr(key[:80]) if isinstance(key, str) else f"a {type(key).__name__}"
+
+
+def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
+    """Read a file that torch 1.6 or later saved, and close the stream.
+
+    Raises:
+        CheckpointProblem: if a check fails. torch and zipfile raise errors of other types for broken files.
+    """
+    size = len(stream.getbuffer())
+    check_zip_entries(stream)
+    copy = io.BytesIO()
+    # torch gets a copy, because its reader may find another directory in the same bytes than zipfile does.
+    with zipfile.ZipFile(stream) as archive, zipfile.ZipFile(copy, "w") as checked:
+        records = checked_records(archive, size)
+        pickled = io.BytesIO(archive.read(records["data.pkl"]))
+        for name, info in records.items():
+            checked.writestr(f"archive/{name}", archive.read(info))  # read() compares the checksum
+    stream.close()  # a large file would otherwise be in memory three times
+    names = check_pickle(pickled)
+    if pickled.read(1):
+        raise CheckpointProblem("this file has bytes behind the end of its pickle", DOWNLOAD_AGAIN)
+    copy.seek(0)
+    return contents_of(load_restricted(copy, names), names, size + MAX_SHARED)
+
+
+def read_legacy_format(stream: io.BytesIO) -> CheckpointContents:
+    """Read a state_dict that torch before 1.6 saved: four pickles, a fifth with the storages' keys, and the storages.
+
+    Raises:
+        CheckpointProblem: if a check fails. A whole module is refused, because torch reads it only by running its code.
+    """
+    size = len(stream.getbuffer())
+    head = io.BytesIO(stream.read(MAX_PICKLE))
+    try:
+        names = tuple(dict.fromkeys(name for _ in range(5) for name in check_pickle(head)))
+        if not all(TORCH_NAMES.fullmatch(name) for name in names):
+            raise CheckpointProblem("this file imports classes")
+    except CheckpointProblem as problem:
+        reason = str(problem).removesuffix(f". {SAVE_AGAIN}")
+        raise CheckpointProblem(f"{reason}; it may be a whole module in the format of torch before 1.6") from problem
+    stream.seek(0)
+    root = load_restricted(stream, names)
+    if stream.read(1):
+        raise CheckpointProblem("this file has bytes behind its last storage", DOWNLOAD_AGAIN)
+    stream.close()
+    return contents_of(root, names, size + MAX_SHARED)
+
+
+def check_zip_entries(stream: IO[bytes]) -> None:
+    """Refuse a zip with more records than any checkpoint, before zipfile holds them all; rewind the stream."""
+    stream.seek(0)
+    entries = sum(chunk.count(ZIP_ENTRY) for chunk in iter(lambda: stream.read(2**20), b""))
+    stream.seek(0)
+    if entries > MAX_RECORDS:
+        raise CheckpointProblem(f"this zip has {entries} records, more than {MAX_RECORDS}", DOWNLOAD_AGAIN)
+
+
+def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Return the records of a torch zip of `size` bytes that torch reads, by their names without the top folder."""
+    infos = archive.infolist()
+    folder = infos[0].filename.split("/")[0] + "/" if infos else ""
+    records = {info.filename.removeprefix(folder): info for info in infos}
+    unknown = [quoted(name) for name in records if not RECORDS.fullmatch(name)]
+    problems = {
+        "has two records of one name": len(records) < len(infos),
+        "has a record of more bytes than any layer": any(info.file_size > MAX_RECORD for info in infos),
+        "has a compressed or encrypted record, which torch.save never writes": any(
+            info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size
+            for info in infos
+        ),
+        "has records that claim more bytes than the file has": sum(info.file_size for info in infos) > size,
+        f"has a record {', '.join(unknown[:1])}, which no checkpoint has (TorchScript is not supported)": unknown,
+        f"has no data.pkl of at most {MAX_PICKLE} bytes": "data.pkl" not in records
+        or records["data.pkl"].file_size > MAX_PICKLE,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise CheckpointProblem(f"this zip {problem}", DOWNLOAD_AGAIN)
+    return {name: info for name, info in records.items() if not name.startswith(".")}
+
+
+def check_pickle(stream: io.BytesIO) -> tuple[str, ...]:
+    """Return the names that the pickle at the stream's position imports, and move the position behind the pickle.
+
+    Raises:
+        CheckpointProblem: if it has opcodes, names or a structure that torch.save does not write for a checkpoint.
+    """
+    codes: list[str] = []
+    memo: dict[Any, str] = {}
+    names: dict[str, None] = {}
+    for opcode, arg, _ in pickletools.genops(stream):
+        if opcode.name not in OPCODES or (opcode.name == "PROTO" and arg != 2):
+            used = f"pickle protocol {arg}" if opcode.name == "PROTO" else f"the pickle opcode {opcode.name}"
+            raise CheckpointProblem(f"this file uses {used}, which torch.save does not use")
+        code = OPCODES[opcode.name]
+        if opcode.name == "GLOBAL":
+            name = str(arg).replace(" ", ".", 1)
+            names[name] = None
+            code = "D" if name == ORDERED_DICT else "S" if SET.fullmatch(name) else "G"
+        elif "BINPUT" in opcode.name:
+            memo[arg] = codes[-1] if codes[-1] in "TNGDS" else "O"
+        elif "BINGET" in opcode.name:
+            code = memo[arg]
+        codes.extend(code)
+        if len(codes) > MAX_OPCODES:
+            raise CheckpointProblem("the pickle in this file is longer than any published one")
+    check_names(names)
+    check_structure("".join(codes))
+    return tuple(names)
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse names that no published checkpoint imports."""
+    if len(names) > MAX_NAMES:
+        raise CheckpointProblem(f"this file imports {len(names)} names, more than any published one")
+    for name in names:
+        if not STUB_NAMES.fullmatch(name) and not TORCH_NAMES.fullmatch(name):
+            raise CheckpointProblem(f"this file imports {name}, which no published checkpoint does")
+
+
+def check_structure(codes: str) -> None:
+    """Refuse a pickle whose opcodes do not reduce to one value by GRAMMAR."""
+    for _ in range(MAX_NESTING):
+        for expression, value in GRAMMAR.items():
+            codes = re.sub(expression, value, codes)
+        if codes in ("N.", "O.", "M.", "L."):
+            return
+    raise CheckpointProblem("the pickle in this file is not structured like a checkpoint's")
+
+
+def load_restricted(stream: io.BytesIO, names: tuple[str, ...]) -> Any:
+    """Return the root object that torch's restricted unpickler reads, with a stub for each name it does not know."""
+    stubs: list[Any] = [
+        (type("Stub", (Stub,), {"__slots__": (), "name": name}), re.sub("^__builtin__", "builtins", name))
+        for name in names
+        if not TORCH_NAMES.fullmatch(name)
+    ]
+    with LOCK:
+        others = torch.serialization.get_safe_globals()
+        try:
+            # aimet_torch registers 83 safe globals; one of them lets a file open any path.
+            torch.serialization.clear_safe_globals()
+            with torch.serialization.safe_globals(stubs):
+                return torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's text is long and suggests running the file's code
+            reason = str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()
+            raise CheckpointProblem(f"torch refuses the pickle of this file ({reason})", DOWNLOAD_AGAIN) from error
+        finally:
+            torch.serialization.add_safe_globals(others)
+
+
+def contents_of(root: Any, names: tuple[str, ...], max_bytes: int) -> CheckpointContents:
+    """Return the contents of a loaded file, whose tensors may claim `max_bytes` together."""
+    tensors = TensorCollector(max_bytes)
+    if isinstance(root, dict):  # dict.items, because an OrderedDict from a file may have an attribute `items`
+        nested = [key for key, value in dict.items(root) if isinstance(value, dict)]
+        if nested:
+            raise CheckpointProblem(f"the entry {quoted(nested[0])} is a dictionary, not a tensor", SAVE_ALONE)
+        state_dict = {checked_key(key): tensors.collect(key, tensor) for key, tensor in dict.items(root)}
+        return CheckpointContents("state_dict", state_dict, names=names)
+    if not isinstance(root, Stub):
+        raise CheckpointProblem(f"this file holds a {type(root).__name__}, not a state_dict or a module")
+    state_dict, hyperparameters = collect_module(root, tensors)
+    body = module_state(root, "")
+    code = tuple(text for text in (*root.args[1:], body.get("_code")) if isinstance(text, str))
+    form = "prepared" if root.name == FX_MODULE else "module"
+    contents = CheckpointContents(form, state_dict, hyperparameters, names, code)
+    return replace(contents, form="equalized") if form == "prepared" and contents.equalized else contents
+
+
+def checked_key(key: object) -> str:
+    """Return a key if it is a text of reasonable length."""
+    if not isinstance(key, str) or len(key) > MAX_NAME:
+        raise CheckpointProblem(f"the key {quoted(key)} is not a text of at most {MAX_NAME} characters", SAVE_ALONE)
+    return key
+
+
+class TensorCollector:
+    """Checks a file's tensors and gives each memory of its own, up to `max_bytes` together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes_left = max_bytes
+        self.count = 0
+        self.owned: set[int] = set()  # addresses of storages that belong to one collected tensor alone
+
+    def collect(self, key: object, tensor: Any) -> Tensor:
+        """Return a plain CPU tensor as a contiguous tensor with memory of its own.
+
+        Raises:
+            CheckpointProblem: if it is no such tensor, or claims more elements than the file holds.
+        """
+        plain = type(tensor) in (Tensor, torch.nn.Parameter)
+        if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            kind = getattr(tensor, "name", type(tensor).__name__)
+            raise CheckpointProblem(f"the entry {quoted(key)} is not a plain tensor but: {kind}")
+        if tensor.dim() > MAX_DIMS or tensor.is_conj() or tensor.is_neg():
+            raise CheckpointProblem(f"the tensor {quoted(key)} is of a kind that no network needs")
+        storage, axes = tensor.untyped_storage(), zip(tensor.shape, tensor.stride(), strict=True)
+        extent = tensor.storage_offset() + sum((size - 1) * stride for size, stride in axes) + 1
+        if tensor.numel() and max(extent, tensor.numel()) * tensor.element_size() > storage.nbytes():
+            raise CheckpointProblem(f"the tensor {quoted(key)} is larger than its storage", DOWNLOAD_AGAIN)
+        self.count += 1
+        self.bytes_left -= tensor.nbytes
+        if self.bytes_left < 0 or self.count > MAX_TENSORS:
+            raise CheckpointProblem("the tensors claim more bytes than the file has, or are too many")
+        if tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self.owned:
+            self.owned.add(storage.data_ptr())
+            return tensor.detach()
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def module_state(module: Any, path: str) -> dict[Any, Any]:
+    """Return the attributes of a pickled module."""
+    if not isinstance(module, Stub):
+        raise CheckpointProblem(f"the entry {quoted(path)} is not a module but: {type(module).__name__}")
+    state = module.args[0] if module.name == FX_MODULE and module.args else module.state
+    if not isinstance(state, dict):
+        raise CheckpointProblem(f"the module {quoted(path)} has no attributes")
+    return dict(dict.items(state))
+
+
+def collect_module(root: Stub, collector: TensorCollector) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Return the state_dict, in torch's own order, and the hyperparameters per layer of a pickled module."""
+    tensors: dict[str, Tensor] = {}
+    hyperparameters = {}
+    visits = 0
+    pending: list[tuple[str, Any, int]] = [("", root, 0)]  # prefix of the keys, module, depth
+    while pending:
+        prefix, module, depth = pending.pop()
+        visits += 1
+        if depth > MAX_DEPTH or visits > MAX_MODULES:
+            raise CheckpointProblem("the modules are nested too deeply, or are too many")
+        state = module_state(module, prefix[:-1])
+        for name, tensor in own_tensors(module, state):
+            if prefix + name in tensors:
+                raise CheckpointProblem(f"{quoted(prefix + name)} is a parameter as well as a buffer")
+            tensors[prefix + name] = collector.collect(prefix + name, tensor)
+        wanted = HYPERPARAMETERS.get(module.name.split(".")[-1], ())
+        if wanted:
+            hyperparameters[prefix[:-1]] = {name: checked_value(state[name]) for name in wanted if name in state}
+        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in members(state, "_modules")]
+        pending.extend(reversed(children))
+    return tensors, hyperparameters
+
+
+def own_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of a module's own parameters and persistent buffers."""
+    yield from members(state, "_parameters")
+    not_persistent = state.get("_non_persistent_buffers_set", ())
+    if not isinstance(not_persistent, (set, tuple)):
+        raise CheckpointProblem("a module's _non_persistent_buffers_set is not a set")
+    yield from ((name, tensor) for name, tensor in members(state, "_buffers") if name not in not_persistent)
+    if module.name.endswith(".GaussianConv2D"):  # its kernel may also be an attribute, neither parameter nor buffer
+        yield from ((name, state[name]) for name in ("weight", "bias") if isinstance(state.get(name), Tensor))
+
+
+def members(state: dict[Any, Any], kind: str) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values in a module's dictionary `kind`, without those that are None."""
+    held = state.get(kind, {})
+    if not isinstance(held, dict) or len(held) > MAX_MEMBERS:
+        raise CheckpointProblem(f"a module's {kind} are not a dictionary of at most {MAX_MEMBERS} members")
+    for name, value in dict.items(held):
+        if not name or "." in checked_key(name):
+            raise CheckpointProblem(f"a module has a member {quoted(name)}; names have no dot")
+        if value is not None:
+            yield name, value
+
+
+def checked_value(value: Any) -> Any:
+    """Return a hyperparameter if it is a number, a text or a tuple of them."""
+    items = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(item, (bool, int, float, str)) for item in items):
+        raise CheckpointProblem("a hyperparameter is neither a number nor a text")
+    return value

@@ -1,0 +1,164 @@
+"""The command line, parsed into a Config and checked for every error that can be found without importing torch."""
+
+import argparse
+import itertools
+import os
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ffnet.config import Config, DataConfig, ModelConfig, OutputConfig, QuantizationConfig, RuntimeConfig
+from ffnet.errors import UserError
+from ffnet.files import check_output_folder
+from ffnet.onnx.formats import EXPORT_FILES, check_bit_widths
+from ffnet.options import DATASET_VARIABLE, FLAGS, OPTIONS, lookup
+from ffnet.variants import DEMO_VARIANTS
+
+PROGRAM = "ffnet_quanteval.py"
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "quantization": QuantizationConfig,
+    "runtime": RuntimeConfig,
+    "output": OutputConfig,
+}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Config:
+    """Parse the command line (`sys.argv` if None) into a Config.
+
+    Raises:
+        UserError: if an option is wrong, misses another one or contradicts it, or if an input file is missing.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    given = vars(_build_parser().parse_args(argv))
+    config = _build_config(given, shlex.join(["python", PROGRAM, *argv]))
+    if not config.list_models:
+        _check_combinations(set(given), config)
+        _check_images(config)
+        _check_files(config)
+        _check_output(config)
+    return config
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises UserError instead of printing the usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _build_parser() -> _Parser:
+    """Return a parser whose namespace holds only the options that were given, by their target in Config."""
+    parser = _Parser(
+        prog=PROGRAM,
+        usage="%(prog)s [--demo | --dataset-path DIR] [option ...]",
+        description="Measure what quantization does to an FFNet: its mIoU on Cityscapes in FP32 and in INT8.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for title, group in OPTIONS.items():
+        add = parser.add_argument_group(title).add_argument
+        for option in group:
+            add(option.flag, *option.aliases, dest=option.target, help=option.full_help(), **option.settings)
+    return parser
+
+
+def _build_config(given: Mapping[str, Any], command: str) -> Config:
+    """Return the Config of the given options, with the defaults that depend on other options or the environment."""
+    defaults: dict[str, Any] = {"command": command}
+    if given.get("data.demo"):
+        defaults |= {"model.name": DEMO_VARIANTS[0], "output.execute": "model.onnx" not in given}
+    elif os.environ.get(DATASET_VARIABLE):
+        defaults["data.dataset_path"] = Path(os.environ[DATASET_VARIABLE])
+    values: dict[str, dict[str, Any]] = defaultdict(dict)
+    for target, value in (defaults | dict(given)).items():
+        section, _, name = target.rpartition(".")
+        values[section][name] = value
+    return Config(**{name: section(**values[name]) for name, section in SECTIONS.items()}, **values[""])
+
+
+# Options that --onnx excludes: it evaluates one file as it is, on the CPU.
+NEEDS_CHECKPOINT = (
+    "model.name", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
+    "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
+    "data.calibration_split", "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst",
+    "output.sensitivity", "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
+)  # fmt: skip
+# Options that complete encodings already answer.
+ANSWERED_BY_ENCODINGS = (
+    "data.calibration_split", "data.calibration_images", "quantization.quant_scheme", "quantization.param_bw",
+    "quantization.output_bw",
+)  # fmt: skip
+REQUIRES = {  # option -> the option without which it has no effect
+    "quantization.partial_encodings": "quantization.encodings",
+    "output.sensitivity_images": "output.sensitivity",
+    "output.worst": "output.output_dir",
+}
+OUTPUT_FOLDERS = ("output.output_dir", "output.save_predictions", "output.export")
+INPUT_FILES = ("model.checkpoint", "quantization.encodings", "model.onnx")
+
+
+def _check_combinations(given: set[str], config: Config) -> None:
+    """Raise UserError if one of the given options would be ignored."""
+    excluded = [target for target in NEEDS_CHECKPOINT if target in given]
+    if not config.output.execute:
+        excluded = [target for target in excluded if target != "output.execute"]
+    if config.model.onnx and excluded:
+        raise UserError(
+            f"{FLAGS[excluded[0]]} cannot be combined with --onnx, which evaluates one file as it is. Remove it."
+        )
+    if config.model.onnx and config.runtime.use_cuda:
+        raise UserError("--use-cuda cannot be combined with --onnx, which runs on the CPU. Remove it.")
+    for target, required in REQUIRES.items():
+        if target in given and not lookup(config, required):
+            raise UserError(
+                f"{FLAGS[target]} has no effect without {FLAGS[required]}. Add that option, or remove this one."
+            )
+    answered = [target for target in ANSWERED_BY_ENCODINGS if target in given]
+    if config.quantization.encodings and not config.quantization.partial_encodings and answered:
+        raise UserError(
+            f"{FLAGS[answered[0]]} cannot be combined with --encodings, which already determine it. Remove it, or add "
+            "--partial-encodings."
+        )
+
+
+def _check_images(config: Config) -> None:
+    """Raise UserError unless it is clear which images are evaluated."""
+    if config.data.demo and config.data.dataset_path:
+        raise UserError("--demo renders its own images and cannot be combined with --dataset-path. Remove one of them.")
+    if config.data.demo and not config.model.onnx and config.model.name not in DEMO_VARIANTS:
+        names = " and ".join(DEMO_VARIANTS)
+        raise UserError(f"--model-name {config.model.name}: --demo has weights for {names} only. Name one of these.")
+    if not config.data.demo and config.data.dataset_path is None:
+        raise UserError(
+            f"--dataset-path is missing. Give the folder that holds leftImg8bit and gtFine, or set {DATASET_VARIABLE} "
+            "to it; --demo needs neither."
+        )
+
+
+def _check_files(config: Config) -> None:
+    """Raise UserError if an input file is missing."""
+    for target in INPUT_FILES:
+        path = lookup(config, target)
+        if path and not path.is_file():
+            wrong = "this is a folder. Name a file in it." if path.is_dir() else "no such file. Check the path."
+            raise UserError(f"{FLAGS[target]} {path}: {wrong}")
+
+
+def _check_output(config: Config) -> None:
+    """Raise UserError if output folders overlap or can't be used, or if the bit widths can't be exported."""
+    folders = {target: lookup(config, target) for target in OUTPUT_FOLDERS if lookup(config, target)}
+    for one, other in itertools.permutations(folders, 2):
+        if folders[one].resolve().is_relative_to(folders[other].resolve()):
+            raise UserError(
+                f"{FLAGS[one]} {folders[one]}: this is inside the folder of {FLAGS[other]}. Name a folder beside it."
+            )
+    if config.output.export or config.output.execute:
+        check_bit_widths(config.quantization.param_bw, config.quantization.output_bw)
+    for target, folder in folders.items():
+        own_files = EXPORT_FILES if target == "output.export" else ()
+        check_output_folder(FLAGS[target], folder, own_files, config.output.force)

@@ -1,0 +1,86 @@
+"""The configuration of a run: what the command line asks for, as frozen dataclasses.
+
+`ffnet.cli` builds and checks a Config; the pipeline only reads it. Needs no torch.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ffnet.variants import DEFAULT_MODEL
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network is evaluated."""
+
+    name: str = DEFAULT_MODEL  # a key of VARIANTS; not used with `onnx`
+    checkpoint: Path | None = None  # None: the published file, or the demo's
+    onnx: Path | None = None  # evaluate this ONNX file instead of a checkpoint
+    cache_dir: Path | None = None  # for downloads and rendered scenes; None: torch hub's folder
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images are scored and which are used for calibration."""
+
+    demo: bool = False  # render the demo's street scenes instead of reading `dataset_path`
+    dataset_path: Path | None = None  # the folder that holds leftImg8bit and gtFine
+    split: str = "val"  # the split that is scored
+    limit: int | None = None  # score only the first `limit` images; None: all
+    calibration_split: str = "val"
+    calibration_images: int | None = None  # number of images drawn for calibration; None: all
+    seed: int = 0  # of that draw
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How the network is quantized; the defaults are the published configuration."""
+
+    param_bw: int = 8  # bits of weights
+    output_bw: int = 8  # bits of activations
+    quant_scheme: str = "tf_enhanced"  # AIMET's name of the scheme that chooses ranges
+    config_file: str = "default"  # AIMET's per-channel default, an alias that AIMET knows, or a path
+    cle: bool = True  # cross-layer equalization
+    encodings: Path | None = None  # AIMET encodings that are loaded instead of calibrating
+    partial_encodings: bool = False  # calibrate the quantizers that `encodings` does not cover
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how the networks run."""
+
+    use_cuda: bool | None = None  # None: if a CUDA device is available
+    allow_tf32: bool = False
+    compile: bool | None = None  # None: if the run is long enough to save the time that compiling takes
+    batch_size: int = 8
+    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))  # processes that decode images
+    quiet: bool = False  # no progress on stderr
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Which results are computed beyond mIoU, and where they are written."""
+
+    output_dir: Path | None = None
+    worst: int = 6  # images with the largest mIoU drop that the report shows
+    sensitivity: bool = False
+    sensitivity_images: int = 8
+    save_predictions: Path | None = None
+    export: Path | None = None
+    execute: bool = False  # add the ONNX Runtime backend
+    force: bool = False  # write into folders that hold other files
+    fail_under: float | None = None  # largest mIoU drop, in percentage points, with exit status 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that one run of the program is asked to do."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    list_models: bool = False  # print the table of models and do nothing else
+    command: str = ""  # the command line that repeats the run

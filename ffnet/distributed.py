@@ -1,0 +1,122 @@
+"""Several processes on several devices, started by `torchrun --nproc-per-node=8 ffnet_quanteval.py ...`."""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from aimet_torch.quantsim import QuantizationSimModel
+from torch.utils.data import Dataset, Subset
+
+from ffnet.errors import UserError
+from ffnet.evaluation.loop import Sample
+from ffnet.evaluation.scores import Scores, merge_shards
+from ffnet.files import count
+from ffnet.quantization.sites import quantizer_sites
+
+ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
+TIMEOUT = datetime.timedelta(hours=12)  # the others wait while rank 0 calibrates; torchrun ends them if it fails
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started. Without torchrun, it is the only one."""
+
+    rank: int
+    world_size: int
+    device: torch.device  # of this process
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def main_process_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in every process, in the main process before the others, which then find what it cached."""
+        if self.is_main:
+            result = function(*args, **kwargs)
+        if self.world_size > 1:
+            dist.barrier()
+        return result if self.is_main else function(*args, **kwargs)
+
+    def shard(self, images: Dataset[Sample]) -> Dataset[Sample]:
+        """Return every `world_size`-th image from `rank` on; some ranks have one more than others, or none."""
+        if self.world_size == 1:
+            return images
+        return Subset(images, range(self.rank, len(images), self.world_size))  # type: ignore[arg-type]
+
+    def share_quantizers(self, sim: QuantizationSimModel) -> None:
+        """Copy the encodings of the main process's simulation to every other process's."""
+        if self.world_size == 1:
+            return
+        quantizers = [site.quantizer for site in quantizer_sites(sim)]
+        states = [[_on_cpu(quantizer.state_dict()) for quantizer in quantizers]]
+        dist.broadcast_object_list(states, src=0)
+        if not self.is_main:
+            for quantizer, state in zip(quantizers, states[0], strict=True):
+                quantizer.load_state_dict(state)
+
+    def gather(self, scores: Scores) -> Scores | None:
+        """Return the scores of all images in their order in the main process, None in every other process."""
+        if self.world_size == 1:
+            return scores
+        shards: list[Scores] | None = [scores] * self.world_size if self.is_main else None
+        dist.gather_object(scores, shards, dst=0)
+        return merge_shards(shards) if shards else None
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state_dict that can be unpickled without a context on the sender's GPU."""
+    return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+
+
+@contextlib.contextmanager
+def session(device: torch.device) -> Iterator[Ranks]:
+    """Join the process group that torchrun's environment describes, and leave it at the end.
+
+    Args:
+        device: "cuda" stands for the GPU with the process's local rank.
+
+    Raises:
+        UserError: if the environment is incomplete, or if there are more processes than GPUs.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size == "1":
+        yield Ranks(0, 1, device)
+        return
+    _check_environment(world_size)
+    if device.type == "cuda":
+        device = _local_gpu(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo", timeout=TIMEOUT)  # gloo for all: only small objects on the CPU are exchanged
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_environment(world_size: str) -> None:
+    missing = [name for name in ENVIRONMENT if not os.environ.get(name)]
+    rank, local_rank = os.environ.get("RANK", ""), os.environ.get("LOCAL_RANK", "")
+    if missing:
+        problem = f"{missing[0]} is not set"
+    elif not all(map(str.isdecimal, (world_size, rank, local_rank))) or int(rank) >= int(world_size):
+        problem = f"it is {world_size!r} and RANK is {rank!r}"
+    else:
+        return
+    raise UserError(f"WORLD_SIZE is set, but {problem}. Start the program with torchrun, or unset WORLD_SIZE.")
+
+
+def _local_gpu(local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(f"--nproc-per-node: only {count(gpus, 'GPU')} found here. Start at most one process per GPU.")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

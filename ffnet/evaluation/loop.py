@@ -1,0 +1,182 @@
+"""The evaluation loop, which runs an image through all backends, so that it is decoded once."""
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ffnet.backends import Backend
+from ffnet.errors import UserError
+from ffnet.evaluation import metrics
+from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends
+from ffnet.evaluation.postprocessing import confusion_matrices, predict
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.runtime import Runtime
+from ffnet.evaluation.scores import Scores, concatenate
+from ffnet.files import count
+from ffnet.variants import NUM_CLASSES
+
+Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
+Predictions = dict[str, torch.Tensor]  # {backend: train ids uint8 (N, H, W), on the device}
+Writer = Callable[[int, dict[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
+
+
+def data_loader(images: Dataset[Sample], runtime: Runtime) -> DataLoader[Sample]:
+    """Return batches (images uint8 (N, 3, H, W), train ids uint8 (N, H, W)) in the order of `images`."""
+    pin_memory = runtime.device.type == "cuda"
+    return DataLoader(
+        images, runtime.batch_size, num_workers=runtime.num_workers, collate_fn=_collate, pin_memory=pin_memory
+    )
+
+
+def _collate(samples: list[Sample]) -> Sample:
+    """Return a batch; one sample is not copied."""
+    images, labels = zip(*samples, strict=True)
+    return (images[0][None], labels[0][None]) if len(samples) == 1 else (torch.stack(images), torch.stack(labels))
+
+
+def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Iterator[torch.Tensor]:
+    """Yield normalized batches (N, 3, H, W) float32 on the device of `runtime`, with its progress bar."""
+    loader = data_loader(images, runtime)
+    for batch, _ in tqdm(loader, "calibrate", unit="batch", dynamic_ncols=True, disable=not runtime.progress):
+        yield normalize(batch.to(runtime.device, non_blocking=True))
+
+
+@torch.inference_mode()
+def evaluate(
+    backends: Mapping[str, Backend] | PreparedBackends,
+    images: Dataset[Sample],
+    runtime: Runtime = Runtime(),  # noqa: B008 - it is frozen
+    writer: Writer | None = None,
+) -> Scores:
+    """Score every backend on all images.
+
+    Only images and labels are moved to the device of `runtime`: torch modules must be there already, in eval mode. If
+    the GPU's memory does not suffice for a batch, this batch and all after it are split into smaller ones.
+
+    Args:
+        backends: by name; any callable from normalized images (N, 3, H, W) to logits (N, 19, h, w) will do.
+        images: a CityscapesSplit, or another dataset of (image uint8 (3, H, W), train ids uint8 (H, W)).
+        runtime: the device, the batch size, the number of worker processes, and whether to show progress.
+        writer: is called with every image's index and predictions, until it raises an OSError: scores matter more than
+            files, so `Scores.unsaved` then says why.
+
+    Raises:
+        UserError: if logits are not finite, or if the GPU's memory does not suffice for one image.
+    """
+    prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
+    score = BatchSizeBackoff(prepared, runtime.device)
+    batches, images_done, unsaved = [_no_scores(prepared.backends)], 0, None
+    totals = {name: batches[0].total(name) for name in prepared.backends}
+    loader = data_loader(images, runtime)
+    with tqdm(loader, "evaluate", unit="batch", dynamic_ncols=True, disable=not runtime.progress) as bar:
+        for batch in bar:
+            for scores, predictions in score(*batch):
+                if writer and not unsaved:
+                    unsaved = _write(writer, images_done, predictions)
+                batches.append(scores)
+                images_done += scores.images
+                totals = {name: total + scores.total(name) for name, total in totals.items()}
+            bar.set_postfix_str(", ".join(f"{n} {100 * metrics.mean_iou(total):.2f}" for n, total in totals.items()))
+    return replace(concatenate(batches), batch_size=score.batch_size, unsaved=unsaved)
+
+
+@torch.inference_mode()
+def warm_up(prepared: PreparedBackends, size: tuple[int, int], runtime: Runtime) -> None:
+    """Run compiled backends once on noise of `size` (H, W), so that their times do not include compiling."""
+    if not prepared.compiled:
+        return
+    batch_size = 1 if runtime.device.type == "cpu" else runtime.batch_size
+    images = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
+    # If the memory does not suffice, the evaluation loop will say so.
+    with contextlib.suppress(torch.cuda.OutOfMemoryError):
+        _score(prepared, images, images[:, 0], runtime.device)
+
+
+def _score(
+    prepared: PreparedBackends, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> tuple[Scores, Predictions]:
+    """Run uint8 images (N, 3, H, W) through all backends and compare the predictions with train ids (N, H, W)."""
+    inputs = normalize(images.to(device, non_blocking=True))
+    labels = labels.to(device, non_blocking=True)
+    predictions, seconds, start = {}, {}, synchronized_clock(device)
+    for name, backend in prepared.backends.items():
+        before = synchronized_clock(device)
+        logits = backend(inputs)
+        seconds[name] = synchronized_clock(device) - before
+        if not logits.sum().isfinite():
+            raise UserError(f"{name}: this backend's logits are not finite. Use another checkpoint or ONNX file.")
+        predictions[name] = predict(logits, labels.shape[1:], prepared.kernel).to(device)
+    matrices = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
+    pairs = itertools.combinations(predictions, 2)
+    agreeing = {(a, b): (predictions[a] == predictions[b]).sum((1, 2)).cpu().numpy() for a, b in pairs}
+    scoring_seconds = synchronized_clock(device) - start - sum(seconds.values())
+    return Scores(matrices, agreeing, labels[0].numel(), seconds, scoring_seconds), predictions
+
+
+def _no_scores(backends: Iterable[str]) -> Scores:
+    """Return the scores of no image."""
+    matrices = {name: np.empty((0, NUM_CLASSES, NUM_CLASSES), np.int64) for name in backends}
+    agreeing = {pair: np.empty(0, np.int64) for pair in itertools.combinations(matrices, 2)}
+    return Scores(matrices, agreeing, 0, dict.fromkeys(matrices, 0.0))
+
+
+def _write(writer: Writer, first: int, predictions: Predictions) -> str | None:
+    """Pass the predictions of a batch to the writer; return why it failed, or None."""
+    try:
+        for offset in range(len(next(iter(predictions.values())))):
+            writer(first + offset, {name: ids[offset].cpu().numpy() for name, ids in predictions.items()})
+    except OSError as error:
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return None
+
+
+class BatchSizeBackoff:
+    """Scores batches, and splits them into smaller ones once the GPU's memory does not suffice."""
+
+    def __init__(self, prepared: PreparedBackends, device: torch.device) -> None:
+        self.prepared, self.device = prepared, device
+        self.batch_size: int | None = None  # None: no batch was too large so far
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[Scores, Predictions]]:
+        """Yield the scores and predictions of a batch, in as many pieces as the memory requires."""
+        start = 0
+        while start < len(images):
+            piece = slice(start, start + (self.batch_size or len(images)))
+            try:
+                scored = _score(self.prepared, images[piece], labels[piece], self.device)
+            except torch.cuda.OutOfMemoryError as error:
+                self.batch_size = smaller_batch_size(len(images[piece]), error)
+                for backend in self.prepared.backends.values():
+                    if isinstance(backend, FixedBatchSize):
+                        backend.shrink(self.batch_size)
+                continue
+            yield scored
+            start = piece.stop
+
+
+def smaller_batch_size(batch_size: int, error: torch.cuda.OutOfMemoryError) -> int:
+    """Return half the batch size after an out-of-memory error, and say so on stderr.
+
+    Raises:
+        UserError: if one image is too much already.
+    """
+    if batch_size == 1:
+        raise UserError("the GPU's memory does not suffice for one image. Use --use-cuda false.") from error
+    torch.cuda.empty_cache()
+    tqdm.write(f"Out of GPU memory: continuing with batches of {count(batch_size // 2, 'image')}.", file=sys.stderr)
+    return batch_size // 2
+
+
+def synchronized_clock(device: torch.device) -> float:
+    """Return the time in seconds once the device has finished all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

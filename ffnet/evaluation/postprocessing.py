@@ -1,0 +1,158 @@
+"""Convert logits to train ids at the label's size, and on to confusion matrices, on the device of the network.
+
+The predictions equal bilinear upsampling (align_corners=False) and argmax, pixel for pixel. Without a kernel they are
+computed in this way. The compiled kernel interpolates and keeps the two largest logits per pixel, so that full-size
+logits are never written; pixels at which these two are so close that rounding decides (near ties) are computed again
+with torch's own upsampling.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ffnet.evaluation import metrics
+from ffnet.variants import NUM_CLASSES
+
+Kernel = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]  # `two_largest`, compiled
+
+FACTORS = (4, 8)  # upsampling factors for which the kernel's weights are exact in float32
+TOLERANCE = 2e-6  # of a near tie, relative to the largest logit: more than two orders of rounding can differ by
+MAX_NEAR_TIES = 1 / 256  # of the pixels: computing one again takes 256 times the memory of upsampling one
+NEAR_TIE = 128  # added to the train id of a pixel that is a near tie
+SMALL = 128  # output rows plus columns up to which torch upsamples by other code, which rounds differently
+MIN_PATCHES = 16  # patches that side by side are upsampled to more than that
+
+
+def predict(logits: torch.Tensor, size: Sequence[int], kernel: Kernel | None = None) -> torch.Tensor:
+    """Return train ids (N, H, W) uint8 of logits (N, 19, h, w) float32 at `size` (H, W)."""
+    logits = logits.contiguous()
+    factor = _upsampling_factor(logits.shape[2:], size)
+    if not kernel or not factor:
+        return _upsample_and_argmax(logits, size)
+    largest = logits.abs().amax()
+    if not largest.isfinite():
+        return _upsample_and_argmax(logits, size)
+    # One image at a time, and the tolerance as a tensor: the kernel is compiled for one shape and no value.
+    padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
+    ids = torch.cat([_assemble(kernel(image, factor, TOLERANCE * largest)) for image in padded.split(1)])
+    if (ids >= NEAR_TIE).sum() > MAX_NEAR_TIES * ids.numel():
+        return _upsample_and_argmax(logits, size)
+    return _resolve_near_ties(logits, ids, factor)
+
+
+def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return the logits at the label's size, upsampled as in the published evaluation."""
+    return F.interpolate(logits, list(size), mode="bilinear", align_corners=False)
+
+
+def _upsample_and_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return upsample(logits, size).max(1).indices.to(torch.uint8)
+
+
+def _upsampling_factor(small: Sequence[int], size: Sequence[int]) -> int | None:
+    """Return the upsampling factor if the kernel supports it and it is the same in both directions."""
+    factor = size[0] // small[0]
+    supported = factor in FACTORS and tuple(size) == (small[0] * factor, small[1] * factor)
+    return factor if supported and min(small) > 1 and sum(size) > SMALL else None
+
+
+def two_largest(padded: torch.Tensor, factor: int, tolerance: torch.Tensor) -> torch.Tensor:
+    """Return the train id per pixel, plus NEAR_TIE if the second largest logit is within `tolerance`; to be compiled.
+
+    A cell lies between the centres of four logits. Its factor x factor pixels are separate planes, so that every plane
+    is a weighted sum of four shifted copies of the logits, contiguous and without gathers. Padding and assembling the
+    planes stay outside: with either of them in the kernel it takes five times as long.
+
+    Args:
+        padded: logits (N, 19, h + 2, w + 2) with their border repeated.
+        factor: of upsampling.
+        tolerance: a scalar.
+
+    Returns:
+        Planes (factor, factor, N, h + 1, w + 1) uint8.
+    """
+    weight = (torch.arange(factor, device=padded.device) + 0.5) / factor
+    lower, right = weight.view(-1, 1, 1, 1, 1), weight.view(-1, 1, 1, 1)
+
+    def logits_of_class(k: int) -> torch.Tensor:
+        plane = padded[:, k]
+        rows = plane[:, :-1] * (1 - lower) + plane[:, 1:] * lower
+        return rows[..., :-1] * (1 - right) + rows[..., 1:] * right
+
+    best = logits_of_class(0)
+    second, index = torch.full_like(best, -math.inf), torch.zeros_like(best)
+    for k in range(1, padded.shape[1]):
+        value = logits_of_class(k)
+        second = torch.maximum(second, torch.minimum(best, value))
+        index = torch.where(value > best, k, index)
+        best = torch.maximum(best, value)
+    return index.to(torch.uint8) + (best - second <= tolerance).to(torch.uint8) * NEAR_TIE
+
+
+def _assemble(planes: torch.Tensor) -> torch.Tensor:
+    """Return the pixels (N, H, W) of the kernel's planes, without the half cells beyond the border."""
+    factor, _, n, rows, columns = planes.shape
+    half = factor // 2
+    ids = planes.permute(2, 3, 0, 4, 1).reshape(n, rows * factor, columns * factor)
+    return ids[:, half:-half, half:-half].contiguous()
+
+
+def _resolve_near_ties(logits: torch.Tensor, ids: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return `ids` with near ties replaced by the argmax of torch's upsampling of the four logits around each."""
+    near_ties = (ids >= NEAR_TIE).nonzero()
+    if not len(near_ties):
+        return ids
+    image, y, x = near_ties.unbind(1)
+    top, down = _cell(y, factor, logits.shape[2])
+    left, across = _cell(x, factor, logits.shape[3])
+    pair = torch.arange(2, device=ids.device)
+    patches = logits[image[:, None, None], :, (top[:, None] + pair)[:, :, None], (left[:, None] + pair)[:, None, :]]
+    patches = patches.permute(0, 3, 1, 2)  # (K, 19, 2, 2)
+    # Left of the first and right of the last logit, torch repeats it: such a patch has to be at the end of its row.
+    at_edge = (across < factor // 2) | (across >= 3 * factor // 2)
+    for chosen, values_of in ((~at_edge, _inner_values), (at_edge, _edge_values)):
+        if chosen.any():
+            values = values_of(patches[chosen], down[chosen], across[chosen], factor)
+            ids[image[chosen], y[chosen], x[chosen]] = values.argmax(1).to(torch.uint8)
+    return ids
+
+
+def _cell(position: torch.Tensor, factor: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first of the two logits around each pixel, and the pixel's index in their 2 * factor pixels."""
+    first = ((position - factor // 2).div(factor, rounding_mode="floor")).clamp(0, count - 2)
+    return first, position - first * factor
+
+
+def _inner_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return the logits (K, 19) of one pixel per patch, with all patches upsampled side by side."""
+    count = len(patches)
+    patches = torch.cat([patches, patches[:1].expand(max(0, MIN_PATCHES - count), -1, -1, -1)])
+    wide = upsample(
+        patches.permute(1, 2, 0, 3).reshape(1, patches.shape[1], 2, -1), (2 * factor, 2 * factor * len(patches))
+    )
+    column = torch.arange(count, device=patches.device) * 2 * factor + across
+    return wide[0][:, down, column].T
+
+
+def _edge_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return the logits (K, 19) of one pixel per patch, with each patch at both ends of a row of its own."""
+    width = 2 * MIN_PATCHES
+    rows = patches.new_zeros((*patches.shape[:3], width))
+    rows[..., :2], rows[..., -2:] = patches, patches
+    wide = upsample(rows, (2 * factor, width * factor))
+    column = torch.where(across < factor, across, across + (width - 2) * factor)
+    return wide[torch.arange(len(patches), device=patches.device), :, down, column]
+
+
+def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor) -> np.ndarray:
+    """Return counts (N, 19, 19) int64 per image, row = label, of train ids (N, H, W) uint8 on one device."""
+    if labels.device.type == "cpu":
+        return np.stack(list(map(metrics.confusion_matrix, labels.numpy(), predictions.numpy())))
+    size = 256 * NUM_CLASSES
+    offset = torch.arange(len(labels), device=labels.device).view(-1, 1, 1) * size
+    codes = labels.long() * NUM_CLASSES + predictions + offset
+    counts = torch.bincount(codes.flatten(), minlength=len(labels) * size).view(-1, 256, NUM_CLASSES)
+    return counts[:, :NUM_CLASSES].cpu().numpy()

@@ -1,0 +1,15 @@
+"""The device and the data loading options that calibration and evaluation share."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where networks run and how images are loaded."""
+
+    device: torch.device = torch.device("cpu")
+    batch_size: int = 8
+    num_workers: int = 0  # processes that decode images; 0: the main process does
+    progress: bool = True  # show progress bars on stderr

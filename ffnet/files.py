@@ -1,0 +1,87 @@
+"""Output folders and files: checked before the work, written whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from ffnet.errors import UserError
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 image" or "3 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def check_output_folder(option: str, folder: Path, own_files: Collection[str] = (), force: bool = False) -> None:
+    """Check, without changing anything, that an option's output folder can be created and written to.
+
+    Args:
+        option: name of the option, for the error.
+        folder: may be missing.
+        own_files: names of files that an earlier run may have left there and that may be replaced.
+        force: accept other files in the folder.
+
+    Raises:
+        UserError: if the folder holds other files, is not a folder, or can't be written to.
+    """
+    if folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in own_files)
+        if others and not force:
+            more = f" and {count(len(others) - 1, 'other file')}" if others[1:] else ""
+            raise UserError(
+                f"{option} {folder}: the folder already holds {others[0]}{more}. Name a new folder, or add --force to "
+                "write into this one."
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise UserError(f"{option} {folder}: this is not a folder. Name another one.")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise UserError(f"{option} {folder}: {parent} is not a folder. Name another one.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder}: {parent} is not writable. Name another folder.")
+
+
+def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
+    """Create an option's output folder and check that it can be written to.
+
+    Raises:
+        UserError: if it can't, or if its disk has less than `megabytes` (10**6 bytes) left.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:  # permission bits alone do not tell
+            file.write(b"x")
+        free = shutil.disk_usage(folder).free / 1e6
+    except OSError as error:
+        raise UserError(
+            f"{option} {folder}: the folder can't be written to ({error.strerror}). Name another folder."
+        ) from error
+    if free < megabytes:
+        raise UserError(
+            f"{option} {folder}: only {free:.0f} MB are free there, and the results may need {megabytes:.0f} MB. "
+            "Free some space, or name another folder."
+        )
+
+
+def write_atomically(path: Path, data: bytes | str) -> Path:
+    """Write `data`, text as UTF-8, so that `path` never holds half of it; return `path`.
+
+    Bytes of file names that are not valid UTF-8 are written as they are on the disk.
+    """
+    data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,109 @@
+"""Opens what a run needs: the device, the images, the encodings and the checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+
+from datasets import DatasetError
+from datasets.cityscapes import CityscapesSplit
+from datasets.streetscenes import ensure_scenes
+from ffnet.checkpoints.download import default_cache_dir, download_published
+from ffnet.checkpoints.loading import Checkpoint, load_checkpoint
+from ffnet.config import Config, DataConfig, RuntimeConfig
+from ffnet.errors import UserError
+from ffnet.evaluation.loop import Sample
+from ffnet.files import count
+from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
+from ffnet.quantization.quantsim import check_config_file
+from ffnet.variants import VARIANTS
+
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a run, its file names and headers checked."""
+
+    images: CityscapesSplit  # that are scored
+    calibration_images: CityscapesSplit | Subset[Sample] | None  # None if nothing needs them
+    encodings: EncodingsFile | None
+
+
+def select_device(config: RuntimeConfig) -> torch.device:
+    """Return the device to run on, and set whether it may use TF32.
+
+    Raises:
+        UserError: if a GPU is required and torch finds none, or if TF32 is allowed on a CPU.
+    """
+    available = torch.cuda.is_available()
+    if config.use_cuda and not available:
+        raise UserError("--use-cuda: torch finds no CUDA device. Remove the option, or give --use-cuda false.")
+    device = torch.device("cuda" if available and config.use_cuda is not False else "cpu")
+    if device.type == "cpu" and config.allow_tf32:
+        raise UserError("--allow-tf32 has an effect on GPUs only. Remove it.")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    return device
+
+
+def open_inputs(config: Config) -> Inputs:
+    """Open encodings, scored images and calibration images.
+
+    Raises:
+        UserError: if AIMET refuses the configuration file, or if the encodings or options are wrong.
+        DatasetError: if an image or label is missing or wrong.
+    """
+    quantization = config.quantization
+    if quantization.config_file != "default":
+        check_config_file(quantization.config_file)
+    encodings = read_encodings(quantization.encodings) if quantization.encodings else None
+    images = open_images(config)
+    needs_calibration = encodings is None or quantization.partial_encodings or config.output.sensitivity
+    return Inputs(images, _open_calibration_images(images, config.data) if needs_calibration else None, encodings)
+
+
+def open_images(config: Config) -> CityscapesSplit:
+    """Open the images that are scored; in the demo, render them first if necessary."""
+    data = config.data
+    if data.dataset_path is not None:
+        return CityscapesSplit(data.dataset_path, data.split, data.limit)
+    cache_dir = config.model.cache_dir or default_cache_dir()
+    try:
+        folder = ensure_scenes(cache_dir, not config.runtime.quiet)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or cache_dir}: the demo's scenes can't be written there. Name another --cache-dir."
+        ) from error
+    try:
+        return CityscapesSplit(folder, data.split, data.limit)
+    except DatasetError as error:
+        raise DatasetError(f"{error} Or delete {folder}: the demo renders its scenes again.") from error
+
+
+def _open_calibration_images(images: CityscapesSplit, data: DataConfig) -> CityscapesSplit | Subset[Sample]:
+    """Return the calibration images in sorted order: all of their split, or as many as asked for, drawn by the seed."""
+    if data.calibration_split != data.split:
+        images = CityscapesSplit(Path(images.root), data.calibration_split)
+    number = data.calibration_images
+    if number is None:
+        return images
+    if number > len(images):
+        raise UserError(
+            f"--calibration-images {number}: the {data.calibration_split} split has only "
+            f"{count(len(images), 'image')}. Give a smaller number."
+        )
+    drawn = np.random.default_rng(data.seed).choice(len(images), number, replace=False)
+    return Subset(images, sorted(drawn.tolist()))
+
+
+def load_model(config: Config) -> Checkpoint:
+    """Load the network with the given weights, the demo's, or the published ones, downloaded on first use."""
+    variant = VARIANTS[config.model.name]
+    path = config.model.checkpoint
+    if path is None and variant.is_demo:
+        path = DEMO_FOLDER / f"{variant.name}.pth"
+    if path is None:
+        path = download_published(variant, config.model.cache_dir or default_cache_dir())
+    return load_checkpoint(variant, path)

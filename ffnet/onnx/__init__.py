@@ -1,0 +1,11 @@
+"""Write, check and run ONNX files.
+
+Modules in reading order:
+
+- `formats`: file names and bit widths of an export; needs no torch
+- `export`: a calibrated simulation to the files that device runtimes take
+- `validation`: whether a file is an ONNX network that may be run
+- `runtime`: the ONNX Runtime backend
+- `inspection`: which convolutions of a file run on integer kernels, and why others do not
+- `divergence`: the first layer whose integers differ between ONNX Runtime and the simulation
+"""

@@ -1,0 +1,272 @@
+"""Export a calibrated simulation as a folder of files that device runtimes take.
+
+- `model.onnx`: the quantized network with Q/DQ nodes, for runtimes that read these, such as ONNX Runtime
+- `model_fp32.onnx`: the equalized float network, whose tensors `model.encodings` names; QAIRT and AI Hub take the pair
+- `model.encodings`: AIMET's encodings
+- `manifest.json`: what was exported from what, hashes of the files, and how to feed the network
+
+Nodes and tensors carry the names of the network's layers, such as `head.layers.1.fam_4.layers.2`.
+"""
+
+import ast
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aimet_torch.onnx
+import numpy as np
+import onnx
+import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import nn
+
+from datasets.cityscapes import CLASSES
+from ffnet.errors import UserError
+from ffnet.evaluation.preprocessing import MEAN, STD
+from ffnet.files import check_output_folder, sha256_of
+from ffnet.onnx.formats import (
+    ENCODINGS_FILE,
+    EXPORT_FILES,
+    FLOAT_MODEL_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    OPSET,
+    check_bit_widths,
+)
+from ffnet.quantization.quantsim import quiet_aimet
+from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites
+
+NAMES = {"input_names": [INPUT_TENSOR], "output_names": [OUTPUT_TENSOR]}
+# torch.export keeps the names of modules, which the TorchScript exporter (dynamo=False) drops.
+EXPORTER: dict[str, Any] = {"dynamo": True, "opset_version": OPSET, "external_data": False, "verbose": False, **NAMES}
+LAYER_METADATA = "pkg.torch.onnx.name_scopes"  # the modules around a node, outermost first, and its operator
+SUFFIXES = ("", "_q", "_qdq", "_dq", "_scale", "_zero_point")  # of the names that AIMET derives from a tensor's
+
+
+def export(
+    sim: QuantizationSimModel,
+    size: tuple[int, int],
+    folder: Path | str,
+    provenance: Mapping[str, Any],
+    force: bool = False,
+) -> Path:
+    """Write the four files of an export into `folder`, completely or not at all, and return the folder.
+
+    Args:
+        sim: a calibrated simulation whose biases fit into int32 (`raise_weight_scales`); it stays as it is.
+        size: height and width of the images. The files have static shapes and batch size 1.
+        folder: may be missing.
+        provenance: what is exported, for manifest.json.
+        force: write into a folder that holds other files, which are kept.
+
+    Raises:
+        UserError: if the folder can't be used, or if the simulation has quantizers that no exported file can express.
+        RuntimeError: if a written file does not compute what `sim` does.
+    """
+    folder = Path(folder)
+    check_output_folder("--export", folder, EXPORT_FILES, force)
+    _check_sites(sim)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.with_name(f".{folder.name}-{os.getpid()}")
+    work.mkdir()
+    try:
+        write_models(sim, size, work)
+        write_manifest(work, size, provenance)
+        move_files(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _check_sites(sim: QuantizationSimModel) -> None:
+    """Raise UserError if an exported file can't express one of the simulation's quantizers."""
+    sites = quantizer_sites(sim)
+    weights, activations = (
+        max((site.bit_width for site in sites if site.kind == kind), default=0) for kind in (WEIGHT, ACTIVATION)
+    )
+    check_bit_widths(weights, activations)
+    for site in sites:
+        if site.tensor is None:
+            raise UserError(
+                f"--config-file: {site.layer} quantizes its own input, which can't be exported. Remove the option."
+            )
+
+
+def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -> None:
+    """Write the two ONNX files and the encodings into the folder `work`."""
+    example = _example(sim.model, size)
+    with _quiet_exporter():
+        aimet_torch.onnx.export(sim.model, (example,), str(work / MODEL_FILE), **EXPORTER)
+        sim.onnx.export((example,), str(work / FLOAT_MODEL_FILE), **EXPORTER)
+    quantized, float_network = onnx.load(work / MODEL_FILE), onnx.load(work / FLOAT_MODEL_FILE)
+    encodings_file = (work / FLOAT_MODEL_FILE).with_suffix(".encodings").rename(work / ENCODINGS_FILE)
+    _rename_encodings(encodings_file, layer_tensors(float_network.graph))
+    _restore_weights(float_network.graph, sim.model)
+    for proto, name in ((quantized, MODEL_FILE), (float_network, FLOAT_MODEL_FILE)):
+        name_layers(proto.graph)
+        _save(proto, work / name)
+    check_export(sim, quantized)
+
+
+def _rename_encodings(path: Path, tensors: Mapping[str, str]) -> None:
+    encodings = json.loads(path.read_text())
+    for entry in (*encodings["activation_encodings"], *encodings["param_encodings"]):
+        entry["name"] = tensors.get(entry["name"], entry["name"])
+    path.write_text(json.dumps(encodings, indent=1) + "\n")
+
+
+def _restore_weights(graph: onnx.GraphProto, model: nn.Module) -> None:
+    """Replace weights, in place, by those of `model`: AIMET writes quantized weights beside the encodings."""
+    parameters = dict(model.named_parameters())
+    for tensor in graph.initializer:
+        if tensor.name in parameters:
+            value = parameters[tensor.name].detach().as_subclass(torch.Tensor).cpu().numpy()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+
+
+def export_float(model: nn.Module, size: tuple[int, int], path: Path) -> None:
+    """Write a float network as an ONNX file with the input, output and static shapes of an export."""
+    with _quiet_exporter():
+        torch.onnx.export(model, (_example(model, size),), str(path), **EXPORTER)
+    _save(onnx.load(path), path)
+
+
+def _example(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
+    return torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that AIMET's operators have no type annotations
+    try:
+        with quiet_aimet():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def layer_tensors(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return {tensor: layer that computes it}, without the network's output, for a graph as torch exported it."""
+    outputs = {output.name for output in graph.output}
+    tensors = {node.output[0].removesuffix("_qdq"): layer for node in graph.node if (layer := _layer(node))}
+    return {tensor: layer for tensor, layer in tensors.items() if tensor not in outputs}
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    """Return the layer that a node computes; empty for Q/DQ nodes."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == LAYER_METADATA), None)
+    return ast.literal_eval(scopes)[-2] if scopes else ""
+
+
+def name_layers(graph: onnx.GraphProto) -> None:
+    """Give the nodes and tensors of a graph the names of the layers, in place."""
+    renamed = {old + suffix: new + suffix for old, new in layer_tensors(graph).items() for suffix in SUFFIXES}
+    for node in graph.node:
+        node.name = _layer(node) or renamed.get(node.name, node.name)
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+
+
+def _save(proto: onnx.ModelProto, path: Path) -> None:
+    """Check a network and write it without the exporter's metadata, which holds stack traces and local paths."""
+    graph = proto.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        item.ClearField("metadata_props")
+    graph.ClearField("value_info")  # of old names
+    proto = onnx.shape_inference.infer_shapes(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+
+
+def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
+    """Check that the Q/DQ nodes of a file have the scales and zero points of every quantizer of `sim`.
+
+    Raises:
+        RuntimeError: if they have not.
+    """
+    found = file_quantizers(proto)
+    for site in quantizer_sites(sim):
+        scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
+        zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
+        if site.tensor not in found:
+            raise RuntimeError(f"{MODEL_FILE} has no quantizer at {site.tensor}.")
+        if not (np.array_equal(found[site.tensor][0], scale) and np.array_equal(found[site.tensor][1], zero_point)):
+            raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {site.tensor} than the simulation.")
+
+
+def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return {tensor: (scales float32, zero points counted from the type's smallest value)} of an exported file.
+
+    Raises:
+        RuntimeError: if a QuantizeLinear and its DequantizeLinear differ.
+    """
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    dequantizers = {node.input[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    found = {}
+    for node in proto.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        values = [[constants[name] for name in each.input[1:3]] for each in (node, dequantizers[node.output[0]])]
+        if not all(map(np.array_equal, *values)):
+            raise RuntimeError(f"{MODEL_FILE}: {node.name} quantizes and dequantizes differently.")
+        scale, zero_point = values[0]
+        found[node.output[0].removesuffix("_q")] = (
+            scale.astype(np.float32).flatten(),
+            zero_point.astype(np.int64).flatten() - _smallest(zero_point.dtype),
+        )
+    return found
+
+
+def _smallest(dtype: np.dtype) -> int:
+    """Return the smallest value of an integer type; numpy's own iinfo does not know int4."""
+    return 0 if dtype.name.startswith("u") else -(2 ** (int(dtype.name.removeprefix("int")) - 1))
+
+
+def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, Any]) -> None:
+    """Write manifest.json into `work`: `provenance`, hashes, and how images become inputs and outputs train ids."""
+    manifest = {
+        **provenance,
+        "opset": OPSET,
+        "input": {
+            "name": INPUT_TENSOR,
+            "shape": [1, 3, *size],
+            "dtype": "float32",
+            "preprocess": "RGB in 0..1 (a byte / 255), minus mean, divided by std, per channel; NCHW",
+            "mean": list(MEAN),
+            "std": list(STD),
+        },
+        "output": {
+            "name": OUTPUT_TENSOR,
+            "postprocess": "upsample bilinearly (corners not aligned) to the image's size, then argmax over channels",
+            "classes": list(CLASSES),
+        },
+        "files": {
+            name: {"bytes": (work / name).stat().st_size, "sha256": sha256_of(work / name)}
+            for name in EXPORT_FILES
+            if name != MANIFEST_FILE
+        },
+    }
+    (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def move_files(work: Path, folder: Path) -> None:
+    """Rename `work` to `folder`, or, if that holds files, replace each file of the export by the new one.
+
+    The manifest is removed first and moved last, so that a folder with a manifest is complete.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        work.rename(folder)
+        return
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    for name in EXPORT_FILES:
+        (work / name).replace(folder / name)

@@ -1,0 +1,34 @@
+"""File names, opset and bit widths of an export. Importing this module imports neither torch nor onnx."""
+
+from ffnet.errors import UserError
+
+MODEL_FILE = "model.onnx"  # with QuantizeLinear and DequantizeLinear nodes
+FLOAT_MODEL_FILE = "model_fp32.onnx"
+ENCODINGS_FILE = "model.encodings"
+MANIFEST_FILE = "manifest.json"
+EXPORT_FILES = (MODEL_FILE, FLOAT_MODEL_FILE, ENCODINGS_FILE, MANIFEST_FILE)
+OPSET = 21  # the first with 4-bit and 16-bit QuantizeLinear
+PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # of which ONNX has integers and ONNX Runtime kernels
+
+
+def check_bit_widths(param_bw: int, output_bw: int) -> None:
+    """Check that ONNX Runtime can run weights and activations of these bit widths.
+
+    Raises:
+        UserError: if it can't.
+    """
+    options = (
+        ("--default-param-bw", param_bw, PARAM_BIT_WIDTHS),
+        ("--default-output-bw", output_bw, OUTPUT_BIT_WIDTHS),
+    )
+    for option, bits, supported in options:
+        if bits not in supported:
+            raise UserError(
+                f"{option}: ONNX Runtime has no kernels for {bits} bits, only for {' and '.join(map(str, supported))}. "
+                "Use one of these, or remove --export and --execute (with --demo: add --no-execute)."
+            )
+    if param_bw == output_bw == 16:
+        raise UserError(
+            "--default-param-bw and --default-output-bw: ONNX Runtime's int32 biases overflow if both are 16 bits. Use "
+            "8 for one of them."
+        )

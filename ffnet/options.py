@@ -1,0 +1,176 @@
+"""The table of options: where each value goes in Config, and how argparse reads it."""
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ffnet.config import Config
+from ffnet.variants import DEFAULT_MODEL, VARIANTS, closest_names
+
+DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
+
+
+def _model_name(text: str) -> str:
+    if text in VARIANTS:
+        return text
+    close = " or ".join(closest_names(text)) or DEFAULT_MODEL
+    raise argparse.ArgumentTypeError(f"{text!r} is not an FFNet segmentation model. Did you mean {close}?")
+
+
+def _boolean(text: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false. Give one of {', '.join(words)}.")
+    return words[text.lower()]
+
+
+def _integer(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or not least <= int(text) <= most:
+            bounds = f"of at least {least}" if most == 10**9 else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {bounds}.")
+        return int(text)
+
+    return number
+
+
+def _text(text: str) -> str:
+    """Accept text that is not empty and that every library can open as a file name."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty. Name a file or folder.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not valid UTF-8, and not every library can open it. Rename it."
+        ) from error
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
+def _percentage_points(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of percentage points from 0 to 100.")
+    return value
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: where its value goes, and how argparse reads it."""
+
+    flag: str
+    target: str  # "section.field" of Config
+    help: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further arguments of argparse's add_argument
+    aliases: tuple[str, ...] = ()
+
+    def full_help(self) -> str:
+        """Return the help text with the default value, if it is a number or a name."""
+        default = lookup(Config(), self.target)
+        shown = default is not None and not isinstance(default, bool) and "default" not in self.help
+        return f"{self.help} (default: {default})" if shown else self.help
+
+
+def lookup(config: Config, target: str) -> Any:
+    """Return the value of "section.field" of Config."""
+    value = config
+    for name in target.split("."):
+        value = getattr(value, name)
+    return value
+
+
+FLAG: dict[str, Any] = {"action": "store_true"}
+SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}  # --name and --no-name
+FILE: dict[str, Any] = {"type": _path, "metavar": "FILE"}
+FOLDER: dict[str, Any] = {"type": _path, "metavar": "DIR"}
+COUNT: dict[str, Any] = {"type": _integer(1), "metavar": "N"}
+COUNT_OR_ZERO: dict[str, Any] = {"type": _integer(0), "metavar": "N"}
+BITS: dict[str, Any] = {"type": _integer(4, 16), "metavar": "BITS"}  # float32 simulates few bits more
+SPLIT: dict[str, Any] = {"choices": ("val", "train")}
+
+OPTIONS: dict[str, tuple[Option, ...]] = {
+    "model": (
+        Option(
+            "--model-name",
+            "model.name",
+            "one of the 66 FFNet segmentation models, or of the demo's two",
+            {"type": _model_name, "metavar": "NAME"},
+            aliases=("--model-config",),
+        ),
+        Option("--list-models", "list_models", "list the 66 models with sizes and published mIoU, and exit", FLAG),
+        Option("--checkpoint", "model.checkpoint", "weights (default: the published file, downloaded once)", FILE),
+        Option("--cache-dir", "model.cache_dir", "for downloads and rendered scenes (default: $TORCH_HOME/hub/ffnet)",
+               FOLDER),
+        Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),
+    ),
+    "images": (
+        Option("--demo", "data.demo", "evaluate a small FFNet on rendered street scenes; needs no data set", FLAG),
+        Option("--dataset-path", "data.dataset_path",
+               f"folder that holds leftImg8bit and gtFine (default: ${DATASET_VARIABLE})", FOLDER),
+        Option("--split", "data.split", "the split that is scored", SPLIT),
+        Option("--limit", "data.limit", "score only the first N images of --split", COUNT),
+    ),
+    "quantization; the defaults are the published configuration": (
+        Option("--default-param-bw", "quantization.param_bw", "bit width of weights, 4 to 16", BITS),
+        Option("--default-output-bw", "quantization.output_bw", "bit width of activations, 4 to 16", BITS),
+        Option("--quant-scheme", "quantization.quant_scheme", "how ranges are chosen; tf takes minimum and maximum",
+               {"choices": ("tf_enhanced", "tf")}),
+        Option("--cle", "quantization.cle", "cross-layer equalization (default: on)", SWITCH),
+        Option("--config-file", "quantization.config_file",
+               "AIMET's quantization configuration, or the name of one of its own (default: its per-channel one)",
+               {"type": _text, "metavar": "FILE"}),
+        Option("--calibration-split", "data.calibration_split", "the split of the calibration images", SPLIT),
+        Option("--calibration-images", "data.calibration_images",
+               "number of calibration images, drawn with --seed (default: all, as published)", COUNT),
+        Option("--seed", "data.seed", "seed of that draw", COUNT_OR_ZERO),
+        Option("--encodings", "quantization.encodings", "load AIMET encodings instead of calibrating", FILE),
+        Option("--partial-encodings", "quantization.partial_encodings",
+               "calibrate the quantizers that --encodings does not cover, and ignore its unexpected entries", FLAG),
+    ),
+    "runtime": (
+        Option("--use-cuda", "runtime.use_cuda", "true or false (default: true if a CUDA device is available)",
+               {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}),
+        Option("--allow-tf32", "runtime.allow_tf32", "on a GPU, compute FP32 in TF32: faster and less exact", FLAG),
+        Option("--compile", "runtime.compile", "compile the networks (default: if the run is long enough)", SWITCH),
+        Option("--batch-size", "runtime.batch_size", "images per batch", {"type": _integer(1, 4096), "metavar": "N"}),
+        Option("--num-workers", "runtime.num_workers", "processes that decode images",
+               {"type": _integer(0, 256), "metavar": "N"}),
+        Option("--quiet", "runtime.quiet", "show no progress on stderr", FLAG),
+    ),
+    "results": (
+        Option("--output-dir", "output.output_dir", "write report.html, result.json and CSV files", FOLDER),
+        Option("--worst", "output.worst", "number of images with the largest mIoU drop in the report", COUNT_OR_ZERO),
+        Option("--sensitivity", "output.sensitivity", "find the layers that cost most: each quantizer enabled and "
+               "disabled alone", FLAG),
+        Option("--sensitivity-images", "output.sensitivity_images", "calibration images used for that", COUNT),
+        Option("--save-predictions", "output.save_predictions", "write predictions as PNGs of label ids", FOLDER),
+        Option("--export", "output.export", "write ONNX files, encodings and a manifest for device runtimes", FOLDER),
+        Option("--execute", "output.execute", "add a backend: the exported file on ONNX Runtime's integer kernels "
+               "(default: on in the demo)", SWITCH),
+        Option("--force", "output.force", "write into folders that hold other files", FLAG),
+        Option("--fail-under", "output.fail_under", "exit with status 1 if an INT8 backend's mIoU drop exceeds DROP "
+               "percentage points", {"type": _percentage_points, "metavar": "DROP"}),
+    ),
+}  # fmt: skip
+FLAGS = {option.target: option.flag for option in itertools.chain(*OPTIONS.values())}
+
+
+def option_values(config: Config) -> dict[str, Any]:
+    """Return the value of every option, keyed by its name with underscores; paths as text."""
+    values = {}
+    for option in itertools.chain(*OPTIONS.values()):
+        value = lookup(config, option.target)
+        values[option.flag.removeprefix("--").replace("-", "_")] = str(value) if isinstance(value, Path) else value
+    return values

@@ -1,0 +1,265 @@
+"""The evaluation, from checkpoint and images to a Result. Nothing here prints; `ffnet.report` presents the Result."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import fx
+
+from datasets.cityscapes import CityscapesSplit
+from ffnet import distributed
+from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend
+from ffnet.checkpoints.loading import Checkpoint
+from ffnet.config import Config
+from ffnet.errors import UserError
+from ffnet.evaluation.compilation import prepare_backends
+from ffnet.evaluation.loop import evaluate, warm_up
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.scores import Scores
+from ffnet.files import count
+from ffnet.inputs import Inputs, load_model, open_images, open_inputs, select_device
+from ffnet.onnx.divergence import first_divergence
+from ffnet.onnx.export import export
+from ffnet.onnx.formats import MODEL_FILE
+from ffnet.onnx.inspection import inspect_onnx
+from ffnet.onnx.runtime import OnnxBackend
+from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.encodings import LoadedEncodings, load_encodings
+from ffnet.quantization.lowering import lower
+from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, check_finite_logits, equalize
+from ffnet.quantization.sensitivity import analyze_sensitivity
+from ffnet.quantization.sites import quantizer_sites
+from ffnet.report.images import ImageComparison, compare_images, worst_images
+from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
+from ffnet.run import Run
+from ffnet.variants import VARIANTS
+
+MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
+LEAST_AGREEMENT = 99.0  # percent of pixels that they must predict alike
+
+
+def quantize_and_score(config: Config) -> Result | None:
+    """Score a checkpoint in FP32, in simulated INT8 and, if asked for, in ONNX Runtime's INT8.
+
+    Under torchrun every rank scores its share of the images; only the main process returns a Result.
+
+    Raises:
+        UserError: if an option, a file or the environment is wrong.
+        DatasetError: if an image or a label is wrong.
+    """
+    with distributed.session(select_device(config.runtime)) as ranks, Run(config, ranks) as run:
+        with run.stage("open images"):
+            inputs = ranks.main_process_first(open_inputs, config)
+            run.create_output_folders(inputs.images)
+        with run.stage("load checkpoint"):
+            checkpoint = ranks.main_process_first(load_model, config)
+            fp32 = checkpoint.model.to(ranks.device)
+            check_finite_logits(fp32, checkpoint.path)
+        with run.stage("build QuantSim"):
+            equalized = equalize(fp32, config.quantization.cle and not checkpoint.equalized)
+            sim = build_quantsim(equalized, config.quantization)
+        with run.stage("calibrate"):
+            calibration = set_encodings(sim, inputs, run)
+            run.notes += quantization_notes(config, checkpoint, raise_weight_scales(sim), calibration)
+        backends: dict[str, Backend] = {FP32: fp32, INT8_SIMULATED: (lowered := lower(sim))}
+        if config.output.export or config.output.execute:
+            with run.stage("export"):
+                backends |= export_backends(sim, inputs.images, checkpoint, calibration, run)
+        scores = score(backends, inputs.images, run)
+        if scores is None:
+            return None
+        with run.stage("diagnose"):
+            diagnostics, failure = attempt(lambda: diagnose(sim, lowered, backends, inputs, scores, run))
+        details = Details(scores, tuple(inputs.images.images), diagnostics, failure)
+        variant = VARIANTS[config.model.name]
+        published = {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8}
+        return run.result(
+            variant.name,
+            details,
+            {name: miou for name, miou in published.items() if miou is not None},
+            CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form),
+            calibration,
+        )
+
+
+def score_onnx(config: Config) -> Result | None:
+    """Score an exported ONNX file on the CPU; only the main process returns a Result.
+
+    Raises:
+        UserError: if the file can't be run.
+        DatasetError: if an image or a label is wrong.
+    """
+    path = config.model.onnx
+    if path is None:
+        raise ValueError("config.model.onnx is not set")
+    with distributed.session(torch.device("cpu")) as ranks, Run(config, ranks) as run:
+        with run.stage("open images"):
+            images = ranks.main_process_first(open_images, config)
+            run.create_output_folders(images)
+        with run.stage("load ONNX file"):
+            backend = OnnxBackend(path)
+            run.notes += inspect_onnx(path).lines()
+        scores = score({ONNX_FILE: backend}, images, run)
+        return run.result(str(path), Details(scores, tuple(images.images))) if scores else None
+
+
+def set_encodings(sim: QuantizationSimModel, inputs: Inputs, run: Run) -> Calibration:
+    """Load or calibrate the encodings of `sim`, the same on every rank, and say where they come from."""
+    quantization = run.config.quantization
+    loaded = load_encodings(sim, inputs.encodings, quantization.partial_encodings) if inputs.encodings else None
+    images = inputs.calibration_images if loaded is None or loaded.missing else None
+    calibration = Calibration(0, "")
+    if run.ranks.is_main:
+        batch_size = calibrate_on_images(sim, images, run.runtime) if images else run.runtime.batch_size
+        calibration = Calibration(len(images) if images else 0, "")
+        description = describe_encodings(run.config, calibration.images, loaded)
+        if batch_size < run.runtime.batch_size:
+            description += f" The GPU ran out of memory, so batches of {count(batch_size, 'image')} were used."
+        calibration = dataclasses.replace(calibration, description=description)
+    run.ranks.share_quantizers(sim)
+    return calibration
+
+
+def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | None) -> str:
+    """Return sentences that say where the encodings come from; `images`: number of calibration images."""
+    data = config.data
+    if data.calibration_split == data.split:
+        calibrated = (
+            f"Calibrated on {count(images, 'image')} of the split that is scored, as the published results were; with "
+            "--calibration-split train no calibration image is scored."
+        )
+    else:
+        calibrated = (
+            f"Calibrated on {count(images, 'image')} of the {data.calibration_split} split; none of them is scored."
+        )
+    if loaded is None:
+        return calibrated
+    sentences = [f"Encodings, bit widths and symmetry are those of {config.quantization.encodings}."]
+    lists = {
+        "Quantizers that the file does not cover": loaded.missing,
+        "Entries that belong to no quantizer and were ignored": loaded.unexpected,
+        "Quantizers that AIMET 2 shares and the file gives separate encodings": loaded.separated,
+    }
+    sentences += [f"{title} ({len(names)}): {_shortened(names)}." for title, names in lists.items() if names]
+    return " ".join([*sentences, calibrated] if loaded.missing else sentences)
+
+
+def _shortened(names: tuple[str, ...], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+
+
+def quantization_notes(
+    config: Config, checkpoint: Checkpoint, raised: Mapping[str, int], calibration: Calibration
+) -> list[str]:
+    """Return the report's notes on how the network was quantized; `raised`: see raise_weight_scales."""
+    notes = []
+    if checkpoint.equalized:
+        notes.append("The checkpoint is already equalized, so cross-layer equalization was not applied again.")
+    elif not config.quantization.cle:
+        notes.append("Cross-layer equalization was not applied.")
+    if raised:
+        notes.append(f"Weight scales were raised so that biases fit into int32: {', '.join(raised)}.")
+    return [*notes, calibration.description]
+
+
+def export_backends(
+    sim: QuantizationSimModel, images: CityscapesSplit, checkpoint: Checkpoint, calibration: Calibration, run: Run
+) -> dict[str, Backend]:
+    """Export the simulation, to a temporary folder if none is named, and return the ONNX Runtime backend if asked for.
+
+    Under torchrun the main process writes the named folder and every other rank a temporary one.
+    """
+    output = run.config.output
+    named = output.export if run.ranks.is_main else None
+    if named is None and not output.execute:
+        return {}
+    folder = named or run.temporary_folder() / "export"
+    provenance = run.provenance() | {
+        "model": run.config.model.name,
+        "checkpoint_sha256": checkpoint.sha256,
+        "calibration": calibration.description,
+    }
+    try:
+        export(sim, (images.height, images.width), folder, provenance, output.force)
+    except OSError as error:
+        option = f"--export {named}" if named else f"--execute: the temporary folder {folder}"
+        raise UserError(
+            f"{option} can't be written ({error.strerror}). Free some space, or name another folder."
+        ) from error
+    return {INT8_ONNX_RUNTIME: OnnxBackend(folder / MODEL_FILE)} if output.execute else {}
+
+
+def score(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> Scores | None:
+    """Run all images through all backends; the main process returns the scores of all ranks, the others None."""
+    with run.stage("compile"):
+        pixels = images.total_pixels // run.ranks.world_size
+        prepared = prepare_backends(backends, pixels, run.runtime, run.config.runtime.compile)
+        warm_up(prepared, (images.height, images.width), run.runtime)
+    with run.stage("evaluate"):
+        scores = evaluate(prepared, run.ranks.shard(images), run.runtime, run.prediction_writer(images))
+        gathered = run.ranks.gather(scores)
+    if FP32 in backends:
+        run.notes.append(f"{FP32} and {INT8_SIMULATED}: {prepared.reason}.")
+    if gathered and gathered.batch_size:
+        run.notes.append(f"The GPU ran out of memory: the last batches had {count(gathered.batch_size, 'image')}.")
+    return gathered
+
+
+def attempt(work: Callable[[], Diagnostics]) -> tuple[Diagnostics, BaseException | None]:
+    """Return what `work` returns, or what it failed with: the scores are measured and must be reported."""
+    try:
+        return work(), None
+    except KeyboardInterrupt as interrupt:
+        return Diagnostics(), interrupt
+    except Exception as error:
+        return Diagnostics(), UserError(f"The scores are reported, but the diagnostics failed: {error}")
+
+
+def diagnose(
+    sim: QuantizationSimModel,
+    lowered: fx.GraphModule,
+    backends: Mapping[str, Backend],
+    inputs: Inputs,
+    scores: Scores,
+    run: Run,
+) -> Diagnostics:
+    """Find the images and layers that lose most, as far as the options ask for it; add notes on ONNX Runtime."""
+    output, images, device = run.config.output, inputs.calibration_images, run.ranks.device
+    worst: list[ImageComparison] = []
+    sensitivity = None
+    if output.output_dir:
+        worst = compare_images(worst_images(scores, output.worst), inputs.images, backends, scores, device)
+    if output.sensitivity and images is not None:
+        indices = range(min(output.sensitivity_images, len(images)))
+        batches = [normalize(images[index][0][None].to(device)) for index in indices]
+        sensitivity = analyze_sensitivity(sim, lowered, batches, run.runtime.progress)
+    backend = backends.get(INT8_ONNX_RUNTIME)
+    if isinstance(backend, OnnxBackend):
+        run.notes += onnx_runtime_notes(sim, lowered, backend.path, inputs.images, scores)
+    return Diagnostics(tuple(worst), sensitivity)
+
+
+def onnx_runtime_notes(
+    sim: QuantizationSimModel, lowered: fx.GraphModule, path: Path, images: CityscapesSplit, scores: Scores
+) -> list[str]:
+    """Say which convolutions ONNX Runtime runs in integers, and where it diverges if it is far from the simulation."""
+    notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(path).lines()]
+    mious = scores.miou(INT8_SIMULATED), scores.miou(INT8_ONNX_RUNTIME)
+    agreement = scores.agreement(INT8_SIMULATED, INT8_ONNX_RUNTIME)
+    if not differ(mious, agreement):
+        return notes
+    image = normalize(images[0][0][None])
+    divergence = first_divergence(lowered.to("cpu"), quantizer_sites(sim), path, image)
+    return [
+        *notes,
+        f"{INT8_ONNX_RUNTIME} is far from {INT8_SIMULATED}: {mious[1]:.2f} and {mious[0]:.2f} mIoU, {agreement:.2f} % "
+        f"of the pixels predicted alike. On the first image: {divergence or 'no layer diverges.'}",
+    ]
+
+
+def differ(mious: tuple[float, float], agreement: float) -> bool:
+    """Return whether two backends that should agree differ by more than 0.2 points of mIoU or 1 % of the pixels."""
+    both_nan = mious[0] != mious[0] and mious[1] != mious[1]
+    return not (both_nan or abs(mious[0] - mious[1]) <= MIOU_TOLERANCE) or agreement < LEAST_AGREEMENT

@@ -1,0 +1,71 @@
+"""Raise weight scales until every bias fits into int32.
+
+Integer kernels hold a bias as int32 in units of input scale times weight scale. A channel with nearly zero weights has
+so small a scale that its bias overflows: the device would clip what the simulation computes in float. AIMET's
+calibration raises such scales only in layers that have an output quantizer of their own, so not if a ReLU follows.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from aimet_torch.quantization.base import QuantizerBase
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import nn
+
+from ffnet.quantization.sites import QuantizerSite, quantizer_sites
+
+LARGEST = 2**31 - 2**8  # of an int32, less what float32 rounds off
+MOST_BITS = 24  # of weight and input together in layers with int32 arithmetic: 8 and 16, but not twice 16
+
+
+def raise_weight_scales(sim: QuantizationSimModel) -> dict[str, int]:
+    """Raise weight scales of a calibrated simulation in place, until every bias fits into int32.
+
+    Call it after calibrating or loading encodings, and before lowering or export; a second call changes nothing. For a
+    channel of n products of 8 bits it changes the output by less than n * 255 / 2**32 of the bias.
+
+    Returns:
+        The number of changed channels of every layer that was changed.
+    """
+    changed = {}
+    for weight, bias, source in _biased_layers(sim):
+        factors = _scale_factors(weight.quantizer, bias, source.quantizer)
+        if (factors > 1).any():
+            with torch.no_grad():
+                for bound in (weight.quantizer.min, weight.quantizer.max):
+                    bound.mul_((factors if bound.numel() > 1 else factors.max()).reshape(bound.shape))
+            changed[weight.layer] = int((factors > 1).sum())
+    return changed
+
+
+def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, source: QuantizerBase) -> torch.Tensor:
+    """Return the factors (channels,), at least 1, by which the weight's scales are too small for the bias."""
+    steps = weight.get_scale().detach().flatten() * source.get_scale().detach()
+    needed = bias.detach().abs() / (steps.double() * LARGEST)
+    return torch.where(needed > 1, needed * (1 + 1e-6), 1.0).to(bias.dtype)
+
+
+def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, torch.Tensor, QuantizerSite]]:
+    """Yield the site of the weight, the bias, and the site of the input of layers with int32 arithmetic."""
+    sites = quantizer_sites(sim)
+    modules = {node: sim.model.get_submodule(node.target) for node in sim.model.graph.nodes if node.op == "call_module"}
+    inputs = {site.node: site for site in sites if site.role == "input" and site.key == 0}
+    outputs = {site.node: site for site in sites if site.role == "output"}
+    for weight in (site for site in sites if site.role == "param" and site.key == "weight"):
+        bias = modules[weight.node].bias
+        source = inputs.get(weight.node) or _quantized_source(weight.node, modules, outputs)
+        if bias is not None and source is not None and weight.bit_width + source.bit_width <= MOST_BITS:
+            yield weight, bias, source
+
+
+def _quantized_source(
+    node: torch.fx.Node, modules: dict[torch.fx.Node, Any], outputs: dict[torch.fx.Node, QuantizerSite]
+) -> QuantizerSite | None:
+    """Return the site that quantizes what a layer reads, behind layers that keep values as they are."""
+    source = node.all_input_nodes[0]
+    while source in modules:
+        if source in outputs or not isinstance(modules[source], nn.Identity | nn.MaxPool2d):
+            return outputs.get(source)
+        source = source.all_input_nodes[0]
+    return None

@@ -1,0 +1,237 @@
+"""Parse AIMET's encodings files, without AIMET.
+
+Four formats are read: those by torch module of AIMET 1.x and 2.x (`<name>_torch.encodings`, `save_encodings_to_json`),
+and those by tensor beside an ONNX file, of versions 0.x, 1.0.0 and 2.0.0.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ffnet.errors import UserError
+
+LARGEST_FILE = 32 << 20  # bytes; 80,000 channels, twice the largest FFNet's, take 24 MB as AIMET 1.x writes them
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a tensor is quantized: value = (integer + offset) * scale, for integers from qmin to qmax."""
+
+    qmin: int
+    qmax: int
+    scales: tuple[float, ...]  # one, or one per channel
+    offsets: tuple[int, ...]  # of the same length
+
+
+@dataclass(frozen=True)
+class EncodingsFile:
+    """The content of an encodings file."""
+
+    path: Path
+    by_layer: bool  # activations are named after torch modules, "layer output 0"; otherwise after ONNX tensors
+    entries: dict[str, Encoding]  # weights are named "layer.weight" in every format
+
+
+def read_encodings(path: Path | str) -> EncodingsFile:
+    """Read a JSON file of encodings.
+
+    Raises:
+        UserError: if it can't be read or is not in one of AIMET's formats.
+    """
+    path = Path(path)
+    try:
+        by_layer, entries = _parse(_read_json(path))
+    except OSError as error:
+        raise UserError(f"--encodings {path}: the file can't be read ({error.strerror}). Give another path.") from error
+    except ValueError as error:
+        raise UserError(f"--encodings {path}: {error}. Give an encodings file as AIMET writes it.") from error
+    return EncodingsFile(path, by_layer, entries)
+
+
+def _read_json(path: Path) -> Any:
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise ValueError(f"the file has {size} bytes, but the encodings of the largest FFNet fit into {LARGEST_FILE}")
+    text = path.read_bytes()
+    try:
+        return json.loads(text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the file is not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError("the file is nested too deeply") from error
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the file contains the name {name!r} twice")
+        found[name] = value
+    return found
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"the file contains {text} in place of a number")
+
+
+def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
+    """Return whether the entries are named after layers, and the entries."""
+    if not isinstance(content, dict):
+        raise ValueError("the file contains no encodings")
+    version = content.get("version", "0.6.1")
+    if not isinstance(version, str) or version.split(".")[0] not in ("0", "1", "2"):
+        raise ValueError(f"the file has version {version!r}, but only versions 0 to 2 are supported")
+    if "encodings" in content:
+        return False, _parse_list(content["encodings"], _parse_version_2)
+    if not {"activation_encodings", "param_encodings"} <= content.keys():
+        raise ValueError("the file has neither 'encodings' nor 'activation_encodings' and 'param_encodings'")
+    activations, params = content["activation_encodings"], content["param_encodings"]
+    if isinstance(activations, list) and isinstance(params, list):
+        return False, _parse_list(activations + params, _parse_version_1)
+    if not isinstance(activations, dict) or not isinstance(params, dict):
+        raise ValueError("'activation_encodings' and 'param_encodings' are neither two objects nor two lists")
+    by_layer = any(isinstance(value, dict) and value.keys() & {"input", "output"} for value in activations.values())
+    if by_layer:
+        activations = dict(entry for name, value in activations.items() for entry in _tensors_of_layer(name, value))
+    if not activations | params:
+        raise ValueError("the file contains no encodings")
+    return by_layer, {name: _parse_entry(name, _parse_legacy, value) for name, value in (activations | params).items()}
+
+
+def _parse_entry(name: str, parse: Callable[[Any], Encoding], value: Any) -> Encoding:
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise ValueError(f"the entry {name!r} {error}") from error
+
+
+def _parse_list(values: Any, parse: Callable[[Any], Encoding]) -> dict[str, Encoding]:
+    """Return the encodings of a list of entries that contain their names."""
+    if not isinstance(values, list) or not values:
+        raise ValueError("the file contains no encodings")
+    entries: dict[str, Encoding] = {}
+    for value in values:
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            raise ValueError(f"the file has an entry without a name: {str(value)[:60]}")
+        if name in entries:
+            raise ValueError(f"the file contains the entry {name!r} twice")
+        entries[name] = _parse_entry(name, parse, value)
+    return entries
+
+
+def _tensors_of_layer(layer: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield ("layer input 0", encoding) and so on, of the entry {"input": {"0": ...}, ...} or {"input": [...], ...}."""
+    if not isinstance(value, dict) or not value.keys() <= {"input", "output"}:
+        raise ValueError(f"the entry {layer!r} does not consist of 'input' and 'output'")
+    for side, tensors in value.items():
+        if isinstance(tensors, list):
+            tensors = {str(i): tensor for i, tensor in enumerate(tensors) if tensor is not None}
+        if not isinstance(tensors, dict) or not all(index.isdecimal() for index in tensors):
+            raise ValueError(f"the entry {layer!r} has an {side!r} whose tensors are not numbered")
+        for index, tensor in tensors.items():
+            yield f"{layer} {side} {index}", tensor
+
+
+def _parse_legacy(value: Any) -> Encoding:
+    """Parse an entry of version 0.x: one object with min, max, scale, ..., or a list of them, one per channel."""
+    channels = value if isinstance(value, list) else [value]
+    if not channels or not all(isinstance(channel, dict) for channel in channels):
+        raise ValueError("is neither an object nor a list of objects")
+    bits, symmetric = _integer_type(channels[0], "bitwidth", "is_symmetric")
+    if any(_integer_type(channel, "bitwidth", "is_symmetric") != (bits, symmetric) for channel in channels):
+        raise ValueError("has channels that differ in bit width or symmetry")
+    scales = [_scale(channel, "scale") for channel in channels]
+    lows = [_integer(channel, "offset") for channel in channels]
+    # AIMET 1.x's strict symmetry omits the lowest integer, so that the range ends at -max.
+    strict = symmetric and bits > 2 and set(lows) == {1 - (1 << (bits - 1))}
+    for channel, scale, low in zip(channels, scales, lows, strict=True):
+        for key, integer in (("min", low), ("max", low + (1 << bits) - 1 - strict)):
+            # A quarter of a step, or what float32 leaves of the digits.
+            if key in channel and not abs(_number(channel, key) / scale - integer) <= max(0.25, 2.0 ** (bits - 21)):
+                raise ValueError(f"has a {key} of {channel[key]}, but scale and offset give {integer * scale:g}")
+    return _encoding(bits, symmetric, scales, lows, strict)
+
+
+def _parse_version_1(value: dict[str, Any]) -> Encoding:
+    if value.get("enc_type") not in ("PER_TENSOR", "PER_CHANNEL") or "zero_point_shift" in value:
+        raise ValueError("is neither PER_TENSOR nor PER_CHANNEL, or has a zero_point_shift, which is not supported")
+    bits, symmetric = _integer_type(value, "bw", "is_sym")
+    return _encoding(bits, symmetric, _list(value, "scale", _scale), _list(value, "offset", _integer))
+
+
+def _parse_version_2(value: dict[str, Any]) -> Encoding:
+    dtype = re.fullmatch(r"(u?)int(\d{1,2})", str(value.get("output_dtype")))
+    if not dtype:
+        raise ValueError(f"has output_dtype {value.get('output_dtype')!r}, but only integers are supported")
+    if value.keys() & {"block_size", "per_block_int_scale", "per_channel_float_scale"}:
+        raise ValueError("is quantized in blocks, which is not supported")
+    bits, signed = _checked_bits(int(dtype[2])), not dtype[1]
+    scales = _list(value, "y_scale", _scale)
+    zero_points = [0] * len(scales)
+    if value.get("y_zero_point") is not None:
+        zero_points = _list(value, "y_zero_point", _integer)
+    return _encoding(bits, signed, scales, [_smallest(bits, signed) - zero_point for zero_point in zero_points])
+
+
+def _encoding(bits: int, signed: bool, scales: Sequence[float], lows: Sequence[int], strict: bool = False) -> Encoding:
+    """Return the Encoding; `lows`: the integers that, times the scale, are the smallest values."""
+    qmin = _smallest(bits, signed) + strict
+    qmax = _smallest(bits, signed) + (1 << bits) - 1
+    if len(scales) != len(lows) or not scales:
+        raise ValueError(f"has {len(scales)} scales and {len(lows)} offsets")
+    if not all(low <= 0 <= low + qmax - qmin for low in lows):
+        raise ValueError(f"has an offset that leaves 0 outside of its {bits} bits")
+    return Encoding(qmin, qmax, tuple(scales), tuple(low - qmin for low in lows))
+
+
+def _smallest(bits: int, signed: bool) -> int:
+    return -(1 << (bits - 1)) if signed else 0
+
+
+def _integer_type(value: dict[str, Any], bits_key: str, symmetry_key: str) -> tuple[int, bool]:
+    """Return the bit width of an entry, and whether it is symmetric."""
+    if str(value.get("dtype", "int")).lower() != "int":
+        raise ValueError(f"has dtype {value['dtype']!r}, but only int is supported")
+    symmetry = str(value.get(symmetry_key)).lower()  # AIMET writes a bool as text
+    if symmetry not in ("true", "false"):
+        raise ValueError(f"has {symmetry_key!r} {value.get(symmetry_key)!r}, which is neither true nor false")
+    return _checked_bits(_integer(value, bits_key)), symmetry == "true"
+
+
+def _checked_bits(bits: int) -> int:
+    if bits not in range(2, 33):
+        raise ValueError(f"has a bit width of {bits}, but only 2 to 32 are possible")
+    return bits
+
+
+def _list(value: dict[str, Any], key: str, read: Callable[[dict[str, Any], str], Any]) -> list[Any]:
+    """Return the numbers under `key`, one or a list of them."""
+    found = value.get(key)
+    return [read({key: number}, key) for number in (found if isinstance(found, list) else [found])]
+
+
+def _number(value: dict[str, Any], key: str) -> float:
+    found = value.get(key)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"has {key!r} {str(found)[:60]!r}, which is not a number")
+    if abs(found) > 1e38:  # infinity too, which JSON writes as 1e999
+        raise ValueError(f"has a {key!r} beyond the range of float32")
+    return float(found)
+
+
+def _scale(value: dict[str, Any], key: str) -> float:
+    found = _number(value, key)
+    if not 1e-37 < found < 1e37:  # float32's range
+        raise ValueError(f"has a {key} of {found:g}, which is not positive or beyond the range of float32")
+    return found
+
+
+def _integer(value: dict[str, Any], key: str) -> int:
+    found = _number(value, key)
+    if not found.is_integer():
+        raise ValueError(f"has {key!r} {found:g}, which is not an integer")
+    return int(found)

@@ -1,0 +1,143 @@
+"""Convert a calibrated simulation into plain torch modules that compute the same and run faster.
+
+AIMET's simulation quantizes the weights in every forward pass and dispatches in Python. Here weights are quantized once
+and every activation quantizer becomes one module. In eager mode, the logits are those of `sim.model` bit for bit.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from aimet_torch.quantization.affine import QuantizeDequantize
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import nn
+
+from ffnet.errors import UserError
+from ffnet.quantization.sites import QuantizerSite, quantizer_sites, tensor_arguments
+
+
+class FakeQuantize(nn.Module):
+    """Quantizes and dequantizes a float32 tensor, per tensor or along one axis: round half to even, then clamp.
+
+    Args:
+        scale: float32, of one element, or one per channel along `axis`.
+        zero_point: int32, of the same shape.
+        qmin: the smallest integer.
+        qmax: the largest integer.
+        axis: the axis of the channels; None if there is one scale for the whole tensor.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
+    def __init__(
+        self, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int, axis: int | None = None
+    ) -> None:
+        super().__init__()
+        self.qmin, self.qmax, self.axis = qmin, qmax, axis
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        if axis is None:  # numbers, so that compiled code holds them as constants
+            self.step, self.zero = scale.item(), int(zero_point.item())
+            self.reciprocal = (1 / scale).item()  # in float32, by which torch's own kernel multiplies
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the quantized and dequantized tensor."""
+        if self.axis is not None:
+            return torch.fake_quantize_per_channel_affine(
+                x, self.scale, self.zero_point, self.axis, self.qmin, self.qmax
+            )
+        if torch.compiler.is_compiling():  # one fused kernel, where the operator would be a call of its own
+            rounded = torch.round(x * self.reciprocal) + self.zero
+            return (rounded.clamp(self.qmin, self.qmax) - self.zero) * self.step
+        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, self.qmin, self.qmax)
+
+
+def lower(sim: QuantizationSimModel) -> torch.fx.GraphModule:
+    """Return a calibrated simulation as a graph of plain modules, in eval mode.
+
+    Layers keep their names; a quantizer of an activation becomes the FakeQuantize `site.lowered_name`.
+
+    Raises:
+        UserError: if a quantizer is not calibrated or of a kind that has no counterpart.
+    """
+    graph = torch.fx.Graph()
+    modules: dict[str, nn.Module] = {}
+    values: dict[torch.fx.Node, torch.fx.Node] = {}  # node of the simulation -> node of `graph`
+    sites = _sites_by_node(sim)
+    for node in sim.model.graph.nodes:
+        own = sites.get(node, [])
+        module = sim.model.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, nn.Identity):  # of a folded batch norm
+            values[node] = values[node.args[0]]
+            continue
+        if module is not None:
+            modules[node.target] = _plain_layer(module, [site for site in own if site.role == "param"])
+        sources = dict(values)
+        for site in own:
+            if site.role == "input":
+                source = tensor_arguments(node)[int(site.key)]
+                sources[source] = _insert(graph, site, values[source], modules)
+        values[node] = graph.node_copy(node, sources.__getitem__)
+        for site in own:
+            if site.role == "output":
+                values[node] = _insert(graph, site, values[node], modules)
+    graph.lint()
+    return torch.fx.GraphModule(modules, graph).eval()
+
+
+def _sites_by_node(sim: QuantizationSimModel) -> dict[torch.fx.Node, list[QuantizerSite]]:
+    found: dict[torch.fx.Node, list[QuantizerSite]] = {}
+    for site in quantizer_sites(sim):
+        tensors = {"input": len(tensor_arguments(site.node)), "output": 1}
+        if site.role in tensors and int(site.key) >= tensors[site.role]:
+            raise UserError(f"{site.name}: the layer has no such {site.role}. Check --config-file.")
+        found.setdefault(site.node, []).append(site)
+    return found
+
+
+def _insert(
+    graph: torch.fx.Graph, site: QuantizerSite, value: torch.fx.Node, modules: dict[str, nn.Module]
+) -> torch.fx.Node:
+    """Append the FakeQuantize of a site to the graph and the modules; return its node."""
+    modules[site.lowered_name] = fake_quantizer(site)
+    return graph.create_node("call_module", site.lowered_name, (value,))
+
+
+def fake_quantizer(site: QuantizerSite) -> FakeQuantize:
+    """Return the FakeQuantize that computes what AIMET's quantizer of a site does.
+
+    Raises:
+        UserError: if there is none.
+    """
+    quantizer = _checked_quantizer(site)
+    scale = quantizer.get_scale().detach().float()
+    zero_point = -quantizer.get_offset().detach().to(torch.int32)
+    if scale.numel() == 1:
+        return FakeQuantize(scale.reshape(()), zero_point.reshape(()), quantizer.qmin, quantizer.qmax)
+    wide = [i - scale.dim() for i, length in enumerate(scale.shape) if length > 1]
+    if len(wide) > 1 or wide[0] < -3:
+        raise UserError(f"{site.name}: scales of shape {tuple(scale.shape)} do not lie along one channel axis.")
+    return FakeQuantize(scale.flatten(), zero_point.flatten(), quantizer.qmin, quantizer.qmax, axis=4 + wide[0])
+
+
+def _checked_quantizer(site: QuantizerSite) -> QuantizeDequantize:
+    """Return the quantizer of a site if it is affine, calibrated, and has one scale per tensor or channel."""
+    quantizer = site.quantizer
+    if type(quantizer) is not QuantizeDequantize or quantizer.block_size or quantizer.zero_point_shift:
+        raise UserError(f"{site.name}: {quantizer} is not supported. Use affine quantizers without blocks.")
+    if not quantizer.is_initialized():
+        raise UserError(f"{site.name}: this quantizer has no encodings. Calibrate the simulation first.")
+    return quantizer
+
+
+def _plain_layer(module: Any, sites: list[QuantizerSite]) -> nn.Module:
+    """Return a copy of a layer without its quantizers, the parameters of `sites` quantized once."""
+    original = module.get_original_module() if hasattr(module, "param_quantizers") else module
+    plain = copy.deepcopy(original).requires_grad_(False)
+    for site in sites:
+        quantizer = _checked_quantizer(site)
+        with torch.no_grad():
+            value = quantizer(getattr(module, str(site.key))).as_subclass(torch.Tensor).clone()
+        setattr(plain, str(site.key), nn.Parameter(value, requires_grad=False))
+    return plain

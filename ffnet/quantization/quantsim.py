@@ -1,0 +1,212 @@
+"""Equalize a network, simulate its quantization with AIMET and calibrate the simulation.
+
+The default configuration is the one of the AIMET model zoo's FFNets: cross-layer equalization, 8-bit symmetric weights
+per channel, 8-bit asymmetric activations per tensor, a quantized model input, float biases, TF-Enhanced ranges, and no
+quantizers around GaussianConv2D.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from aimet_torch.batch_norm_fold import fold_all_batch_norms
+from aimet_torch.common.utils import AimetLogger, TqdmStreamHandler
+from aimet_torch.cross_layer_equalization import equalize_model
+from aimet_torch.model_preparer import prepare_model
+from aimet_torch.nn import QuantizationMixin
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import nn
+from torch.utils.data import Dataset
+
+from ffnet.config import QuantizationConfig
+from ffnet.errors import UserError
+from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
+from ffnet.evaluation.runtime import Runtime
+from ffnet.files import count
+from ffnet.model import GaussianConv2D
+from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.encodings import load_encodings
+from ffnet.quantization.encodings_file import read_encodings
+from ffnet.quantization.tf_enhanced import use_fast_analyzers
+
+TRACE_SIZE = (1, 3, 128, 256)  # of the input with which AIMET traces the graph; quantizers do not depend on it
+
+
+@QuantizationMixin.implements(GaussianConv2D)
+class QuantizedGaussianConv2D(QuantizationMixin, GaussianConv2D):
+    """How AIMET runs GaussianConv2D. Its weight is a buffer, which no quantizer sees."""
+
+    input_quantizers: Any
+    output_quantizers: Any
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Smooth `x`, quantizing input and output if their quantizers are enabled."""
+        (quantize_input,), (quantize_output,) = self.input_quantizers, self.output_quantizers
+        y = super().forward(quantize_input(x) if quantize_input else x)
+        return quantize_output(y) if quantize_output else y
+
+
+def quantize(
+    model: nn.Module,
+    images: Dataset,
+    config: QuantizationConfig = QuantizationConfig(),  # noqa: B008 - it is frozen
+    runtime: Runtime = Runtime(),  # noqa: B008 - it is frozen
+) -> QuantizationSimModel:
+    """Return a calibrated simulation of a quantized FFNet; `model` stays as it is.
+
+    Args:
+        model: an FFNet in eval mode.
+        images: calibration set, such as a CityscapesSplit. TF-Enhanced takes the range of its histograms from the
+            first batch, so the result depends on the order of the images and on the batch size.
+        config: how to quantize.
+        runtime: where to run, and how to load the images.
+    """
+    file = read_encodings(config.encodings) if config.encodings else None
+    sim = build_quantsim(equalize(model, config.cle).to(runtime.device), config)
+    loaded = load_encodings(sim, file, config.partial_encodings) if file else None
+    if loaded is None or loaded.missing:
+        calibrate_on_images(sim, images, runtime)
+    raise_weight_scales(sim)
+    return sim
+
+
+def check_finite_logits(model: nn.Module, path: Path | str) -> None:
+    """Check that a network with the weights of `path` computes finite logits; AIMET fails on others.
+
+    Raises:
+        UserError: if it does not.
+    """
+    with torch.no_grad():
+        if not model(_trace_input(model)).isfinite().all():
+            raise UserError(f"{path}: with these weights some logits are infinite or NaN. Use another checkpoint.")
+
+
+def equalize(model: nn.Module, cle: bool = True) -> torch.fx.GraphModule:
+    """Return a copy of an FFNet that computes the same with folded batch norms and, if `cle`, equalized layers.
+
+    In the copy, additions, interpolations and re-used ReLUs are modules, as AIMET requires.
+    """
+    model = copy.deepcopy(model)  # AIMET's copy shares the weights that it then changes
+    excluded = [module for module in model.modules() if isinstance(module, GaussianConv2D)]
+    with quiet_aimet():
+        prepared = prepare_model(model, modules_to_exclude=excluded or None)
+        if cle:
+            equalize_model(prepared, dummy_input=_trace_input(model))
+        else:
+            fold_all_batch_norms(prepared, TRACE_SIZE, dummy_input=_trace_input(model))
+    return prepared
+
+
+def build_quantsim(prepared: nn.Module, config: QuantizationConfig) -> QuantizationSimModel:
+    """Return a simulation, not yet calibrated, of a network that `equalize` returned."""
+    with quiet_aimet():
+        sim = QuantizationSimModel(
+            prepared,
+            dummy_input=_trace_input(prepared),
+            quant_scheme=config.quant_scheme,
+            default_output_bw=config.output_bw,
+            default_param_bw=config.param_bw,
+            config_file=config.config_file,
+        )
+    for module in sim.model.modules():
+        if isinstance(module, QuantizedGaussianConv2D):
+            # The published configuration quantizes nothing between the model's input and the output of conv0.
+            module.output_quantizers[0] = None
+    return sim
+
+
+def check_config_file(name: str) -> None:
+    """Check that AIMET accepts a quantsim configuration file, or the alias of one of its own.
+
+    Raises:
+        UserError: if it does not, or if the configuration enables no quantizer.
+    """
+    convolution = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    try:
+        sim = build_quantsim(convolution, QuantizationConfig(config_file=name))
+    except Exception as error:  # the network is valid, so whatever AIMET raises is about the file
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"--config-file {name}: AIMET does not accept this configuration ({reason}). Give a configuration made for "
+            "AIMET 2, or remove the option to use AIMET's default per channel."
+        ) from error
+    if not any(sim.named_quantizers()):
+        raise UserError(
+            f"--config-file {name}: this configuration enables no quantizer. Remove the option to use AIMET's default."
+        )
+
+
+def calibrate_on_images(sim: QuantizationSimModel, images: Dataset, runtime: Runtime) -> int:
+    """Calibrate a simulation on a data set and return the batch size used.
+
+    If the GPU runs out of memory, calibration starts again with half the batch size.
+    """
+    batch_size = runtime.batch_size
+    while True:
+        try:
+            calibrate(sim, calibration_batches(images, dataclasses.replace(runtime, batch_size=batch_size)))
+            return batch_size
+        except torch.cuda.OutOfMemoryError as error:
+            batch_size = smaller_batch_size(batch_size, error)
+
+
+def calibrate(sim: QuantizationSimModel, batches: Iterable[torch.Tensor]) -> None:
+    """Compute the encodings of every quantizer from normalized batches (N, 3, H, W) float32.
+
+    Raises:
+        UserError: if a quantizer is left without encodings.
+    """
+    use_fast_analyzers(sim)
+    with quiet_aimet(), torch.no_grad():
+        sim.compute_encodings(functools.partial(_run_batches, batches))
+    blank = [name for name, quantizer in sim.named_quantizers() if not quantizer.is_initialized()]
+    if blank:
+        raise UserError(
+            f"calibration: {count(len(blank), 'quantizer')} got no encodings, the first of them {blank[0]}. Check that "
+            "there are calibration images and that --config-file only enables quantizers of values that occur."
+        )
+
+
+def _run_batches(batches: Iterable[torch.Tensor], model: nn.Module) -> None:
+    for batch in batches:
+        model(batch)
+
+
+def _trace_input(model: nn.Module) -> torch.Tensor:
+    # Not zeros: the histograms of a constant have no range.
+    device = next(model.parameters()).device
+    return torch.linspace(-1, 1, torch.Size(TRACE_SIZE).numel(), device=device).reshape(TRACE_SIZE)
+
+
+@contextlib.contextmanager
+def quiet_aimet() -> Iterator[None]:
+    """Run AIMET without its progress messages; its warnings go to stderr."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # its use of torch.jit.trace
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        _configure_loggers()
+        yield
+
+
+def _configure_loggers() -> None:
+    for area in AimetLogger.LogAreas:
+        logger = logging.getLogger(area.value)
+        logger.setLevel(logging.WARNING)
+        for handler in logger.handlers:
+            if isinstance(handler, TqdmStreamHandler):
+                handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
+    logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_is_relevant)
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    # Logged for every FFNet, whose sizes are taken at run time; it matters only to tools that reorder hooks.
+    return record.getMessage() != "Unable to isolate model outputs."

@@ -1,0 +1,186 @@
+"""Rank quantizers by their effect on the logits: only this quantizer enabled, and only this quantizer disabled.
+
+The lowered network and the same network in FP32 share one graph and differ in the modules that quantize. A network with
+one quantizer switched is that graph with one module of the other kind. It is not run from the start: both networks are
+run node by node, and for each module that quantizes, only the layers behind it are computed again.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import nn
+from tqdm import tqdm
+
+from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites, tensor_arguments
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """The effect of one activation quantizer, or of the parameter quantizers of one layer.
+
+    SQNR is in dB and None if there is no noise. Agreement is the percentage of predictions, at the resolution of the
+    logits, that equal those in FP32.
+    """
+
+    layer: str
+    kind: str  # WEIGHT or ACTIVATION
+    role: str  # "weight", "weight+bias", "output", "input", or "input_1" if the layer has several inputs
+    position: int  # in order of execution, from 0
+    bits: int
+    sqnr_only_enabled: float | None
+    agreement_only_enabled: float
+    sqnr_only_disabled: float | None
+    agreement_only_disabled: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The effect of each quantizer, and of all together."""
+
+    rows: list[SensitivityRow]  # the quantizer that adds most noise when only it is enabled comes first
+    sqnr: float | None  # of all quantizers together, dB
+    agreement: float  # of all quantizers together, percent
+    images: int
+
+    def gain(self, row: SensitivityRow) -> float | None:
+        """Return how many dB the logits gain if only the row's quantizer is disabled; None if there is no noise."""
+        if row.sqnr_only_disabled is None or self.sqnr is None:
+            return None
+        return row.sqnr_only_disabled - self.sqnr
+
+
+def analyze_sensitivity(
+    sim: QuantizationSimModel, lowered: torch.fx.GraphModule, batches: Sequence[torch.Tensor], progress: bool = True
+) -> Sensitivity:
+    """Measure how much each quantizer of a calibrated simulation changes the logits.
+
+    The reference is the equalized network in FP32. SQNR = 10 log10(sum of squared logits / sum of squared errors), both
+    summed over all images.
+
+    Args:
+        sim: the calibrated simulation.
+        lowered: `lower(sim)`, not compiled.
+        batches: normalized images (N, 3, H, W) float32 on the device of `lowered`.
+        progress: show a progress bar on stderr.
+    """
+    runs = [torch.fx.Interpreter(model, graph=lowered.graph) for model in (remove_quantizers(sim, lowered), lowered)]
+    groups = _sites_by_module(sim)
+    overall = LogitsComparison()
+    comparisons = {name: (LogitsComparison(), LogitsComparison()) for name in groups}
+    total = len(batches) * len(groups)
+    with tqdm(total=total, desc="sensitivity", unit="quantizer", disable=not progress, dynamic_ncols=True) as bar:
+        for batch in batches:
+            _add_batch(runs, batch, overall, comparisons, bar)
+    rows = [_row(sites, i, *comparisons[name]) for i, (name, sites) in enumerate(groups.items())]
+    rows.sort(key=lambda row: float("inf") if row.sqnr_only_enabled is None else row.sqnr_only_enabled)
+    return Sensitivity(rows, overall.sqnr(), overall.agreement(), sum(map(len, batches)))
+
+
+def remove_quantizers(sim: QuantizationSimModel, lowered: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Return a copy of the lowered network that quantizes nothing: FP32, equalized as `sim` is."""
+    plain = copy.deepcopy(lowered)
+    for site in quantizer_sites(sim):
+        if site.kind == ACTIVATION:
+            plain.set_submodule(site.lowered_name, nn.Identity())
+        else:
+            value = getattr(sim.model.get_submodule(site.layer), str(site.key)).detach().as_subclass(torch.Tensor)
+            plain.get_parameter(f"{site.layer}.{site.key}").data.copy_(value)
+    return plain
+
+
+def _sites_by_module(sim: QuantizationSimModel) -> dict[str, list[QuantizerSite]]:
+    """Return the sites of each module of the lowered network that quantizes, by its name, in order of execution."""
+    groups: dict[str, list[QuantizerSite]] = {}
+    for site in quantizer_sites(sim):
+        groups.setdefault(site.lowered_name, []).append(site)
+    return groups
+
+
+class LogitsComparison:
+    """Sums over images that compare logits with those in FP32."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+        self.equal = self.pixels = 0
+
+    def add(self, reference: torch.Tensor, logits: torch.Tensor) -> None:
+        """Add the logits (N, 19, h, w) of some images."""
+        self.signal += reference.double().square().sum().item()
+        self.noise += (reference.double() - logits.double()).square().sum().item()
+        equal = reference.max(1).indices == logits.max(1).indices
+        self.equal += int(equal.sum())
+        self.pixels += equal.numel()
+
+    def sqnr(self) -> float | None:
+        """Return the SQNR in dB; None if there is no noise, or no signal."""
+        if not self.noise or not self.signal:
+            return None
+        return 10 * torch.tensor(self.signal / self.noise, dtype=torch.float64).log10().item()
+
+    def agreement(self) -> float:
+        """Return the percentage of equal predictions."""
+        return 100 * self.equal / self.pixels
+
+
+@torch.inference_mode()
+def _add_batch(
+    runs: Sequence[torch.fx.Interpreter],
+    batch: torch.Tensor,
+    overall: LogitsComparison,
+    comparisons: Mapping[str, Sequence[LogitsComparison]],
+    bar: tqdm,
+) -> None:
+    """Compare the logits of one batch with those in FP32.
+
+    Args:
+        runs: the network in FP32, and the lowered network; both of the same graph.
+        batch: normalized images (N, 3, H, W).
+        overall: of all quantizers together.
+        comparisons: by name of a module that quantizes: of only it enabled, and of only it disabled.
+        bar: updated per module.
+    """
+    fp32, quantized = runs
+    reference = fp32.run(batch)
+    overall.add(reference, quantized.run(batch))
+    values: list[dict[torch.fx.Node, Any]] = [{}, {}]  # of each run's nodes so far; None if no later node needs it
+    for node in fp32.graph.nodes:
+        if node.op == "call_module" and node.target in comparisons:
+            for run, other, known, comparison in zip(runs, runs[::-1], values, comparisons[node.target], strict=True):
+                switched = {node: _value(other, node, known, batch)}
+                comparison.add(reference, run.run(batch, initial_env=known | switched))
+            bar.update()
+        for run, known in zip(runs, values, strict=True):
+            known[node] = _value(run, node, known, batch)
+            known |= dict.fromkeys(run.user_to_last_uses.get(node, ()))
+
+
+def _value(run: torch.fx.Interpreter, node: torch.fx.Node, known: dict[torch.fx.Node, Any], batch: torch.Tensor) -> Any:
+    """Return what the module of `run` at a node computes from the known values of earlier nodes."""
+    run.env, run.args_iter = known, iter((batch,))
+    return run.run_node(node)
+
+
+def _row(
+    sites: Sequence[QuantizerSite], position: int, enabled: LogitsComparison, disabled: LogitsComparison
+) -> SensitivityRow:
+    first = sites[0]
+    role = first.role
+    if first.kind == WEIGHT:
+        role = "+".join(str(site.key) for site in sites)
+    elif role == "input" and len(tensor_arguments(first.node)) > 1:
+        role = f"input_{first.key}"
+    return SensitivityRow(
+        first.layer,
+        first.kind,
+        role,
+        position,
+        first.bit_width,
+        sqnr_only_enabled=enabled.sqnr(),
+        agreement_only_enabled=enabled.agreement(),
+        sqnr_only_disabled=disabled.sqnr(),
+        agreement_only_disabled=disabled.agreement(),
+    )

@@ -1,0 +1,81 @@
+"""Quantizer sites: where each quantizer of a simulation sits, and its names in the lowered network and ONNX files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from aimet_torch.quantization.base import QuantizerBase
+from aimet_torch.quantsim import QuantizationSimModel
+
+INPUT_TENSOR, OUTPUT_TENSOR = "image", "logits"  # names of the network's input and output in exported ONNX files
+WEIGHT, ACTIVATION = "weight", "activation"  # kinds of a site
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizerSite:
+    """One enabled quantizer at one position in the network. Several sites share a quantizer where AIMET shares it."""
+
+    layer: str  # dotted name of the module, as in sim.model.named_modules()
+    role: str  # "input", "param" or "output" of that layer
+    key: int | str  # index of the input or output, or name of the parameter
+    container: Any  # AIMET's list or dict that holds the quantizer under `key`
+    node: torch.fx.Node  # of the layer, in sim.model.graph
+    tensor: str | None  # tensor in the exported ONNX file; None if the file has no tensor of its own for it
+    lowered_name: str  # of the FakeQuantize module in the lowered network; for a parameter, the layer itself
+
+    @property
+    def quantizer(self) -> QuantizerBase:
+        """The quantizer that is there now; loading encodings may replace it."""
+        return self.container[self.key]
+
+    @property
+    def name(self) -> str:
+        """The name of the quantizer in sim.model.named_modules(), if it is not shared with an earlier site."""
+        return f"{self.layer}.{self.role}_quantizers.{self.key}"
+
+    @property
+    def kind(self) -> str:
+        """WEIGHT or ACTIVATION."""
+        return WEIGHT if self.role == "param" else ACTIVATION
+
+    @property
+    def bit_width(self) -> int:
+        """Number of bits of the quantizer's integers."""
+        return int(self.quantizer.qmax - self.quantizer.qmin).bit_length()
+
+
+def quantizer_sites(sim: QuantizationSimModel) -> list[QuantizerSite]:
+    """Return the sites of all enabled quantizers in order of execution; within a layer: inputs, parameters, output."""
+    (output,) = (node for node in sim.model.graph.nodes if node.op == "output")
+    return [
+        site
+        for node in sim.model.graph.nodes
+        if node.op == "call_module"
+        for site in _sites_of_layer(node, sim.model.get_submodule(node.target), node is output.args[0])
+    ]
+
+
+def tensor_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Return the nodes whose tensors a layer takes; AIMET numbers its input quantizers in this order."""
+    return [argument for argument in node.args if isinstance(argument, torch.fx.Node)]
+
+
+def _sites_of_layer(node: torch.fx.Node, module: Any, is_last: bool) -> Iterator[QuantizerSite]:
+    """Yield the sites of one layer; `is_last`: its output is the network's output."""
+    if not hasattr(module, "param_quantizers"):
+        return
+    layer, arguments = str(node.target), tensor_arguments(node)
+    reads_image = [source.op for source in arguments] == ["placeholder"]
+    for key, quantizer in enumerate(module.input_quantizers):
+        if quantizer is not None:
+            tensor = INPUT_TENSOR if reads_image else None
+            lowered = f"{layer}_input_quantizer" + (f"_{key}" if len(arguments) > 1 else "")
+            yield QuantizerSite(layer, "input", key, module.input_quantizers, node, tensor, lowered)
+    for name, quantizer in module.param_quantizers.items():
+        if quantizer is not None:
+            yield QuantizerSite(layer, "param", name, module.param_quantizers, node, f"{layer}.{name}", layer)
+    for key, quantizer in enumerate(module.output_quantizers):
+        if quantizer is not None:
+            tensor, lowered = OUTPUT_TENSOR if is_last else layer, f"{layer}_output_quantizer"
+            yield QuantizerSite(layer, "output", key, module.output_quantizers, node, tensor, lowered)

@@ -1,0 +1,220 @@
+"""Match the names in AIMET's encodings files with the quantizer sites of a simulation.
+
+Files name torch modules or ONNX tensors. Tensor names depend on the exporter; each scheme of names is computed here
+from the simulation's graph, whose nodes are in order of execution.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import nn
+
+from ffnet.errors import UserError
+from ffnet.quantization.encodings_file import Encoding, EncodingsFile
+from ffnet.quantization.sites import INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, QuantizerSite, tensor_arguments
+
+Node = torch.fx.Node
+Names = dict[str, QuantizerSite]
+
+VALUE_PRESERVING = ("Identity", "Pad", "MaxPool2d", "Interpolate")  # layers whose output has their input's encoding
+INPUT_NAMES = (INPUT_TENSOR, "images", "input", "inputs", "input.1", "input_1", "x", "x.1", "t.1", "data")
+OUTPUT_NAMES = (OUTPUT_TENSOR, "output", "outputs", "output_1", "out")  # and numbers
+OPERATORS = {"ReLU": "relu", "Conv2d": "conv2d", "GaussianConv2D": "conv2d", "Add": "add", "Concat": "cat",
+             "Pad": "pad", "MaxPool2d": "max_pool2d"}  # fmt: skip  # as torch.export's names are
+
+
+def match_encodings(
+    sim: QuantizationSimModel, sites: Iterable[QuantizerSite], file: EncodingsFile
+) -> tuple[dict[QuantizerSite, Encoding], list[str]]:
+    """Return the encodings of the sites that a file covers, and the names of its entries that match no site.
+
+    The 32-bit biases that AIMET 2 derives when it exports match no site and are not among these names.
+
+    Raises:
+        UserError: if two entries of the same site differ.
+    """
+    graph = _Graph.of(sim.model, list(sites))
+    names = {site.tensor: site for site in graph.sites if site.kind == WEIGHT and site.tensor}
+    if file.by_layer:
+        labels = {name: name for name in file.entries}
+        names |= _layer_names(graph)
+    else:
+        labels = {name: _scope_of(name) for name in file.entries}
+        # All names of a file come from one exporter.
+        schemes = [scheme(graph) for scheme in (_scoped_names, _local_names, _operator_names, _own_names)]
+        best: Names = max(schemes, key=lambda scheme: sum(label in scheme for label in labels.values()))
+        names |= best
+    matched = {name: names[label] for name, label in labels.items() if label in names}
+    biases = {name for name, _ in sim.model.named_parameters() if name.endswith(".bias")}
+    others = [name for name in labels if name not in matched]
+    others = [name for name in others if not (name in biases and _is_derived_bias(file.entries[name]))]
+    if not file.by_layer:
+        matched |= _match_ends(graph, matched, others, file)
+    return _encodings_of_sites(matched, file), [name for name in others if name not in matched]
+
+
+def _encodings_of_sites(matched: Names, file: EncodingsFile) -> dict[QuantizerSite, Encoding]:
+    first_names: dict[QuantizerSite, str] = {}
+    for name, site in matched.items():
+        first = first_names.setdefault(site, name)
+        if file.entries[first] != file.entries[name]:
+            raise UserError(
+                f"--encodings {file.path}: the entries {first!r} and {name!r} describe the same tensor and contradict "
+                "each other. Remove one of them."
+            )
+    return {site: file.entries[name] for site, name in first_names.items()}
+
+
+def _is_derived_bias(encoding: Encoding) -> bool:
+    """Return whether this is a bias as AIMET 2 exports it: 32 bits, symmetric."""
+    return encoding.qmax == (1 << 31) - 1 and not any(encoding.offsets)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    model: Any  # torch.fx.GraphModule with AIMET's quantized modules
+    sites: list[QuantizerSite]
+    inputs: Mapping[tuple[Node, int | str], QuantizerSite]  # (node of the layer, index of the input) -> site
+    tensors: Mapping[Node, QuantizerSite]  # node -> site whose encoding holds for its output, if there is one
+
+    @classmethod
+    def of(cls, model: Any, sites: list[QuantizerSite]) -> "_Graph":
+        inputs = {(site.node, site.key): site for site in sites if site.role == "input"}
+        tensors = {site.node: site for site in sites if site.role == "output"}
+        graph = cls(model, sites, inputs, tensors)
+        for node in model.graph.nodes:
+            sources = tensor_arguments(node)
+            for i, source in enumerate(sources):
+                if (node, i) in inputs:
+                    tensors.setdefault(source, inputs[node, i])
+            keeps_values = node.op == "call_module" and graph.class_name(node) in VALUE_PRESERVING
+            if keeps_values and node not in tensors and sources[0] in tensors:
+                tensors[node] = tensors[sources[0]]
+        return graph
+
+    def end(self, op: str) -> QuantizerSite | None:
+        """Return the site of the network's input ("placeholder") or "output"."""
+        (node,) = (node for node in self.model.graph.nodes if node.op == op)
+        return self.tensors.get(node.args[0] if op == "output" else node)
+
+    def layers(self) -> list[Node]:
+        """Return the nodes of all modules that compute something: not the folded batch norms."""
+        nodes = [node for node in self.model.graph.nodes if node.op == "call_module"]
+        return [node for node in nodes if not isinstance(self.model.get_submodule(node.target), nn.Identity)]
+
+    def class_name(self, node: Node) -> str:
+        """Return the name of a layer's class before AIMET wrapped it."""
+        return type(self.model.get_submodule(node.target)).__name__.removeprefix("Quantized")
+
+    def aliases(self) -> dict[Node, list[str]]:
+        """Return the names that AIMET has for each layer.
+
+        AIMET 1.x put the modules that its preparer made at the top, with the graph node's name: module_add_3, or
+        module_backbone_model_layer1_0_relu_1 where AIMET 2 has backbone_model.layer1.0.module_relu_1.
+        """
+        nodes = self.layers()
+        last_parts = Counter(str(node.target).rpartition(".")[2] for node in nodes)
+        found = {}
+        for node in nodes:
+            parent, _, name = str(node.target).rpartition(".")
+            found[node] = [str(node.target)]
+            if parent and name.startswith("module_"):
+                found[node].append(f"module_{parent.replace('.', '_')}_{name.removeprefix('module_')}")
+                found[node] += [name] * (last_parts[name] == 1)
+        return found
+
+
+def _layer_names(graph: _Graph) -> Names:
+    """Return the sites by "layer input 0" or "layer output 0"."""
+    names: dict[str, QuantizerSite | None] = {}
+    network_input = graph.end("placeholder")
+    for node, aliases in graph.aliases().items():
+        found = {"output 0": graph.tensors.get(node)}
+        for i, source in enumerate(tensor_arguments(node)):
+            # The network's input is quantized once, whichever layer reads it.
+            at_input = network_input if graph.tensors.get(source) is network_input else None
+            found[f"input {i}"] = graph.inputs.get((node, i), at_input)
+        names |= {f"{alias} {tensor}": site for alias in aliases for tensor, site in found.items()}
+    return _known(names)
+
+
+def _scope_of(tensor: str) -> str:
+    """Return the module's part of a tensor's name: /a/b of /a/b#1.end/Relu_output_0; the name if there is none."""
+    scope = re.fullmatch(r"(/.+)/[^/]+_output_\d+", re.sub(r"#[^/]*", "", tensor))
+    return scope[1] if scope else tensor
+
+
+def _scoped_names(graph: _Graph) -> Names:
+    """Name as AIMET's older exporter does: the path of modules, as /backbone_model/layer1/layer1.0/relu."""
+    names: dict[str, QuantizerSite | None] = {}
+    for node, aliases in graph.aliases().items():
+        for alias in aliases:
+            parts = alias.split(".")
+            scope = "/".join(f"{parts[i - 1]}.{part}" if part.isdecimal() else part for i, part in enumerate(parts))
+            names[f"/{scope}"] = graph.tensors.get(node)
+    return _known(names)
+
+
+def _local_names(graph: _Graph) -> Names:
+    """Name as torch's TorchScript exporter does: the last part of the path, numbered by execution, as /relu_1."""
+
+    def local(node: Node) -> str:
+        *_, parent, name = ("", *str(node.target).split("."))
+        return f"/{parent}.{name}" if name.isdecimal() else f"/{name}"
+
+    return _numbered(graph, local)
+
+
+def _operator_names(graph: _Graph) -> Names:
+    """Name as torch's exporter by torch.export does: the operator, numbered by execution, as conv2d_4."""
+
+    def operator(node: Node) -> str:
+        name = graph.class_name(node)
+        return f"upsample_{node.kwargs['mode']}2d" if name == "Interpolate" else OPERATORS.get(name, name)
+
+    return _numbered(graph, operator)
+
+
+def _own_names(graph: _Graph) -> Names:
+    """Name as ffnet.onnx.export does: the layer's own name."""
+    return _known({str(node.target): graph.tensors.get(node) for node in graph.layers()})
+
+
+def _numbered(graph: _Graph, label: Callable[[Node], str]) -> Names:
+    seen: Counter[str] = Counter()
+    names = {}
+    for node in graph.layers():
+        base = label(node)
+        names[f"{base}_{seen[base]}" if seen[base] else base] = graph.tensors.get(node)
+        seen[base] += 1
+    return _known(names)
+
+
+def _known(names: Mapping[str, QuantizerSite | None]) -> Names:
+    return {label: site for label, site in names.items() if site is not None}
+
+
+def _match_ends(graph: _Graph, matched: Names, others: list[str], file: EncodingsFile) -> Names:
+    """Match names in the file that no layer explains, `others`, with the network's input and output.
+
+    Whoever exports a network chooses these two names.
+    """
+    numbers = [name for name in others if name.isdecimal()]
+    if len(numbers) > 1:
+        raise UserError(
+            f"--encodings {file.path}: its tensors have numbers for names ({', '.join(numbers[:3])}, ...), so their "
+            "layers are unknown. Give the file of the same export that ends in _torch.encodings."
+        )
+    ends = {graph.end("placeholder"): INPUT_NAMES, graph.end("output"): (*OUTPUT_NAMES, *numbers)}
+    found = {name: site for site, known in ends.items() if site for name in others if name in known}
+    rest = [name for name in others if name not in found]
+    missing = {*graph.sites} - {*matched.values(), *found.values()}
+    # By elimination, if nothing else is open: one name without a site, and one site without a name.
+    if len(rest) == 1 and len(missing) == 1 and missing <= ends.keys() and not set(rest[0]) & set("/."):
+        found[rest[0]] = missing.pop()
+    return found

@@ -1,0 +1,69 @@
+"""CSV files of a result: UTF-8, one line of headings.
+
+Percentages have four decimals; a cell is empty if a class does not occur.
+"""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.cityscapes import CLASSES, image_name
+from ffnet.evaluation import metrics
+from ffnet.files import write_atomically
+from ffnet.quantization.sensitivity import Sensitivity
+from ffnet.report.result import Result, percent
+
+
+def write_per_class(path: Path, result: Result) -> Path:
+    """Write per_class.csv: a class's labelled pixels, IoU in every backend and change from the first backend."""
+    first, *others = result.backends
+    iou_columns = [f"{name} IoU" for name in result.backends]
+    rows: list[Iterable[Any]] = [("class", "labelled pixels", *iou_columns, *(f"{name} - {first}" for name in others))]
+    for label, counts in zip(CLASSES, result.backends[first].confusion_matrix, strict=True):
+        ious = [entry.iou[label] for entry in result.backends.values()]
+        changes = [result.iou_change(name, label) for name in others]
+        rows.append((label, sum(counts), *map(_decimal, (*ious, *changes))))
+    return _write(path, rows)
+
+
+def write_per_image(path: Path, result: Result) -> Path:
+    """Write per_image.csv: an image's mIoU, pixel accuracy and IoU in every backend, and prediction agreement.
+
+    An image's mIoU is the mean over the classes in its label.
+    """
+    scores = result.details.scores
+    table = {"image": [image_name(path) for path in result.details.image_paths]}
+    for name, matrices in scores.confusion_matrices.items():
+        table[f"{name} mIoU"] = _percentages(metrics.image_mious(matrices))
+        table[f"{name} pixel accuracy"] = _percentages(map(metrics.pixel_accuracy, matrices))
+        for label, ious in zip(CLASSES, metrics.image_ious(matrices).T, strict=True):
+            table[f"{name} IoU {label}"] = _percentages(ious)
+    for pair, counts in scores.agreeing_pixels.items():
+        table[f"{'|'.join(pair)} agreement"] = _percentages(counts / scores.pixels_per_image)
+    return _write(path, [table.keys(), *zip(*table.values(), strict=True)])
+
+
+def write_sensitivity(path: Path, sensitivity: Sensitivity) -> Path:
+    """Write sensitivity.csv: the fields of SensitivityRow and the gain in dB, the most sensitive quantizer first."""
+    rows = [asdict(row) | {"gain_only_disabled": sensitivity.gain(row)} for row in sensitivity.rows]
+    cells = [[_decimal(value) if isinstance(value, float | None) else value for value in row.values()] for row in rows]
+    return _write(path, [rows[0].keys(), *cells])
+
+
+def _percentages(shares: Iterable[np.floating | float]) -> list[str]:
+    return [_decimal(percent(float(share))) for share in shares]
+
+
+def _decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _write(path: Path, rows: Iterable[Iterable[Any]]) -> Path:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return write_atomically(path, text.getvalue())

@@ -1,0 +1,167 @@
+"""Comparisons of single images in FP32 and simulated INT8: metrics, predictions, and the pixels that changed."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.color import gray2rgb, rgb2gray
+from skimage.measure import block_reduce
+from skimage.morphology import dilation
+from skimage.transform import downscale_local_mean
+from skimage.util import img_as_ubyte
+
+from datasets.cityscapes import CLASSES, COLORS, IGNORED, CityscapesSplit, image_name
+from ffnet.backends import FP32, INT8_SIMULATED, Backend
+from ffnet.evaluation.metrics import image_ious, image_mious
+from ffnet.evaluation.postprocessing import predict
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.scores import Scores
+
+PAIR = (FP32, INT8_SIMULATED)
+MAX_WIDTH = 1024  # of a panel, in pixels
+MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # of all panels of one kind together; keeps a page below about 8 MB
+LEAST_DROP = 0.1  # percentage points of a class's IoU that are worth mentioning
+DIMMED = 0.45  # brightness of the image under the disagreement marks
+
+# Codes of the disagreement map. If several fall on one pixel of a reduced panel, the largest is shown.
+SAME, OTHER, IMPROVED, REGRESSED = range(4)
+MARKS = {
+    REGRESSED: (f"regressed: right in {FP32}, wrong in {INT8_SIMULATED}", (255, 0, 90)),
+    IMPROVED: (f"improved: wrong in {FP32}, right in {INT8_SIMULATED}", (0, 200, 255)),
+    OTHER: ("other disagreement: both wrong, or not scored", (255, 214, 0)),
+}
+NOT_SCORED = ("not scored", (0, 0, 0))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a comparison."""
+
+    title: str
+    mime: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ImageComparison:
+    """The metrics and panels of one image; all numbers are percentages."""
+
+    name: str
+    mious: dict[str, float]  # backend -> mean over the classes in the label
+    agreement: float  # of all pixels: predicted alike
+    regressed: float  # of the scored pixels: right in FP32, wrong in simulated INT8
+    improved: float  # of the scored pixels: wrong in FP32, right in simulated INT8
+    largest_drops: list[tuple[str, float, float]]  # at most three classes with their IoU in both backends
+    panels: list[Panel]
+
+
+def worst_images(scores: Scores, count: int) -> list[int]:
+    """Return the indices of the `count` images with the largest mIoU drop from FP32 to simulated INT8.
+
+    An image's mIoU is the mean over the classes in its label; images without any are left out. Of two images with the
+    same drop, the one with the lower prediction agreement comes first.
+    """
+    before, after = (image_mious(scores.confusion_matrices[name]) for name in PAIR)
+    order = np.lexsort((scores.agreeing_pixels[PAIR], after - before))  # nan last
+    return [int(index) for index in order if not np.isnan(before[index])][:count]
+
+
+def compare_images(
+    indices: Sequence[int],
+    images: CityscapesSplit,
+    backends: Mapping[str, Backend],
+    scores: Scores,
+    device: torch.device,
+) -> list[ImageComparison]:
+    """Compare the images at `indices` in FP32 and simulated INT8.
+
+    The two backends predict these images again, so that predictions need not be kept; they must not be compiled.
+    """
+    factor = reduction_factor(images.height, images.width, len(indices))
+    comparisons = []
+    for index in indices:
+        image, label_tensor = images[index]
+        labels = label_tensor.numpy()
+        predictions = {name: _predict(backends[name], image, labels.shape, device) for name in PAIR}
+        matrices = {name: scores.confusion_matrices[name][index : index + 1] for name in PAIR}
+        codes = disagreement(labels, *predictions.values())
+        scored = max(1, (labels != IGNORED).sum())
+        comparisons.append(
+            ImageComparison(
+                name=image_name(images.images[index]),
+                mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
+                agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels_per_image),
+                regressed=100 * float((codes == REGRESSED).sum() / scored),
+                improved=100 * float((codes == IMPROVED).sum() / scored),
+                largest_drops=_largest_drops(*(100 * image_ious(matrices[name])[0] for name in PAIR)),
+                panels=draw_panels(image.numpy().transpose(1, 2, 0), labels, predictions, factor),
+            )
+        )
+    return comparisons
+
+
+@torch.inference_mode()
+def _predict(backend: Backend, image: torch.Tensor, size: Sequence[int], device: torch.device) -> np.ndarray:
+    return predict(backend(normalize(image[None].to(device))), size)[0].cpu().numpy()
+
+
+def _largest_drops(before: np.ndarray, after: np.ndarray) -> list[tuple[str, float, float]]:
+    order = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]
+    return [(CLASSES[i], float(before[i]), float(after[i])) for i in order]
+
+
+def reduction_factor(height: int, width: int, count: int) -> int:
+    """Return the whole number by which panels of `count` images of this size are reduced."""
+    return max(1, math.ceil(width / MAX_WIDTH), math.ceil(math.sqrt(height * width * count / MAX_PIXELS)))
+
+
+def disagreement(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return codes (H, W) uint8, SAME to REGRESSED, of train ids (H, W): labels and both backends' predictions."""
+    codes = np.full(labels.shape, OTHER, np.uint8)
+    codes[before == after] = SAME
+    codes[(before != after) & (before == labels)] = REGRESSED
+    codes[(before != after) & (after == labels)] = IMPROVED
+    return codes
+
+
+def draw_panels(
+    image: np.ndarray, labels: np.ndarray, predictions: Mapping[str, np.ndarray], factor: int
+) -> list[Panel]:
+    """Return five panels of an image (H, W, 3) uint8, its labels and both predictions, train ids (H, W) uint8."""
+    small = downscale_local_mean(image, (factor, factor, 1)).round().astype(np.uint8)
+    class_maps = {"label": labels, **predictions}
+    return [
+        Panel("image", "image/jpeg", _encode(Image.fromarray(small), "JPEG", quality=85)),
+        *(Panel(title, "image/png", _class_map(ids[::factor, ::factor])) for title, ids in class_maps.items()),
+        Panel("disagreement", "image/png", _marks(small, disagreement(labels, *predictions.values()), factor)),
+    ]
+
+
+def _class_map(ids: np.ndarray) -> bytes:
+    """Return a PNG of train ids (H, W) in Cityscapes' colours; pixels that are not scored are black."""
+    picture = Image.fromarray(ids)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(COLORS)] = COLORS
+    picture.putpalette(palette.tobytes())
+    return _encode(picture, "PNG")
+
+
+def _marks(image: np.ndarray, codes: np.ndarray, factor: int) -> bytes:
+    """Return a PNG of the image, grey and dimmed, with disagreement in strong colours, one pixel wider all around."""
+    marked = img_as_ubyte(gray2rgb(rgb2gray(image) * DIMMED))
+    codes = block_reduce(codes, factor, np.max)
+    codes = np.where(codes == SAME, dilation(codes, np.ones((3, 3))), codes)  # single pixels would be invisible
+    for code, (_, color) in MARKS.items():
+        marked[codes == code] = color
+    return _encode(Image.fromarray(marked), "PNG")
+
+
+def _encode(picture: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()

@@ -1,0 +1,148 @@
+"""The result of a run. Its fields are the documented schema of `result.json`."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.cityscapes import CLASSES
+from ffnet.backends import FP32
+from ffnet.evaluation import metrics
+from ffnet.evaluation.scores import Scores
+from ffnet.files import count
+from ffnet.quantization.sensitivity import Sensitivity
+from ffnet.report.images import ImageComparison
+
+PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scikit-image")
+
+
+@dataclass(frozen=True)
+class BackendResult:
+    """The metrics of one backend over all images; None for a metric that is undefined."""
+
+    miou: float | None  # percent, mean over the classes that occur
+    iou: dict[str, float | None]  # class -> percent; None if the class occurs in neither labels nor predictions
+    pixel_accuracy: float | None  # percent of the scored pixels
+    images_per_second: float  # in the network, without decoding and scoring
+    confusion_matrix: list[list[int]]  # 19 rows of 19 pixel counts, row = label, column = prediction
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Which weights were evaluated."""
+
+    path: str
+    sha256: str
+    form: str  # "state_dict", "prepared", "equalized", "module", "safetensors" or "release"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where the encodings of the simulation come from."""
+
+    images: int  # number of calibration images; 0 if all encodings were loaded from a file
+    description: str  # one sentence
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Where accuracy is lost; shown by the report and kept out of `result.json`."""
+
+    worst_images: tuple[ImageComparison, ...] = ()
+    sensitivity: Sensitivity | None = None
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the report and the exit status need beside the fields of `result.json`."""
+
+    scores: Scores
+    image_paths: tuple[str, ...]  # in the order of `scores`
+    diagnostics: Diagnostics = Diagnostics()
+    failure: BaseException | None = None  # what ended the run after the images were scored, if anything did
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one run, written to `result.json` without `details`."""
+
+    model: str  # name of the variant, or path of the ONNX file
+    dataset: str
+    images: int  # number of images scored
+    device: str
+    notes: list[str]  # sentences that a reader has to know beside the metrics
+    published: dict[str, float]  # backend -> published mIoU on Cityscapes val, percent
+    checkpoint: CheckpointInfo | None  # None for --onnx
+    calibration: Calibration | None  # None for --onnx
+    backends: dict[str, BackendResult]  # in evaluation order: FP32 first, or the ONNX file alone
+    agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels predicted alike
+    stage_seconds: dict[str, float]  # stage -> wall time
+    options: dict[str, Any]  # every option by its name without dashes, defaults included
+    command: str  # the command line that repeats the run
+    versions: dict[str, str]  # of Python and of the packages that influence the metrics
+    details: Details = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `result.json` holds."""
+        public = dataclasses.replace(self, details=None)  # type: ignore[arg-type]
+        content = dataclasses.asdict(public)
+        del content["details"]
+        return content
+
+    def drop(self, backend: str) -> float | None:
+        """Return the mIoU drop of a backend against FP32 in percentage points; None if they can't be compared."""
+        return miou_drop({name: entry.miou for name, entry in self.backends.items()}, backend)
+
+    def iou_change(self, backend: str, label: str) -> float | None:
+        """Return how far a class's IoU is above that of the first backend, in percentage points; None if undefined."""
+        base, iou = next(iter(self.backends.values())).iou[label], self.backends[backend].iou[label]
+        return None if base is None or iou is None else iou - base
+
+
+def miou_drop(mious: Mapping[str, float | None], backend: str) -> float | None:
+    """Return how far `backend` is below FP32, in percentage points; None for FP32 and if a value is missing."""
+    baseline, miou = mious.get(FP32), mious.get(backend)
+    return None if backend == FP32 or baseline is None or miou is None else baseline - miou
+
+
+def backend_results(scores: Scores) -> dict[str, BackendResult]:
+    """Return the metrics of every backend."""
+    return {name: _backend_result(scores, name) for name in scores.seconds}
+
+
+def _backend_result(scores: Scores, name: str) -> BackendResult:
+    matrix = scores.total(name)
+    return BackendResult(
+        miou=percent(metrics.mean_iou(matrix)),
+        iou={label: percent(value) for label, value in zip(CLASSES, metrics.iou(matrix), strict=True)},
+        pixel_accuracy=percent(metrics.pixel_accuracy(matrix)),
+        images_per_second=scores.images / scores.seconds[name],
+        confusion_matrix=matrix.tolist(),
+    )
+
+
+def percent(share: float) -> float | None:
+    """Return a share in percent; None for nan."""
+    return None if np.isnan(share) else 100 * float(share)
+
+
+def agreement(scores: Scores) -> dict[str, float]:
+    """Return the prediction agreement of each two backends in percent, keyed "FP32|INT8 simulated"."""
+    return {"|".join(pair): scores.agreement(*pair) for pair in scores.agreeing_pixels}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that influence the metrics."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or the processor's with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return f"CUDA, {torch.cuda.get_device_name(device)}"
+    return f"CPU, {platform.processor() or platform.machine()}, {count(torch.get_num_threads(), 'thread')}"

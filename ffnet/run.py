@@ -1,0 +1,128 @@
+"""The state of one run: its device, stage times, notes and temporary files."""
+
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from datasets.cityscapes import CityscapesSplit
+from ffnet.backends import INT8_SIMULATED, ONNX_FILE
+from ffnet.config import Config
+from ffnet.distributed import Ranks
+from ffnet.evaluation.loop import Writer
+from ffnet.evaluation.runtime import Runtime
+from ffnet.files import create_output_folder
+from ffnet.options import option_values
+from ffnet.report.delivery import RESULT_MEGABYTES
+from ffnet.report.predictions import prediction_writer, predictions_megabytes
+from ffnet.report.result import (
+    Calibration,
+    CheckpointInfo,
+    Details,
+    Result,
+    agreement,
+    backend_results,
+    device_name,
+    versions,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """One run of the pipeline on one rank. As a context manager it removes the run's temporary files."""
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.runtime = Runtime(
+            ranks.device,
+            config.runtime.batch_size,
+            config.runtime.num_workers,
+            progress=ranks.is_main and not config.runtime.quiet,
+        )
+        self.notes: list[str] = []  # sentences for the report
+        self._stage_seconds: dict[str, float] = {}
+        self._temporary_files = contextlib.ExitStack()
+        if ranks.is_main and ranks.device.type == "cpu" and config.runtime.use_cuda is None and not config.model.onnx:
+            logger.warning("No CUDA device found: running on the CPU.")
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._temporary_files.close()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the wall time of a stage."""
+        begin = time.perf_counter()
+        yield
+        self._stage_seconds[name] = time.perf_counter() - begin
+
+    def temporary_folder(self) -> Path:
+        """Create a folder that is removed at the end of the run."""
+        return Path(self._temporary_files.enter_context(tempfile.TemporaryDirectory()))
+
+    @property
+    def saved_backends(self) -> tuple[str, ...]:
+        """The backends whose predictions --save-predictions writes."""
+        return (ONNX_FILE,) if self.config.model.onnx else (INT8_SIMULATED,)
+
+    @property
+    def dataset(self) -> str:
+        """The name of the scored images in the report."""
+        return "the demo's street scenes" if self.config.data.demo else f"Cityscapes {self.config.data.split}"
+
+    def create_output_folders(self, images: CityscapesSplit) -> None:
+        """Create the folders for results on the main process, before the work; see files.create_output_folder."""
+        output = self.config.output
+        if output.output_dir and self.ranks.is_main:
+            create_output_folder("--output-dir", output.output_dir, RESULT_MEGABYTES)
+        if output.save_predictions and self.ranks.is_main:
+            megabytes = RESULT_MEGABYTES + predictions_megabytes(images, self.saved_backends)
+            create_output_folder("--save-predictions", output.save_predictions, megabytes)
+
+    def prediction_writer(self, images: CityscapesSplit) -> Writer | None:
+        """Return a function that writes the predictions of this rank's images; None if none are asked for."""
+        folder = self.config.output.save_predictions
+        if folder is None:
+            return None
+        paths = images.images[self.ranks.rank :: self.ranks.world_size]
+        return prediction_writer(folder, paths, self.saved_backends)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what an exported file's manifest says of the run that made it."""
+        return {"dataset": self.dataset, "options": option_values(self.config), "versions": versions()}
+
+    def result(
+        self,
+        model: str,
+        details: Details,
+        published: dict[str, float] | None = None,
+        checkpoint: CheckpointInfo | None = None,
+        calibration: Calibration | None = None,
+    ) -> Result:
+        """Return the Result of the run."""
+        demo_note = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
+        return Result(
+            model=model,
+            dataset=self.dataset,
+            images=len(details.image_paths),
+            device=device_name(self.ranks.device),
+            notes=[demo_note, *self.notes] if self.config.data.demo else self.notes,
+            published=published or {},
+            checkpoint=checkpoint,
+            calibration=calibration,
+            backends=backend_results(details.scores),
+            agreement=agreement(details.scores),
+            stage_seconds=self._stage_seconds,
+            options=option_values(self.config),
+            command=self.config.command,
+            versions=versions(),
+            details=details,
+        )

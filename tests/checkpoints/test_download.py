@@ -1,0 +1,220 @@
+"""Downloads from a real HTTP server on loopback, whose answers are those that go wrong in practice."""
+
+import http.server
+import io
+import multiprocessing
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffnet.checkpoints import download
+from ffnet.checkpoints.download import default_cache_dir, download_published, published_file
+from ffnet.checkpoints.loading import InvalidCheckpointError
+from ffnet.files import sha256_of
+from ffnet.variants import VARIANTS
+
+ZOO = VARIANTS["segmentation_ffnet78S_dBBB_mobile"]
+OTHER = VARIANTS["segmentation_ffnet46NS_CCC_mobile"]
+ZOO_BASE = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"
+RELEASE_BASE = "https://github.com/Qualcomm-AI-research/FFNet/releases/download/models/"
+PAGE = b"<!DOCTYPE html><html>sign in</html>"
+
+
+def zip_file(text="weights", compression=zipfile.ZIP_STORED):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", compression) as archive:
+        archive.writestr("a", text * 20_000)
+    return stream.getvalue()
+
+
+GOOD = zip_file()
+DEFLATED = zip_file(compression=zipfile.ZIP_DEFLATED)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers the n-th request as the n-th of the server's plans says, and all further ones as the last."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        plan = self.server.plans[min(len(self.server.asked), len(self.server.plans)) - 1]
+        status, body, headers = 200, GOOD, {}
+        if isinstance(plan, bytes):
+            body = plan
+        elif isinstance(plan, int):
+            status, body = plan, PAGE
+        elif plan == "redirect" and not self.path.startswith("/elsewhere"):
+            status, body, headers = 302, b"", {"Location": "/elsewhere" + self.path}
+        elif plan == "page":
+            body, headers = PAGE, {"Content-Type": "text/html; charset=utf-8"}
+        headers = {"Content-Type": "application/octet-stream"} | headers
+        headers["Content-Length"] = str(len(body) + {"longer": 100, "shorter": -100}.get(plan, 0))
+        self.send_response(status)
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if plan in ("cut", "stall") else body)
+        if plan == "stall":
+            self.server.over.wait(60)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        """Keeps the requests out of the tests' output."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server at both published addresses; `plans` says how it answers, `asked` has the paths that were asked for."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.plans, server.asked, server.over = ["good"], [], threading.Event()
+        base = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(download, "ZOO", base + "zoo/")
+        monkeypatch.setattr(download, "RELEASES", base + "releases/")
+        monkeypatch.setattr(download, "PAUSE", 0.0)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+def refusal(folder, variant=ZOO):
+    with pytest.raises(InvalidCheckpointError) as caught:
+        download_published(variant, folder)
+    return str(caught.value)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_addresses_are_the_published_ones():
+    assert published_file(ZOO) == (ZOO_BASE + f"prepared_{ZOO.name}.pth", f"prepared_{ZOO.name}.pth")
+    assert published_file(OTHER) == (RELEASE_BASE + "ffnet46NS.zip", "ffnet46NS.zip")
+    published = [published_file(variant)[0] for variant in VARIANTS.values() if not variant.is_demo]
+    assert sum(url.startswith(ZOO_BASE) for url in published) == 5 and len(published) == 66
+
+
+def test_demo_variants_have_no_published_file(tmp_path):
+    assert "Add --checkpoint" in refusal(tmp_path, VARIANTS["segmentation_ffnet14T_dBBB_mobile"])
+
+
+def test_default_cache_dir_follows_torch_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert default_cache_dir() == Path(torch.hub.get_dir()) / "ffnet"
+    assert tmp_path in default_cache_dir().parents
+
+
+@pytest.mark.parametrize("variant", [ZOO, OTHER])
+def test_file_is_downloaded_with_one_request_and_its_sha256_is_recorded(server, variant, tmp_path):
+    folder = tmp_path / "new" / "cache"
+    path = download_published(variant, folder)
+    name = published_file(variant)[1]
+    assert path == folder / name and path.read_bytes() == GOOD
+    assert (folder / f"{name}.sha256").read_text() == f"{sha256_of(path)}  {name}\n"
+    assert download_published(variant, folder) == path and len(server.asked) == 1
+    assert names(folder) == [name, f"{name}.sha256"]
+
+
+def test_redirect_is_followed(server, tmp_path):
+    server.plans = ["redirect"]
+    assert download_published(ZOO, tmp_path).read_bytes() == GOOD
+    assert any(path.startswith("/elsewhere/zoo/") for path in server.asked)
+
+
+@pytest.mark.parametrize("plans", [["cut", "good"], [503, "good"], [GOOD[:-50], "good"]])
+def test_download_is_tried_again_after_a_broken_connection(server, plans, tmp_path):
+    server.plans = plans
+    assert download_published(ZOO, tmp_path).read_bytes() == GOOD
+
+
+def test_download_is_tried_again_if_the_server_falls_silent(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "TIMEOUT", 1.0)
+    server.plans = ["stall", "good"]
+    assert download_published(ZOO, tmp_path).read_bytes() == GOOD and len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        ("cut", "bytes arrived"),
+        ("longer", "bytes arrived"),
+        ("shorter", "not a zip file"),
+        (zip_file()[:-50], "not a zip file"),
+        (GOOD.replace(b"weights", b"weightz", 1), "arrived damaged"),
+        (DEFLATED[:31] + b"\xff" + DEFLATED[32:], "decompressing"),
+        (404, "Not Found"),
+        (403, "Forbidden"),
+        (500, "Internal Server Error"),
+        ("page", "HTML page"),
+        (PAGE, "HTML page"),
+    ],
+)
+def test_anything_but_the_whole_file_is_refused_and_no_file_is_left(server, plan, reason, tmp_path):
+    server.plans = [plan]
+    message = refusal(tmp_path)
+    assert message.startswith(f"{published_file(ZOO)[0]}: ") and reason in message and "--checkpoint" in message
+    assert names(tmp_path) == []
+
+
+def test_file_that_the_server_does_not_have_is_asked_for_once(server, tmp_path):
+    server.plans = [404]
+    refusal(tmp_path)
+    assert len(server.asked) == 1
+
+
+def test_without_a_network_the_error_names_address_and_path(server, monkeypatch, tmp_path):
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as other:
+        closed = other.server_port
+    monkeypatch.setattr(download, "ZOO", f"http://127.0.0.1:{closed}/")
+    message = refusal(tmp_path)
+    assert message.startswith(f"http://127.0.0.1:{closed}/prepared_") and "refused" in message
+    assert f"put it at {tmp_path / published_file(ZOO)[1]}" in message
+
+
+def test_file_that_changed_is_refused(server, tmp_path):
+    path = download_published(ZOO, tmp_path)
+    path.write_bytes(zip_file("other"))
+    assert "from the first download" in refusal(tmp_path)
+
+
+def test_other_file_from_the_server_is_refused(server, tmp_path):
+    path = download_published(ZOO, tmp_path)
+    path.unlink()
+    server.plans = [zip_file("other")]
+    assert "from the first download" in refusal(tmp_path)
+    assert names(tmp_path) == [f"{path.name}.sha256"]
+
+
+def test_sha256_of_a_file_that_was_put_there_by_hand_is_recorded(server, tmp_path):
+    path = tmp_path / published_file(ZOO)[1]
+    path.write_bytes(GOOD)
+    assert download_published(ZOO, tmp_path) == path and server.asked == []
+    assert (tmp_path / f"{path.name}.sha256").exists()
+
+
+def test_folder_that_cannot_be_created_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refusal(tmp_path / "file" / "cache")
+    assert str(tmp_path / "file") in message and "--cache-dir" in message
+
+
+def download_in_process(folder, results):
+    results.put(download_published(ZOO, folder).read_bytes() == GOOD)
+
+
+def test_two_processes_download_a_file_once(server, tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    workers = [context.Process(target=download_in_process, args=(tmp_path, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [results.get(timeout=60) for _ in workers] == [True, True]
+    for worker in workers:
+        worker.join()
+    assert len(server.asked) == 1
+    assert len(names(tmp_path)) == 2

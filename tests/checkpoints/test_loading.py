@@ -1,0 +1,307 @@
+"""Every published form gives its exact tensors, and what does not match the model is refused with a reason."""
+
+import hashlib
+import math
+import os
+import runpy
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffnet.checkpoints.__main__ import main
+from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint, read_state_dict
+from ffnet.model import GaussianConv2D, build_model, remove_batch_norms
+from ffnet.variants import VARIANTS
+from tests.helpers import checkpoint_forms as forms
+from tests.helpers.networks import DEMO
+from tests.helpers.networks import PRE_DOWN as DEMO_PRE_DOWN
+
+PICKLED = Path(__file__).parents[1] / "data" / "pickled"
+ZOO = [name for name, variant in VARIANTS.items() if variant.published.int8]
+MODELS = [DEMO_PRE_DOWN, *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO)]
+# Of the zoo's own equalized files.
+FOLDED_KEYS = {"segmentation_ffnet40S_dBBB_mobile": 114, "segmentation_ffnet122NS_CCC_mobile_pre_down": 279}
+REAL = [("tiny", "tiny"), ("tiny_cuda", "tiny"), ("tiny_unprepared", "tiny"), ("odd", "odd")]
+
+
+def same(state, expected):
+    return state.keys() == expected.keys() and all(
+        state[key].dtype == t.dtype and torch.equal(state[key], t) and state[key].is_contiguous()
+        for key, t in expected.items()
+    )
+
+
+def save(obj, path, **options):
+    torch.save(obj, path, **options)
+    return path
+
+
+def save_prepared(model, path, change=None):
+    """A prepared file of `model`; `change` may alter the traced network first."""
+    traced = forms.prepared(model)
+    if change:
+        change(traced)
+    forms.save_pickled(traced, path)
+    return path
+
+
+def refusal(name, path):
+    with pytest.raises(InvalidCheckpointError) as caught:
+        load_checkpoint(name, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+@pytest.fixture
+def demo():
+    return forms.randomize(build_model(DEMO))
+
+
+@pytest.fixture
+def demo_pre_down():
+    return forms.randomize(build_model(DEMO_PRE_DOWN))
+
+
+@pytest.mark.parametrize(("name", "expected"), REAL)
+def test_modules_that_torch_1_9_pickled_give_their_exact_tensors(name, expected):
+    expected = torch.load(PICKLED / f"{expected}_expected.pt", weights_only=True)
+    assert same(read_state_dict(PICKLED / f"{name}.pth"), expected)
+
+
+def test_tensors_that_shared_storage_are_independent():
+    state = read_state_dict(PICKLED / "odd.pth")
+    before = state["tied.weight"].clone()
+    state["lin.weight"].zero_()
+    assert torch.equal(state["tied.weight"], before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prepared_file_of_each_zoo_model_loads_exactly(name, tmp_path):
+    model = forms.randomize(build_model(name))
+    loaded = load_checkpoint(name, save_prepared(model, tmp_path / "x"))
+    assert (loaded.form, loaded.equalized, loaded.model.training) == ("prepared", False, False)
+    assert loaded.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    assert same(loaded.model.state_dict(), model.state_dict())
+    assert torch.equal(forms.logits(loaded.model), forms.logits(model))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equalized_file_of_each_zoo_model_loads_exactly(name, tmp_path):
+    model = forms.randomize(remove_batch_norms(build_model(name)))
+    loaded = load_checkpoint(name, save_prepared(model, tmp_path / "x"))
+    assert (loaded.form, loaded.equalized) == ("equalized", True)
+    assert same(loaded.model.state_dict(), model.state_dict())
+    assert torch.equal(forms.logits(loaded.model), forms.logits(model))
+
+
+@pytest.mark.parametrize(("name", "keys"), FOLDED_KEYS.items())
+def test_network_without_batch_norms_has_as_many_tensors_as_the_zoos(name, keys):
+    with torch.device("meta"):
+        assert len(remove_batch_norms(build_model(name)).state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        DEMO,
+        pytest.param("segmentation_ffnet46NS_CCC_mobile_pre_down", marks=pytest.mark.slow),
+        pytest.param("segmentation_ffnet50_dAAA", marks=pytest.mark.slow),
+    ],
+)
+def test_network_with_folded_batch_norms_computes_what_the_original_does(name, tmp_path):
+    model = forms.randomize(build_model(name))
+    loaded = load_checkpoint(name, save(forms.folded(model), tmp_path / "x"))
+    expected = forms.logits(model)
+    assert (loaded.form, loaded.equalized) == ("state_dict", True)
+    assert (forms.logits(loaded.model) - expected).abs().max() < 1e-3 * expected.std()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_state_dicts_of_both_torch_formats_load_exactly(demo, old, tmp_path):
+    path = save(demo.state_dict(), tmp_path / "x", _use_new_zipfile_serialization=not old)
+    loaded = load_checkpoint(DEMO, path)
+    assert loaded.form == "state_dict" and same(loaded.model.state_dict(), demo.state_dict())
+
+
+def test_whole_module_that_was_not_prepared_loads_exactly(demo_pre_down, tmp_path):
+    forms.save_pickled(demo_pre_down, tmp_path / "x")
+    loaded = load_checkpoint(DEMO_PRE_DOWN, tmp_path / "x")
+    assert loaded.form == "module" and same(loaded.model.state_dict(), demo_pre_down.state_dict())
+
+
+def test_release_zip_is_read_without_unpacking_it(tmp_path):
+    variant = replace(VARIANTS[DEMO], release_file="ffnet14T/weights.pth")
+    model = forms.randomize(build_model(DEMO))
+    member = save(model.state_dict(), tmp_path / "member")
+    with zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ffnet14T/other.pth", b"never looked at")
+        archive.write(member, variant.release_file)
+    loaded = load_checkpoint(variant, tmp_path / "x")
+    assert loaded.form == "release" and same(loaded.model.state_dict(), model.state_dict())
+    assert loaded.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+    assert "holds no ffnet46N/" in refusal("segmentation_ffnet46N_CBB", tmp_path / "x")
+    with pytest.raises(InvalidCheckpointError, match="several checkpoints"):
+        read_state_dict(tmp_path / "x")
+
+
+@pytest.mark.slow
+def test_only_a_sibling_without_pre_down_ignores_the_smoothing_kernel(tmp_path):
+    name = "segmentation_ffnet46NS_CCC_mobile"
+    model = forms.randomize(build_model(name + "_pre_down"))
+    path = save_prepared(model, tmp_path / "x")
+    assert "smoothing.weight" not in load_checkpoint(name, path).model.state_dict()
+
+    save(model.state_dict() | {"smoothing.bias": torch.zeros(3)}, path)
+    assert "Unexpected keys: smoothing.bias." in refusal(name, path)
+    save({k: t for k, t in model.state_dict().items() if k != "smoothing.weight"}, path)
+    assert f"it matches {name}. Missing keys: smoothing.weight." in refusal(name + "_pre_down", path)
+    save_prepared(forms.randomize(remove_batch_norms(model)), path)
+    assert f"it matches {name}_pre_down." in refusal(name, path)  # its kernel may be rescaled: not to be ignored
+
+
+def test_smoothing_may_be_a_convolution_with_bias_in_the_file(demo_pre_down, tmp_path):
+    model = forms.randomize(remove_batch_norms(demo_pre_down))
+    traced = forms.prepared(model)
+    traced.smoothing = model.smoothing = torch.nn.Conv2d(3, 3, 5, stride=2, groups=3)
+    forms.save_pickled(traced, tmp_path / "x")
+    loaded = load_checkpoint(DEMO_PRE_DOWN, tmp_path / "x").model
+    assert torch.equal(loaded.smoothing.bias, model.smoothing.bias)
+    assert torch.equal(forms.logits(loaded), forms.logits(model))
+
+
+def test_smoothing_class_may_be_in_any_module(demo_pre_down, monkeypatch, tmp_path):
+    monkeypatch.setitem(forms.NAMES, GaussianConv2D, forms.Name("zoo.ffnet.blocks GaussianConv2D"))
+    path = save_prepared(demo_pre_down, tmp_path / "x")
+    assert same(load_checkpoint(DEMO_PRE_DOWN, path).model.state_dict(), demo_pre_down.state_dict())
+
+
+def test_smoothing_with_padding_is_refused(demo_pre_down, tmp_path):
+    traced = forms.prepared(demo_pre_down)
+    traced.smoothing = torch.nn.Conv2d(3, 3, 5, stride=2, groups=3, bias=False, padding=2)
+    forms.save_pickled(traced, tmp_path / "x")
+    assert "smoothing has padding (2, 2), but the model's is 0" in refusal(DEMO_PRE_DOWN, tmp_path / "x")
+
+
+def test_smoothing_kernel_may_be_a_plain_attribute(demo_pre_down, tmp_path):
+    def as_attribute(traced):
+        weight = traced.smoothing._buffers.pop("weight")
+        traced.smoothing.__dict__["weight"] = weight
+
+    expected = demo_pre_down.state_dict()
+    path = save_prepared(demo_pre_down, tmp_path / "x", as_attribute)
+    assert same(load_checkpoint(DEMO_PRE_DOWN, path).model.state_dict(), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        ("backbone_model.conv1", "stride", (1, 1)),
+        ("backbone_model.conv1", "padding", (0, 0)),
+        ("head.layers.3.last_layer.0", "dilation", (2, 2)),
+        ("backbone_model.conv0", "groups", 3),
+        ("backbone_model.bn1", "eps", 1e-3),
+        ("backbone_model.conv0", "padding_mode", "reflect"),
+    ],
+)
+def test_other_hyper_parameters_are_refused(demo, layer, name, value, tmp_path):
+    held = getattr(demo.get_submodule(layer), name)
+    path = save_prepared(demo, tmp_path / "x", lambda traced: vars(traced.get_submodule(layer)).update({name: value}))
+    assert f"{layer} has {name} {value}, but the model's is {held}" in refusal(DEMO, path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_are_refused(demo, value, tmp_path):
+    state = demo.state_dict()
+    state["backbone_model.conv0.weight"][0, 0, 0, 0] = value
+    assert "backbone_model.conv0.weight holds NaN or infinity" in refusal(DEMO, save(state, tmp_path / "x"))
+
+
+def test_another_dtype_is_refused(demo, tmp_path):
+    state = demo.state_dict() | {"backbone_model.bn0.bias": demo.state_dict()["backbone_model.bn0.bias"].half()}
+    assert "backbone_model.bn0.bias is float16, not float32" in refusal(DEMO, save(state, tmp_path / "x"))
+
+
+def test_another_shape_is_refused(demo, tmp_path):
+    state = demo.state_dict() | {"backbone_model.bn0.bias": torch.zeros(17)}
+    message = refusal(DEMO, save(state, tmp_path / "x"))
+    assert "matches no FFNet variant" in message and "backbone_model.bn0.bias [17] instead of [16]" in message
+
+
+def test_checkpoint_of_another_variant_is_named(tmp_path):
+    name = "segmentation_ffnet40S_dBBB_mobile"
+    path = save(build_model(name).state_dict(), tmp_path / "x")
+    assert f"it matches {name}. Missing keys: " in refusal("segmentation_ffnet54S_dBBB_mobile", path)
+
+
+def test_variants_that_share_tensors_are_all_named(tmp_path):
+    path = save(build_model("segmentation_ffnet86S_dBBB_mobile").state_dict(), tmp_path / "x")
+    message = refusal(DEMO, path)
+    assert "it matches segmentation_ffnet86S_dBBB_mobile and segmentation_ffnet86S_dBBB." in message
+
+
+def test_old_format_whole_module_is_refused_with_a_way_out(demo, tmp_path):
+    path = save(demo, tmp_path / "x", _use_new_zipfile_serialization=False)
+    message = refusal(DEMO, path)
+    assert "whole module in the format of torch before 1.6" in message
+    assert "torch.save(model.state_dict(), 'weights.pth')" in message
+
+
+def test_folders_pipes_and_missing_files_are_refused(tmp_path):
+    assert "is not a file" in refusal(DEMO, tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    assert "is not a file" in refusal(DEMO, tmp_path / "fifo")
+    assert "there is no such file" in refusal(DEMO, tmp_path / "none")
+
+
+def test_training_checkpoint_with_a_state_dict_inside_is_refused(demo, tmp_path):
+    path = save({"epoch": 3, "state_dict": demo.state_dict()}, tmp_path / "x")
+    assert "'state_dict' is a dictionary, not a tensor" in refusal(DEMO, path)
+
+
+def test_safe_globals_are_left_as_they_were(tmp_path):
+    with torch.serialization.safe_globals([Path]):
+        before = set(torch.serialization.get_safe_globals())
+        read_state_dict(PICKLED / "tiny.pth")
+        (tmp_path / "x").write_bytes((PICKLED / "tiny.pth").read_bytes()[:-100])
+        refusal(DEMO, tmp_path / "x")
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_command_says_what_a_file_is_and_saves_it(demo_pre_down, tmp_path, capsys):
+    path, saved = save_prepared(demo_pre_down, tmp_path / "x"), tmp_path / "x.safetensors"
+    assert main([str(path), "--save", str(saved)]) == 0
+    out = capsys.readouterr().out
+    assert f"{path}: a prepared file" in out
+    assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in out
+    assert f"matches {DEMO_PRE_DOWN}\n" in out
+    assert "would import torch.fx.graph_module.reduce_graph_module" in out and "    def forward(self, x" in out
+    assert f"{len(demo_pre_down.state_dict())} keys" in out
+    assert "    smoothing.weight [3, 1, 5, 5] float32" in out
+
+    loaded = load_checkpoint(DEMO_PRE_DOWN, saved)
+    assert loaded.form == "safetensors" and same(loaded.model.state_dict(), demo_pre_down.state_dict())
+
+
+def test_command_answers_bad_input_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'none'}: there is no such file. Name another one.\n"
+    assert main([str(PICKLED / "tiny.pth"), "--save", str(tmp_path / "x.pth")]) == 2
+    assert "End the name in .safetensors" in capsys.readouterr().err
+    assert main([str(PICKLED / "tiny.pth"), "--member", "x.pth"]) == 2
+    assert "is not a release zip. Remove --member" in capsys.readouterr().err
+    assert main([str(PICKLED / "tiny.pth"), "--save", str(tmp_path / "no" / "x.safetensors")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_command_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ffnet.checkpoints", str(PICKLED / "tiny.pth")])
+    monkeypatch.delitem(sys.modules, "ffnet.checkpoints.__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ffnet.checkpoints", run_name="__main__", alter_sys=True)
+    printed = capsys.readouterr()
+    assert ended.value.code == 0 and "matches no FFNet variant" in printed.out and printed.err == ""

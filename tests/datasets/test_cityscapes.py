@@ -1,0 +1,191 @@
+"""The dataset against Cityscapes' own label table, and every kind of broken folder that it must refuse."""
+
+import shutil
+import struct
+import traceback
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cityscapesscripts.helpers.labels import id2label
+from cityscapesscripts.helpers.labels import trainId2label as official
+from skimage.io import imread, imsave
+from torch.utils.data import DataLoader
+
+from datasets import DatasetError
+from datasets.cityscapes import CLASSES, COLORS, LABEL_IDS, TRAIN_IDS, CityscapesSplit, image_name
+from tests.helpers.cityscapes_tree import write_tree
+
+
+def first(root, kind):
+    return sorted((root / kind / "val").glob("*/*.png"))[0]
+
+
+def test_the_class_tables_equal_the_official_ones():
+    assert list(CLASSES) == [official[i].name for i in range(19)]
+    assert LABEL_IDS.tolist() == [official[i].id for i in range(19)]
+    assert COLORS.tolist() == [list(official[i].color) for i in range(19)]
+    assert TRAIN_IDS.tolist() == [id2label[i].trainId for i in range(34)]
+
+
+def test_items_are_sorted_pairs_of_an_image_and_its_train_ids(tree):
+    split = CityscapesSplit(tree, "val")
+    assert split.images == sorted(split.images) and len(split) == 4
+    for path, target, (image, labels) in zip(split.images, split.targets, split, strict=True):
+        assert Path(path).name.replace("leftImg8bit", "gtFine_labelIds") == Path(target).name
+        assert np.array_equal(image.numpy(), imread(path).transpose(2, 0, 1))
+        expected = np.vectorize(lambda i: id2label[i].trainId)(imread(target))
+        assert np.array_equal(labels.numpy(), expected)
+
+
+def test_limit_keeps_the_first_images(tree):
+    split = CityscapesSplit(tree, "val", limit=2)
+    assert split.images == CityscapesSplit(tree, "val").images[:2]
+    assert split.total_pixels == 2 * 64 * 128
+
+
+def test_an_image_is_named_by_city_sequence_and_frame():
+    assert image_name("/data/val/aachen/aachen_000000_000019_leftImg8bit.png") == "aachen_000000_000019"
+
+
+def no_root(root):
+    shutil.rmtree(root)
+    return root
+
+
+def no_split(root):
+    shutil.rmtree(root / "gtFine" / "val")
+    return "gtFine/val"
+
+
+def empty_split(root):
+    for path in (root / "leftImg8bit" / "val").glob("*/*"):
+        path.unlink()
+    return "leftImg8bit/val"
+
+
+def image_without_label(root):
+    first(root, "gtFine").unlink()
+    return "gtFine_labelIds.png"
+
+
+def label_without_image(root):
+    path = first(root, "leftImg8bit")
+    path.unlink()
+    return path.name.replace("leftImg8bit", "gtFine_labelIds")
+
+
+def file_between_cities(root):
+    (root / "leftImg8bit" / "val" / "notes.txt").touch()
+    return "notes.txt"
+
+
+def file_with_another_name(root):
+    (first(root, "leftImg8bit").parent / "cat.jpg").touch()
+    return "cat.jpg"
+
+
+def label_of_another_size(root):
+    path = first(root, "gtFine")
+    imsave(path, imread(path)[:32], check_contrast=False)
+    return path
+
+
+def image_of_another_size(root):
+    write_tree(root, count=2, size=(64, 64))
+    return f"but {first(root, 'leftImg8bit')} has"
+
+
+def grey_image(root):
+    path = first(root, "leftImg8bit")
+    imsave(path, imread(path)[..., 0], check_contrast=False)
+    return path
+
+
+def transparent_image(root):
+    path = first(root, "leftImg8bit")
+    imsave(path, np.dstack([imread(path), imread(path)[..., 0]]), check_contrast=False)
+    return path
+
+
+def color_label(root):
+    path = first(root, "gtFine")
+    imsave(path, np.dstack([imread(path)] * 3), check_contrast=False)
+    return path
+
+
+def empty_file(root):
+    path = first(root, "leftImg8bit")
+    path.write_bytes(b"")
+    return path
+
+
+BROKEN_FOLDERS = (
+    no_root, no_split, empty_split, image_without_label, label_without_image, file_between_cities,
+    file_with_another_name, label_of_another_size, image_of_another_size, grey_image, transparent_image, color_label,
+    empty_file,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("break_it", BROKEN_FOLDERS, ids=lambda f: f.__name__)
+def test_broken_folders_are_refused_before_any_pixel_is_read(tree, break_it):
+    named = break_it(tree)
+    with pytest.raises(DatasetError) as error:
+        CityscapesSplit(tree, "val")
+    assert str(named) in str(error.value) and str(tree) in str(error.value)
+
+
+def truncated_image(root):
+    path = first(root, "leftImg8bit")
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def flipped_bytes(root):
+    path = first(root, "leftImg8bit")
+    data = bytearray(path.read_bytes())
+    data[1000:1010] = b"0123456789"
+    path.write_bytes(data)
+    return path
+
+
+def sixteen_bits(root):
+    path = first(root, "leftImg8bit")
+    height, width = imread(path).shape[:2]
+    rows = b"".join(b"\0" + bytes(6 * width) for _ in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    data = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return path
+
+
+def train_ids_with_void(root):
+    path = first(root, "gtFine")
+    imsave(path, np.append(TRAIN_IDS, np.zeros(221, np.uint8))[imread(path)], check_contrast=False)
+    return path
+
+
+def train_ids_without_void(root):
+    path = first(root, "gtFine")
+    imsave(path, (imread(path) % 19).astype(np.uint8), check_contrast=False)
+    return path
+
+
+@pytest.mark.parametrize("workers", (0, 1))
+@pytest.mark.parametrize(
+    "break_it",
+    (truncated_image, flipped_bytes, sixteen_bits, train_ids_with_void, train_ids_without_void),
+    ids=lambda f: f.__name__,
+)
+def test_errors_in_pixels_name_the_file_in_one_line(tree, break_it, workers):
+    path = break_it(tree)
+    with pytest.raises(DatasetError) as error:
+        list(DataLoader(CityscapesSplit(tree, "val"), num_workers=workers))
+    traceback.clear_frames(
+        error.tb
+    )  # they keep the loader alive, whose worker a later garbage collection would wait for
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)

@@ -1,0 +1,55 @@
+"""When backends are compiled, and that neither preparing nor compiling them changes their predictions."""
+
+import numpy as np
+import pytest
+import torch
+
+from ffnet.errors import UserError
+from ffnet.evaluation import compilation
+from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
+from ffnet.evaluation.loop import evaluate, warm_up
+from ffnet.evaluation.runtime import Runtime
+from tests.helpers.networks import DEMO, golden_model, random_batches, three_layer_network, toy_model
+
+IMAGE = 1024 * 2048  # pixels
+
+
+def test_short_runs_are_not_compiled_and_long_ones_are(monkeypatch):
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
+    backends = {"FP32": three_layer_network()}
+    for count, wish, compiled in ((10, None, False), (500, None, True), (10, True, True), (500, False, False)):
+        prepared = prepare_backends(backends, count * IMAGE, Runtime(), wish)
+        assert prepared.compiled is compiled and (prepared.kernel is not None) is compiled
+        assert prepared.reason.startswith("compiled: " if compiled else "not compiled: ")
+
+
+def test_without_a_compiler_backends_are_not_compiled_and_the_reason_says_so(monkeypatch):
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "no compiler")
+    assert "no compiler" in prepare_backends({}, 10**12, Runtime(), None).reason
+    with pytest.raises(UserError, match="no compiler"):
+        prepare_backends({}, 1, Runtime(), True)
+
+
+def test_the_batch_size_does_not_change_a_bit_of_an_ffnets_logits():
+    """oneDNN's sums depend on the batch size for images as small as these."""
+    (backend,) = prepare_backends({"FP32": toy_model()}, 1, Runtime(), None).backends.values()
+    images = torch.cat(random_batches(3))
+    with torch.inference_mode():
+        logits = backend(images)
+        for size in (1, 4):
+            assert torch.equal(torch.cat([backend(batch) for batch in images.split(size)]), logits)
+
+
+def test_backends_that_are_not_compiled_are_not_warmed_up():
+    prepared = PreparedBackends({"FP32": None})
+    warm_up(prepared, (64, 128), Runtime())
+
+
+@pytest.mark.slow
+def test_compiled_backends_predict_like_those_that_are_not(cityscapes):
+    runtime = Runtime(batch_size=2)
+    backends = {"FP32": golden_model(DEMO)}
+    prepared = prepare_backends(backends, cityscapes.total_pixels, runtime, True)
+    warm_up(prepared, (cityscapes.height, cityscapes.width), runtime)
+    compiled, expected = (evaluate(given, cityscapes, runtime).total("FP32") for given in (prepared, backends))
+    assert np.abs(compiled - expected).sum() / 2 <= 0.001 * expected.sum()

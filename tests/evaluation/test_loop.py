@@ -1,0 +1,163 @@
+"""The evaluation loop: every image is counted once, in order, whatever the batches."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+import ffnet
+from ffnet.errors import UserError
+from ffnet.evaluation.compilation import FixedBatchSize, prepare_backends
+from ffnet.evaluation.loop import calibration_batches, evaluate
+from ffnet.evaluation.postprocessing import predict
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.runtime import Runtime
+from tests.helpers.networks import DEMO, golden_model
+
+
+class OneLayer(nn.Module):
+    """A network of one convolution; raises what a full GPU raises for more than `limit` images."""
+
+    def __init__(self, limit=None, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 19, 8, stride=8)
+        self.limit = limit
+        self.images_run = 0
+
+    def forward(self, x):
+        if self.limit is not None and len(x) > self.limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        self.images_run += len(x)
+        return torch.cat([self.conv(image) for image in x.split(1)])  # the same bits for any batch size
+
+
+def scores_of(images, model=None, batch_size=2, num_workers=0, writer=None):
+    backends = {"FP32": model or OneLayer(), "INT8": OneLayer(seed=1)}
+    return evaluate(backends, images, Runtime(batch_size=batch_size, num_workers=num_workers, progress=False), writer)
+
+
+def assert_equal(scores, others):
+    for found, expected in (
+        (scores.confusion_matrices, others.confusion_matrices),
+        (scores.agreeing_pixels, others.agreeing_pixels),
+    ):
+        assert list(found) == list(expected)
+        assert all(np.array_equal(found[key], expected[key]) for key in found)
+
+
+def test_each_images_scores_equal_those_of_its_predictions(cityscapes):
+    scores = scores_of(cityscapes)
+    assert scores.confusion_matrices["FP32"].shape == (7, 19, 19) and scores.pixels_per_image == 64 * 128
+    for index, (image, labels) in enumerate(cityscapes):
+        with torch.no_grad():
+            fp32, int8 = (
+                predict(model(normalize(image[None])), labels.shape)[0] for model in (OneLayer(), OneLayer(seed=1))
+            )
+        assert scores.confusion_matrices["FP32"][index].sum() == (labels < 19).sum()
+        assert np.trace(scores.confusion_matrices["FP32"][index]) == (fp32 == labels).sum()
+        assert scores.agreeing_pixels["FP32", "INT8"][index] == (fp32 == int8).sum()
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), ((1, 0), (3, 0), (8, 0), (2, 2)))
+def test_batch_size_and_workers_change_no_count(cityscapes, batch_size, num_workers):
+    scores = scores_of(cityscapes, batch_size=batch_size, num_workers=num_workers)
+    assert_equal(scores, scores_of(cityscapes))
+    assert scores.batch_size is None and min(scores.seconds.values()) > 0
+
+
+def test_the_order_of_images_changes_no_count(cityscapes):
+    order = [3, 1, 6, 0, 5, 2, 4]
+    shuffled = scores_of(Subset(cityscapes, order)).confusion_matrices["INT8"]
+    assert np.array_equal(shuffled, scores_of(cityscapes).confusion_matrices["INT8"][order])
+
+
+def test_no_images_have_empty_scores(cityscapes):
+    scores = scores_of(Subset(cityscapes, []))
+    assert scores.images == 0 and scores.confusion_matrices["FP32"].shape == (0, 19, 19)
+    assert scores.agreeing_pixels["FP32", "INT8"].shape == (0,) and scores.total("INT8").sum() == 0
+
+
+def test_the_public_function_takes_a_plain_dictionary(cityscapes):
+    backends = {"FP32": OneLayer(), "INT8": OneLayer(seed=1)}
+    assert_equal(ffnet.evaluate(backends, cityscapes), scores_of(cityscapes))
+
+
+def test_progress_is_shown_on_stderr_with_the_miou_of_every_backend(cityscapes, capsys):
+    evaluate({"FP32": OneLayer()}, cityscapes)
+    list(calibration_batches(cityscapes, Runtime()))
+    shown = capsys.readouterr()
+    assert "evaluate: 100%" in shown.err and "FP32 " in shown.err and "calibrate: 100%" in shown.err
+    assert not shown.out
+
+
+def test_a_writer_gets_every_images_predictions(cityscapes):
+    written = {}
+    scores_of(cityscapes, writer=lambda index, predictions: written.update({index: predictions}))
+    assert list(written) == list(range(7))
+    with torch.no_grad():
+        expected = predict(OneLayer()(normalize(cityscapes[6][0][None])), (64, 128))[0]
+    assert np.array_equal(written[6]["FP32"], expected.numpy())
+
+
+def test_a_failing_writer_costs_no_scores(cityscapes):
+    written = []
+
+    def writer(index, predictions):
+        if index == 3:
+            raise OSError(28, "No space left on device", "a.png")
+        written.append((index, list(predictions)))
+
+    scores = scores_of(cityscapes, writer=writer)
+    assert_equal(scores, scores_of(cityscapes))
+    assert scores.unsaved == "a.png: No space left on device"
+    assert written == [(index, ["FP32", "INT8"]) for index in range(3)]
+
+
+@pytest.mark.parametrize("limit", (1, 2, 3))
+def test_out_of_memory_halves_the_batch_size_and_loses_no_image(cityscapes, capsys, limit):
+    model = OneLayer(limit)
+    scores = scores_of(cityscapes, model, batch_size=5)
+    assert_equal(scores, scores_of(cityscapes))
+    assert model.images_run == 7
+    assert scores.batch_size == {1: 1, 2: 2, 3: 2}[limit]
+    assert "Out of GPU memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", (1, 2, 4))
+def test_out_of_memory_halves_the_batch_size_of_all_compiled_backends(cityscapes, limit):
+    """A batch that is filled up to the compiled size must not stay too large."""
+    model, other = FixedBatchSize(OneLayer(limit), 5), FixedBatchSize(OneLayer(seed=1), 5)
+    scores = evaluate({"FP32": model, "INT8": other}, cityscapes, Runtime(batch_size=5))
+    assert_equal(scores, scores_of(cityscapes))
+    assert other.batch_size <= limit and other.backend.images_run < 7 + limit
+
+
+def test_one_image_that_is_too_large_is_an_error(cityscapes):
+    with pytest.raises(UserError, match="memory does not suffice for one image"):
+        scores_of(cityscapes, OneLayer(0))
+
+
+def test_logits_that_are_not_finite_are_an_error(cityscapes):
+    model = OneLayer()
+    model.conv.bias.data[3] = torch.nan
+    with pytest.raises(UserError, match="FP32: .* not finite"):
+        scores_of(cityscapes, model)
+
+
+@pytest.mark.cuda
+def test_a_gpu_scores_like_the_cpu(cityscapes, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    totals = [scores_on(torch.device(name), cityscapes) for name in ("cpu", "cuda")]
+    for backend, share in (("FP32", 0.001), ("INT8", 0.01)):
+        on_cpu, on_gpu = (scores.total(backend) for scores in totals)
+        assert np.abs(on_cpu - on_gpu).sum() / 2 <= share * on_cpu.sum() and on_gpu.sum() == on_cpu.sum()
+
+
+def scores_on(device, images):
+    """Scores of a network and its lowered simulation, which is calibrated on the same device."""
+    runtime = Runtime(device, batch_size=2)
+    model = golden_model(DEMO).to(device)
+    backends = {"FP32": model, "INT8": ffnet.lower(ffnet.quantize(model, images, runtime=runtime))}
+    return evaluate(prepare_backends(backends, images.total_pixels, runtime, None), images, runtime)

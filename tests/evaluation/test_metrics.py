@@ -1,0 +1,63 @@
+"""Metrics against a case worked by hand and against the official Cityscapes evaluation of the same predictions."""
+
+import numpy as np
+import pytest
+from skimage.io import imread, imsave
+
+from datasets.cityscapes import CLASSES, LABEL_IDS, TRAIN_IDS
+from ffnet.evaluation import metrics
+from tests.helpers.official_evaluation import official_evaluation
+
+NUM_CLASSES = 19
+
+
+def test_metrics_equal_those_worked_by_hand():
+    labels = np.array([[0, 0, 1], [1, 255, 2]], np.uint8)
+    predictions = np.array([[0, 1, 1], [1, 3, 0]], np.uint8)
+    matrix = metrics.confusion_matrix(labels, predictions)
+
+    expected = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    expected[0, 0], expected[0, 1], expected[1, 1], expected[2, 0] = 1, 1, 2, 1
+    assert matrix.dtype == np.int64 and np.array_equal(matrix, expected)
+    # Class 0: TP 1, FN 1, FP 1. Class 1: TP 2, FP 1. Class 2: FN 1. Class 3: predicted only where nothing is scored.
+    assert metrics.iou(matrix)[:3].tolist() == [1 / 3, 2 / 3, 0]
+    assert np.isnan(metrics.iou(matrix)[3:]).all()
+    assert metrics.mean_iou(matrix) == pytest.approx(1 / 3, abs=1e-15)
+    assert metrics.pixel_accuracy(matrix) == 3 / 5
+
+
+def test_metrics_are_nan_if_no_pixel_is_scored():
+    empty = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    assert np.isnan(metrics.mean_iou(empty)) and np.isnan(metrics.pixel_accuracy(empty))
+
+
+def test_the_miou_of_an_image_is_over_the_classes_in_its_label():
+    matrices = np.zeros((2, NUM_CLASSES, NUM_CLASSES), np.int64)
+    matrices[0, 0, 0], matrices[0, 0, 5], matrices[0, 1, 1] = 3, 1, 2
+    assert metrics.image_ious(matrices)[0, :2].tolist() == [3 / 4, 1] and np.isnan(metrics.image_ious(matrices)[0, 5])
+    assert metrics.image_mious(matrices)[0] == 7 / 8 and np.isnan(metrics.image_mious(matrices)[1])
+
+
+def test_the_official_evaluation_gives_the_same_metrics(tree):
+    """Two classes are absent from labels and predictions, one from the labels alone."""
+    rng = np.random.default_rng(0)
+    results = tree / "results"
+    results.mkdir()
+    total = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    for path in (tree / "gtFine" / "val").glob("*/*_gtFine_labelIds.png"):
+        labels = imread(path)
+        labels[np.isin(labels, LABEL_IDS[[3, 14, 16]])] = 0
+        imsave(path, labels, check_contrast=False)
+        truth = TRAIN_IDS[labels]
+        guess = rng.integers(0, NUM_CLASSES, labels.shape)
+        guess[np.isin(guess, [3, 14])] = 0
+        predictions = np.where((rng.random(labels.shape) < 0.7) & (truth < NUM_CLASSES), truth, guess).astype(np.uint8)
+        imsave(results / path.name.replace("_gtFine_labelIds", "_pred"), LABEL_IDS[predictions], check_contrast=False)
+        total += metrics.confusion_matrix(truth, predictions)
+
+    official = official_evaluation(tree, results)
+    ours = dict(zip(CLASSES, metrics.iou(total), strict=True))
+    assert np.isnan([ours["wall"], ours["truck"]]).all() and ours["train"] == 0
+    for name, value in ours.items():
+        assert np.isclose(value, official["classScores"][name], atol=1e-14, rtol=0, equal_nan=True), name
+    assert official["averageScoreClasses"] == pytest.approx(metrics.mean_iou(total), abs=1e-14)

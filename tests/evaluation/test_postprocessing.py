@@ -1,0 +1,64 @@
+"""Predictions against upsampling and argmax, pixel for pixel, also for ties, edges and odd sizes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ffnet.evaluation import metrics, postprocessing
+
+NOISE = {
+    "noise": lambda x: x,
+    "quantized to 8 bits": lambda x: torch.fake_quantize_per_tensor_affine(3 * x, 0.05, 128, 0, 255),
+    "a few levels, ties everywhere": lambda x: (2 * x).round() * 0.1,
+    "constant": lambda x: torch.zeros_like(x),
+    "not finite": lambda x: torch.where(x > 3.5, torch.nan, x),
+}
+
+
+def reference(logits, size):
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize(("small", "factor"), (((12, 20), 8), ((16, 33), 4), ((2, 2), 8), ((1, 1), 8), ((5, 2), 16)))
+def test_the_kernel_predicts_what_upsampling_and_argmax_do(kind, small, factor):
+    logits = NOISE[kind](torch.randn(2, 19, *small, generator=torch.Generator().manual_seed(0)))
+    size = (small[0] * factor, small[1] * factor)
+    expected = reference(logits, size)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for kernel in (None, postprocessing.two_largest):
+            found = postprocessing.predict(logits.to(memory_format=layout), size, kernel)
+            assert found.dtype == torch.uint8 and torch.equal(found, expected)
+
+
+def test_sizes_that_the_kernel_does_not_support_are_upsampled_by_torch():
+    logits = torch.randn(1, 19, 13, 21)
+    assert torch.equal(
+        postprocessing.predict(logits, (100, 161), postprocessing.two_largest), reference(logits, (100, 161))
+    )
+
+
+@pytest.mark.slow
+def test_the_compiled_kernel_predicts_what_upsampling_and_argmax_do():
+    logits = NOISE["quantized to 8 bits"](torch.randn(1, 19, 64, 128))
+    kernel = torch.compile(postprocessing.two_largest, dynamic=False)
+    assert torch.equal(postprocessing.predict(logits, (512, 1024), kernel), reference(logits, (512, 1024)))
+
+
+def test_every_image_has_its_own_confusion_matrix():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.choice([0, 5, 18, 255], (3, 8, 9)).astype(np.uint8))
+    predictions = torch.from_numpy(rng.integers(0, 19, (3, 8, 9)).astype(np.uint8))
+    matrices = postprocessing.confusion_matrices(labels, predictions)
+    assert matrices.shape == (3, 19, 19) and matrices.dtype == np.int64
+    for matrix, label, prediction in zip(matrices, labels.numpy(), predictions.numpy(), strict=True):
+        assert np.array_equal(matrix, metrics.confusion_matrix(label, prediction))
+
+
+@pytest.mark.cuda
+def test_a_gpu_counts_the_same_confusion_matrices_as_the_cpu():
+    labels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)
+    predictions = torch.randint(0, 19, (2, 64, 64), dtype=torch.uint8)
+    expected = postprocessing.confusion_matrices(labels, predictions)
+    assert np.array_equal(postprocessing.confusion_matrices(labels.cuda(), predictions.cuda()), expected)

@@ -1,0 +1,111 @@
+"""Small results for the tests of the report."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from datasets.cityscapes import CityscapesSplit
+from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation import metrics
+from ffnet.evaluation.loop import evaluate
+from ffnet.evaluation.runtime import Runtime
+from ffnet.evaluation.scores import Scores
+from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
+from ffnet.report import result as results
+from ffnet.report.images import compare_images, worst_images
+from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
+
+PAIR = (FP32, INT8_SIMULATED)
+CPU = torch.device("cpu")
+
+
+def small_scores(**changes):
+    """Two images and two classes: in INT8 one pixel of the first class is predicted as the second."""
+    fp32, int8 = np.zeros((2, 19, 19), np.int64), np.zeros((2, 19, 19), np.int64)
+    fp32[:, 0, 0], fp32[:, 1, 1] = 4, 2
+    int8[:, 0, 0], int8[:, 1, 1] = 4, 2
+    int8[0, 0, 0], int8[0, 0, 1] = 3, 1
+    scores = Scores(
+        dict(zip(PAIR, (fp32, int8), strict=True)),
+        {PAIR: np.array([7, 8])},
+        8,
+        dict(zip(PAIR, (0.5, 1.0), strict=True)),
+    )
+    return dataclasses.replace(scores, **changes)
+
+
+def small_result(scores=None, diagnostics=None, failure=None, **changes):
+    """A Result of `scores` with `changes` to its fields."""
+    scores = scores or small_scores()
+    count = scores.images
+    paths = tuple(f"/d/ulm_{i:06d}_000019_leftImg8bit.png" for i in range(count))
+    result = Result(
+        model="segmentation_ffnet40S_dBBB_mobile",
+        dataset="Cityscapes val",
+        images=count,
+        device="CPU",
+        notes=["a note"],
+        published={FP32: 79.2, INT8_SIMULATED: 78.9},
+        checkpoint=CheckpointInfo("/weights/a.pth", "0" * 64, "state_dict"),
+        calibration=Calibration(count, "calibrated on the images that are scored"),
+        backends=results.backend_results(scores),
+        agreement=results.agreement(scores),
+        stage_seconds={"load": 1.25, "evaluate": 12.25},
+        options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
+        command="ffnet_quanteval.py --dataset-path '/a b/c'",
+        versions=results.versions(),
+        details=Details(scores, paths, diagnostics or Diagnostics(), failure),
+    )
+    return dataclasses.replace(result, **changes)
+
+
+def small_sensitivity():
+    """Three quantizers in order of rank; the last one alone changes nothing."""
+    rows = [
+        SensitivityRow("conv0", "weight", "weight", 1, 8, 12.5, 97.0, 20.25, 99.0),
+        SensitivityRow("relu", "activation", "output", 2, 8, 30.0, 99.0, 10.5, 95.0),
+        SensitivityRow("conv0", "activation", "input", 0, 8, None, 100.0, 10.0, 95.0),
+    ]
+    return Sensitivity(rows, 10.0, 95.0, 8)
+
+
+def noise_result(tree):
+    """A Result with all diagnostics of three backends on the images of `tree`; no pole in INT8 simulated."""
+    images = CityscapesSplit(tree, "val")
+    backends = {FP32: noisy_backend(0), INT8_SIMULATED: noisy_backend(0.5), INT8_ONNX_RUNTIME: noisy_backend(0.6)}
+    scores = evaluate(backends, images, Runtime(batch_size=2, progress=False))
+    matrices = scores.confusion_matrices[INT8_SIMULATED]
+    matrices[:, 5] = matrices[:, :, 5] = 0
+    worst = compare_images(worst_images(scores, 2), images, backends, scores, CPU)
+    return small_result(scores, Diagnostics(tuple(worst), small_sensitivity()))
+
+
+def noisy_backend(noise):
+    """A network that depends on the image: logits at an eighth of its size, the less like noise 0's the more noise."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(19, 3, 1, 1, generator=generator)
+    weight += noise * torch.randn(19, 3, 1, 1, generator=generator)
+    return lambda images: torch.nn.functional.conv2d(torch.nn.functional.avg_pool2d(images, 8), weight)
+
+
+def labels_and_predictions(seed=0, count=5, size=(16, 32)):
+    """Labels of few classes with pixels that are not scored (all of the last image), and predictions per backend."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 1, 2, 11, 13, 255], (count, *size)).astype(np.uint8)
+    labels[-1] = 255
+    predictions = {}
+    for name, noise in zip(PAIR, (0.1, 0.3), strict=True):
+        guess = rng.integers(0, 19, labels.shape).astype(np.uint8)
+        predictions[name] = np.where((rng.random(labels.shape) < noise) | (labels == 255), guess, labels)
+    return labels, predictions
+
+
+def scores_of(labels, predictions):
+    """The Scores of labels (N, H, W) and predictions (N, H, W) of both backends."""
+    matrices = {
+        name: np.array([metrics.confusion_matrix(*pair) for pair in zip(labels, predicted, strict=True)])
+        for name, predicted in predictions.items()
+    }
+    alike = np.equal(*predictions.values()).sum((1, 2))
+    return Scores(matrices, {PAIR: alike}, labels[0].size, dict(zip(PAIR, (1.0, 2.0), strict=True)))

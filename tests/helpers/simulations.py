@@ -1,0 +1,61 @@
+"""Small networks of FFNet's layers, their simulations, and AIMET's own answers."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ffnet.config import QuantizationConfig
+from ffnet.model import BasicBlock, ConvBNReLU
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from tests.helpers.networks import golden_state, random_batches
+
+
+class SmallNetwork(nn.Module):
+    """One of each layer of an FFNet that AIMET treats differently: a residual block, an interpolation, a concatenation.
+
+    (N, 3, H, W) -> logits (N, 19, H / 2, W / 2).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem = ConvBNReLU(3, 8, 3)
+        self.pool = nn.MaxPool2d(2)
+        self.block = BasicBlock(8, 16, 2)
+        self.adapter = ConvBNReLU(8, 8, 1)
+        self.classifier = nn.Conv2d(24, 19, 1)
+
+    def forward(self, x):
+        fine = self.pool(self.stem(x))
+        coarse = self.block(fine)
+        fine = self.adapter(fine)
+        return self.classifier(torch.cat([fine, F.interpolate(coarse, size=fine.shape[2:], mode="nearest")], dim=1))
+
+
+def small_network():
+    """A SmallNetwork with golden weights."""
+    model = SmallNetwork().eval()
+    model.load_state_dict(golden_state(model))
+    return model
+
+
+def simulate(model, batches=None, **config):
+    """A calibrated simulation of `model`, its biases not limited; `config`: fields of QuantizationConfig."""
+    config = QuantizationConfig(**config)
+    sim = build_quantsim(equalize(model, config.cle), config)
+    calibrate(sim, random_batches() if batches is None else batches)
+    return sim
+
+
+def logits(model, x):
+    """What a model computes, as a plain tensor."""
+    with torch.no_grad():
+        return model(x).as_subclass(torch.Tensor)
+
+
+def encodings(sim):
+    """{name: (scales, smallest and largest integer times scale)} of the quantizers that have encodings."""
+    return {
+        name: (q.get_scale().tolist(), (q.get_offset() + q.qmin).tolist(), (q.get_offset() + q.qmax).tolist())
+        for name, q in sim.named_quantizers()
+        if q.is_initialized()
+    }

@@ -1,0 +1,215 @@
+"""Compare the exported files with AIMET's simulation, and see what is in the folder if something goes wrong."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from ffnet.config import QuantizationConfig
+from ffnet.errors import UserError
+from ffnet.onnx import export as export_module
+from ffnet.onnx.export import check_export, export, export_float
+from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.quantization.quantsim import build_quantsim, equalize
+from tests.helpers.exports import exported
+from tests.helpers.networks import DEMO, random_batches, three_layer_network, toy_model
+from tests.helpers.simulations import simulate
+
+
+@pytest.fixture
+def copied_models(toy_export, monkeypatch):
+    """Have `export` copy the toy's models instead of converting a simulation, which takes seconds."""
+
+    def write_models(sim, size, work):
+        for name in EXPORT_FILES[:-1]:
+            shutil.copy(toy_export.folder / name, work)
+
+    monkeypatch.setattr(export_module, "write_models", write_models)
+
+
+def constants(proto):
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def check_every_quantizer(sim, path):
+    """Compare the Q/DQ nodes of a file with the quantizers that a walk through AIMET's modules finds."""
+    proto = onnx.load(path)
+    values = constants(proto)
+    first = sim.model.module_pad if hasattr(sim.model, "module_pad") else sim.model.backbone_model.conv0
+    expected = {"image": first.input_quantizers[0]}
+    for name, module in sim.model.named_modules():
+        if hasattr(module, "output_quantizers"):
+            tensor = "logits" if name == "head.layers.3.last_layer.3" else name
+            expected[tensor] = module.output_quantizers[0]
+            expected[f"{name}.weight"] = dict(module.param_quantizers).get("weight")
+    expected = {tensor: quantizer for tensor, quantizer in expected.items() if quantizer is not None}
+    found = {node.output[0]: node for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    assert {name.removesuffix("_q") for name in found} - {"module_pad"} == set(expected)  # the pad only moves data
+    for tensor, quantizer in expected.items():
+        _, scale, zero_point = found[f"{tensor}_q"].input
+        assert values[scale].flatten().tolist() == quantizer.get_scale().flatten().tolist()
+        assert values[zero_point].flatten().tolist() == (-quantizer.get_offset()).flatten().tolist()
+    assert {id(quantizer) for quantizer in expected.values()} == {id(q) for _, q in sim.named_quantizers()}
+
+
+def test_every_quantizer_is_in_the_file_with_its_scale_and_zero_point(export_case):
+    check_every_quantizer(export_case.sim, export_case.folder / MODEL_FILE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bit_widths", ((4, 8), (8, 16)), ids=str)
+def test_quantizers_of_other_bit_widths_are_in_the_file(bit_widths):
+    files = exported(DEMO, *bit_widths)
+    check_every_quantizer(files.sim, files.folder / MODEL_FILE)
+
+
+def test_a_file_with_another_scale_is_refused(export_case):
+    proto = onnx.load(export_case.folder / MODEL_FILE)
+    check_export(export_case.sim, proto)
+    scale = next(tensor for tensor in proto.graph.initializer if tensor.name == "backbone_model.relu_scale")
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(onnx.numpy_helper.to_array(scale) * 1.000001), scale.name))
+    with pytest.raises(RuntimeError, match="backbone_model.relu"):
+        check_export(export_case.sim, proto)
+
+
+def test_files_pass_the_onnx_checker_and_have_static_shapes(export_case):
+    for name in (MODEL_FILE, FLOAT_MODEL_FILE):
+        onnx.checker.check_model(str(export_case.folder / name), full_check=True)
+        proto = onnx.load(export_case.folder / name)
+        ((image,), (logits,)) = proto.graph.input, proto.graph.output
+        assert (image.name, logits.name) == ("image", "logits")
+        assert [d.dim_value for d in image.type.tensor_type.shape.dim] == [1, 3, *export_case.size]
+        assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 21)]
+        assert not {n.op_type for n in proto.graph.node} & {"Shape", "Slice", "Gather", "Reshape", "Cast"}
+
+
+def test_files_hold_no_paths_of_the_machine_that_exported_them(toy_export):
+    for name in EXPORT_FILES:
+        content = (toy_export.folder / name).read_bytes()
+        assert b"site-packages" not in content and b"stack_trace" not in content
+
+
+def test_the_float_file_computes_what_the_network_does(export_case):
+    session = onnxruntime.InferenceSession(export_case.folder / FLOAT_MODEL_FILE, providers=["CPUExecutionProvider"])
+    image = export_case.inputs[1:]
+    (logits,) = session.run(None, {"image": image.numpy()})
+    with torch.no_grad():
+        expected = export_case.model(image)
+    assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.std()
+
+
+def test_the_float_file_holds_the_equalized_weights(export_case):
+    values = constants(onnx.load(export_case.folder / FLOAT_MODEL_FILE))
+    parameters = {name: value for name, value in export_case.sim.model.named_parameters() if "_quantizers" not in name}
+    assert len(parameters) > 40
+    for name, value in parameters.items():
+        assert np.array_equal(values[name], value.detach().as_subclass(torch.Tensor).numpy())
+
+
+def test_encodings_name_tensors_of_the_float_file_and_hold_the_simulations_scales(export_case):
+    proto = onnx.load(export_case.folder / FLOAT_MODEL_FILE)
+    tensors = {name for node in proto.graph.node for name in (*node.input, *node.output)}
+    encodings = json.loads((export_case.folder / "model.encodings").read_text())
+    entries = {e["name"]: e for kind in ("activation_encodings", "param_encodings") for e in encodings[kind]}
+    assert set(entries) <= tensors
+    relu = export_case.sim.model.backbone_model.relu.output_quantizers[0]
+    assert entries["backbone_model.relu"]["scale"] == pytest.approx([relu.get_scale().item()], rel=1e-6)
+    weight = export_case.sim.model.backbone_model.conv1.param_quantizers["weight"].get_scale().flatten().tolist()
+    assert entries["backbone_model.conv1.weight"]["scale"] == pytest.approx(weight, rel=1e-6)
+
+
+def test_nodes_carry_the_names_of_their_layers(export_case):
+    layers = {n for n, m in export_case.sim.model.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ReLU)}
+    for name in (MODEL_FILE, FLOAT_MODEL_FILE):
+        assert layers <= {node.name for node in onnx.load(export_case.folder / name).graph.node}
+
+
+def test_the_manifest_holds_provenance_and_hashes(export_case):
+    manifest = json.loads((export_case.folder / "manifest.json").read_text())
+    assert manifest["model"] == "of a test" and manifest["input"]["shape"] == [1, 3, *export_case.size]
+    assert {path.name for path in export_case.folder.iterdir()} == {*manifest["files"], "manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert hashlib.sha256((export_case.folder / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_an_export_leaves_the_simulation_as_it_was(export_case):
+    with torch.no_grad():
+        assert torch.equal(export_case.sim.model(export_case.inputs), export_case.logits)
+
+
+@pytest.mark.parametrize("stage", ("write_models", "write_manifest", "move_files"))
+def test_an_interrupted_export_leaves_nothing(stage, toy_sim, copied_models, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module, stage, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(toy_sim, (64, 128), tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_export_whose_file_differs_from_the_simulation_leaves_nothing(tmp_path, monkeypatch):
+    sim = simulate(three_layer_network(), quant_scheme="tf")
+    monkeypatch.setattr(export_module, "file_quantizers", lambda proto: {})
+    with pytest.raises(RuntimeError, match="has no quantizer at image"):
+        export(sim, (64, 128), tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_other_files_requires_force_and_keeps_them(toy_sim, copied_models, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model.onnx").write_text("old")
+    with pytest.raises(UserError, match="--export .*notes.txt"):
+        export(toy_sim, (64, 128), tmp_path, {})
+    assert (tmp_path / "model.onnx").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    export(toy_sim, (64, 128), tmp_path, {}, force=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {*EXPORT_FILES, "notes.txt"}
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_any_work(toy_sim, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"--export .*{tmp_path / 'file'}"):
+            export(toy_sim, (64, 128), folder, {})
+
+
+def test_simulations_that_no_file_can_express_are_refused(tmp_path):
+    prepared = equalize(three_layer_network())
+    sim = build_quantsim(prepared, QuantizationConfig(param_bw=5))
+    with pytest.raises(UserError, match="5 bits"):
+        export(sim, (64, 128), tmp_path / "out", {})
+    sim = build_quantsim(prepared, QuantizationConfig())
+    second = sim.model.get_submodule("2")
+    second.input_quantizers[0] = sim.model.get_submodule("0").input_quantizers[0]
+    with pytest.raises(UserError, match="--config-file: 2 quantizes its own input"):
+        export(sim, (64, 128), tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_biases_of_channels_without_weights_are_exact_in_the_file(dead_channel_exports):
+    _, fitting = dead_channel_exports
+    values = constants(onnx.load(fitting.folder / MODEL_FILE))
+    scale, bias = values["2.bias_scale"].astype(np.float64), fitting.model[2].bias.detach().numpy()
+    assert np.abs(values["2.bias_q"] * scale - bias).max() <= 0.501 * scale.max()
+    assert values["2.bias_q"][3] * scale[3] == pytest.approx(40)
+
+
+@pytest.mark.slow
+def test_a_network_with_batch_norms_is_exported_in_float(tmp_path):
+    model = toy_model()
+    export_float(model, (64, 128), tmp_path / "float.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "float.onnx", providers=["CPUExecutionProvider"])
+    image = random_batches()[0][:1]
+    (logits,) = session.run(["logits"], {"image": image.numpy()})
+    with torch.no_grad():
+        expected = model(image)
+    assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.std()
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(tmp_path / "float.onnx").graph.node}

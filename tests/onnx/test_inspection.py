@@ -1,0 +1,81 @@
+"""Which convolutions run on integer kernels, and the reasons given for the others."""
+
+import onnx
+import pytest
+
+from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.onnx.inspection import inspect_onnx
+from ffnet.quantization.bias_ranges import raise_weight_scales
+from tests.helpers.exports import export_simulation, exported
+from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches
+from tests.helpers.onnx_files import convolution_network, save
+from tests.helpers.simulations import simulate, small_network
+
+
+def test_all_convolutions_run_on_integer_kernels(toy_export):
+    facts = inspect_onnx(toy_export.folder / MODEL_FILE)
+    assert facts.quantized and (facts.integer, facts.convolutions, facts.floats) == (25, 25, {})
+    assert list(facts.lines()) == [
+        "The file is quantized (QDQ or integer operators), of opset 21.",
+        "Its input 'image' takes 64x128 pixels; images of another size are resized bilinearly to it, and logits to the "
+        "size of the labels.",
+        "Convolutions that run on integer kernels: 25 of 25.",
+    ]
+
+
+@pytest.mark.slow
+def test_only_the_first_two_convolutions_of_a_pre_down_network_run_in_float():
+    facts = inspect_onnx(exported(DEMO).folder / MODEL_FILE)
+    assert facts.quantized and (facts.integer, facts.convolutions, facts.floats) == (31, 31, {})
+    facts = inspect_onnx(exported(PRE_DOWN).folder / MODEL_FILE)
+    assert (facts.integer, facts.convolutions) == (29, 31)
+    assert list(facts.floats) == ["smoothing", "backbone_model.conv0"]
+    assert "input (smoothing) is not quantized" in facts.floats["backbone_model.conv0"]
+    assert "The convolution backbone_model.conv0 runs in float: its input" in list(facts.lines())[-1]
+
+
+def test_a_convolution_whose_weight_is_not_quantized_is_named(toy_export, tmp_path):
+    proto = onnx.load(toy_export.folder / MODEL_FILE)
+    (node,) = (node for node in proto.graph.node if node.name == "head.layers.3.last_layer.0")
+    node.input[1] = "head.layers.3.last_layer.0.weight"
+    facts = inspect_onnx(save(tmp_path / "other.onnx", proto))
+    assert (facts.integer, facts.convolutions) == (24, 25)
+    assert facts.floats == {"head.layers.3.last_layer.0": "its weight is not quantized"}
+
+
+def test_float_files_are_recognized(export_case):
+    facts = inspect_onnx(export_case.folder / FLOAT_MODEL_FILE)
+    assert not facts.quantized and facts.integer == 0 and facts.header.opset == 21 and not facts.floats
+
+
+def test_files_of_any_size_are_described(tmp_path):
+    facts = inspect_onnx(save(tmp_path / "other.onnx", convolution_network(shape=("n", 3, "h", "w"))))
+    assert facts.convolutions == 1 and not facts.quantized
+    assert list(facts.lines())[1] == "Its input 'image0' takes any size, so images are not resized."
+
+
+@pytest.mark.slow
+def test_16_bit_activations_are_named_as_the_reason():
+    facts = inspect_onnx(exported(DEMO, 8, 16).folder / MODEL_FILE)
+    assert facts.integer == 0 and all("uint16" in reason for reason in facts.floats.values())
+
+
+def exported_without_cache(model, folder):
+    sim = simulate(model, quant_scheme="tf")
+    raise_weight_scales(sim)
+    return export_simulation(model, sim, random_batches()[0], folder)
+
+
+@pytest.mark.slow
+def test_convolutions_after_a_max_pool_are_named(tmp_path):
+    facts = inspect_onnx(exported_without_cache(small_network(), tmp_path / "export").folder / MODEL_FILE)
+    assert facts.floats
+    assert all("follows the max pool pool, after" in reason for reason in facts.floats.values())
+
+
+@pytest.mark.slow
+def test_convolutions_after_the_max_pool_of_a_published_network_are_named(tmp_path):
+    model = golden_model("segmentation_ffnet18_dAAC")
+    facts = inspect_onnx(exported_without_cache(model, tmp_path / "export").folder / MODEL_FILE)
+    assert list(facts.floats) == [f"backbone_model.layer1.0.{layer}" for layer in ("conv1", "downsample.0")]
+    assert all("follows the max pool" in reason for reason in facts.floats.values())

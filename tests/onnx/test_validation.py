@@ -1,0 +1,105 @@
+"""Files that must be refused before anything in them runs."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ffnet.errors import UserError
+from ffnet.onnx.inspection import inspect_onnx
+from ffnet.onnx.runtime import OnnxBackend
+from ffnet.onnx.validation import check_onnx
+from tests.helpers.onnx_files import convolution_network, external_weight, save
+
+
+def branching():
+    proto = convolution_network()
+    branch = helper.make_graph([], "branch", [], [])
+    proto.graph.node.append(helper.make_node("If", ["image0"], [], then_branch=branch, else_branch=branch))
+    return proto
+
+
+def with_function():
+    proto = convolution_network()
+    proto.functions.add(name="f", domain="mine")
+    return proto
+
+
+def without_opset():
+    proto = convolution_network()
+    del proto.opset_import[:]
+    return proto
+
+
+def huge_inside():
+    proto = convolution_network()
+    shape = numpy_helper.from_array(np.array([2**20, 2**20]), "shape")
+    proto.graph.initializer.append(shape)
+    proto.graph.node.append(helper.make_node("ConstantOfShape", ["shape"], ["huge"]))
+    return proto
+
+
+HOSTILE = {
+    "empty": (b"", "not an ONNX file"),
+    "text": (b"hello, this is no network", "not an ONNX file"),
+    "zip": (b"PK\x03\x04....", "zip archive"),
+    "pickle": (b"\x80\x02}.", "pickle"),
+    "html": (b"<!doctype html>", "HTML page"),
+    "cut off": (convolution_network().SerializeToString()[:-40], "cut off|not an ONNX file"),
+    "without nodes": (helper.make_model(helper.make_graph([], "none", [], [])), "holds no network"),
+    "two inputs": (convolution_network(inputs=2), "2 inputs"),
+    "no input": (convolution_network(inputs=0), "rules|0 inputs"),
+    "four channels in": (convolution_network(shape=(1, 4, 8, 8)), "rules|input 'image0'"),
+    "double": (convolution_network(kind=TensorProto.DOUBLE), "rules|DOUBLE"),
+    "rank 3": (convolution_network(shape=(3, 8, 8)), "rules|input"),
+    "batch of 4": (convolution_network(shape=(4, 3, 8, 8)), "batches of 4"),
+    "no height": (convolution_network(shape=(1, 3, 0, 8)), "input 'image0'"),
+    "endless side": (convolution_network(shape=(1, 3, 2**20, 8)), "8192"),
+    "21 channels out": (convolution_network(channels=21), "output 'logits'.*21"),
+    "custom operator": (convolution_network(domain="evil", op="Conv"), "custom operator evil.Conv"),
+    "operator of ONNX Runtime's": (
+        convolution_network(domain="com.microsoft", op="EPContext"),
+        "com.microsoft.EPContext",
+    ),
+    "unknown operator": (convolution_network(op="Convolve"), "Convolve"),
+    "branches": (branching(), "If, which branches"),
+    "functions": (with_function(), "functions"),
+    "no opset": (without_opset(), "opset"),
+    "wrong attribute": (convolution_network(colour=3), "rules"),
+    "huge tensor": (huge_inside(), "huge"),
+    "missing data": (convolution_network(weight=external_weight("weights.bin")), "weights.bin.*missing"),
+    "data above": (convolution_network(weight=external_weight("../weights.bin")), "outside"),
+    "absolute data": (convolution_network(weight=external_weight("/etc/passwd")), "outside"),
+    "data by a link": (convolution_network(weight=external_weight("link.bin")), "outside"),
+    "data in a device": (convolution_network(weight=external_weight("folder")), "missing"),
+    "short data": (convolution_network(weight=external_weight("short.bin")), "beyond the end"),
+    "data before the start": (convolution_network(weight=external_weight("whole.bin", -4)), "beyond the end"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_files_that_are_no_network_are_refused_and_never_run(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("was run"))
+    folder = tmp_path / "given"
+    (folder / "folder").mkdir(parents=True)
+    (tmp_path / "weights.bin").write_bytes(bytes(228))
+    (folder / "short.bin").write_bytes(bytes(100))
+    (folder / "whole.bin").write_bytes(bytes(228))
+    (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
+    content, message = HOSTILE[case]
+    path = save(folder / "case.onnx", content)
+    for use in (check_onnx, inspect_onnx, OnnxBackend):
+        with pytest.raises(UserError, match=rf"case\.onnx: this file .*({message}).*\.$"):
+            use(path)
+
+
+def test_paths_that_are_not_files_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "none.onnx"):
+        with pytest.raises(UserError, match=str(path)):
+            check_onnx(path)
+
+
+def test_the_header_tells_what_the_network_takes_and_returns(tmp_path):
+    header = check_onnx(save(tmp_path / "other.onnx", convolution_network(shape=("n", 3, 8, "w"))))
+    assert (header.opset, header.input_name, header.output_name) == (17, "image0", "logits")
+    assert header.input_shape == (None, 3, 8, None) and header.output_shape == (None, 19, 8, None)

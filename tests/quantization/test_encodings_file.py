@@ -1,0 +1,114 @@
+"""Encodings files of every format, and what is refused of malformed ones."""
+
+import json
+import re
+
+import pytest
+
+from ffnet.errors import UserError
+from ffnet.quantization.encodings_file import LARGEST_FILE, read_encodings
+
+PLAIN = {
+    "bitwidth": 8,
+    "dtype": "int",
+    "is_symmetric": "False",
+    "min": -1.0,
+    "max": 1.55,
+    "offset": -100,
+    "scale": 0.01,
+}
+
+
+def write(folder, content):
+    path = folder / "written.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def legacy(**fields):
+    entry = {key: value for key, value in (PLAIN | fields).items() if value is not None}
+    return {"activation_encodings": {"relu": {"output": {"0": entry}}}, "param_encodings": {}}
+
+
+def listed(**fields):
+    entry = {"name": "x", "dtype": "INT", "enc_type": "PER_TENSOR", "is_sym": False, "bw": 8, "scale": [0.1]}
+    entry |= {"offset": [-3]} | fields
+    return {"version": "1.0.0", "activation_encodings": [entry], "param_encodings": []}
+
+
+def newest(**fields):
+    return {"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "y_scale": 0.1} | fields]}
+
+
+MALFORMED = (
+    ("", "not valid JSON"),
+    ("\xff\xfe", "not valid JSON|contains"),
+    ('{"encodings": [', "not valid JSON"),
+    ("[" * 100_000, "nested too deeply"),
+    (json.dumps(legacy()).replace("0.01", "9" * 5000), "digits"),
+    (json.dumps(legacy()).replace("0.01", "NaN"), "contains NaN"),
+    (json.dumps(legacy()).replace("0.01", "-Infinity"), "contains -Infinity"),
+    (json.dumps(legacy()).replace("0.01", "1e999"), "beyond the range of float32"),
+    ('{"encodings": [], "encodings": []}', "'encodings' twice"),
+    ([], "contains no encodings"),
+    ({}, "has neither"),
+    ({"conv.weight": [PLAIN]}, "has neither"),
+    ({"activation_encodings": {}, "param_encodings": {}}, "contains no encodings"),
+    ({"activation_encodings": {}, "param_encodings": []}, "neither two objects nor two lists"),
+    ({"version": "3.0.0", "encodings": []}, "version '3.0.0'"),
+    ({"version": "2.0.0", "encodings": {}}, "contains no encodings"),
+    ({"version": "2.0.0", "encodings": [{"y_scale": 1}]}, "without a name"),
+    ({"version": "2.0.0", "encodings": newest()["encodings"] * 2}, "'x' twice"),
+    ({"activation_encodings": {"a": {"output": 3}}, "param_encodings": {}}, "'a' has an 'output'"),
+    ({"activation_encodings": {"a": {"output": {"x": PLAIN}}}, "param_encodings": {}}, "'a' has an 'output'"),
+    ({"activation_encodings": {"a": {"output": {}, "b": 1}}, "param_encodings": {}}, "'a' does not consist of"),
+    ({"activation_encodings": {"a": [], "b": [PLAIN]}, "param_encodings": {}}, "'a' is neither an object"),
+    ({"activation_encodings": {"a": ["b"]}, "param_encodings": {}}, "'a' is neither an object"),
+    ({"activation_encodings": {}, "param_encodings": {"a": [PLAIN, PLAIN | {"bitwidth": 4}]}}, "'a' has channels"),
+    (legacy(scale=None), "'relu output 0' has 'scale' 'None', which is not a number"),
+    (legacy(scale=0.0), "a scale of 0"),
+    (legacy(scale=-0.01), "a scale of -0.01"),
+    (legacy(scale=True), "not a number"),
+    (legacy(offset=-1.5), "'offset' -1.5, which is not an integer"),
+    (legacy(offset=1, min=0.01, max=2.56), "leaves 0 outside"),
+    (legacy(offset=-300, min=-3.0, max=-0.45), "leaves 0 outside"),
+    (legacy(min=-2.0), "a min of -2.0, but scale and offset give -1"),
+    (legacy(bitwidth=1), "bit width of 1"),
+    (legacy(bitwidth=33), "bit width of 33"),
+    (legacy(bitwidth=8.5), "not an integer"),
+    (legacy(bitwidth=None), "'bitwidth' 'None'"),
+    (legacy(dtype="float", bitwidth=16), "dtype 'float'"),
+    (legacy(is_symmetric="perhaps"), "neither true nor false"),
+    (listed(enc_type="PER_BLOCK"), "neither PER_TENSOR"),
+    (listed(dtype="FLOAT"), "dtype 'FLOAT'"),
+    (listed(scale=[0.1, 0.2]), "2 scales and 1 offsets"),
+    (listed(scale=[], offset=[]), "0 scales"),
+    (newest(output_dtype="float8e4m3"), "output_dtype 'float8e4m3'"),
+    (newest(output_dtype="uint64"), "bit width of 64"),
+    (newest(block_size=16), "in blocks"),
+    (newest(y_scale={"x": [1]}), "not a number"),
+    (newest(y_zero_point=[1, 2]), "1 scales and 2 offsets"),
+    (newest(y_zero_point=300), "leaves 0 outside"),
+)
+
+
+@pytest.mark.parametrize("content, message", MALFORMED, ids=range(len(MALFORMED)))
+def test_malformed_files_are_refused_with_a_reason(content, message, tmp_path):
+    path = write(tmp_path, content)
+    with pytest.raises(UserError, match=f"--encodings {re.escape(str(path))}: .*{message}"):
+        read_encodings(path)
+
+
+def test_files_in_every_format_are_read(tmp_path):
+    for content in (legacy(), listed(), newest(), legacy(min=None, max=None), legacy(offset=-100.0)):
+        (entry,) = read_encodings(write(tmp_path, content)).entries.values()
+        assert (entry.qmin, entry.qmax) == (0, 255)
+
+
+def test_files_that_are_too_large_or_missing_are_refused(tmp_path):
+    path = tmp_path / "large.json"
+    with path.open("wb") as file:
+        file.truncate(LARGEST_FILE + 1)
+    for wrong in (path, tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(UserError, match=f"--encodings {re.escape(str(wrong))}"):
+            read_encodings(wrong)

@@ -1,0 +1,72 @@
+"""The CSV files against metrics computed from the pixels."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from datasets.cityscapes import CLASSES
+from ffnet.backends import FP32, INT8_SIMULATED
+from ffnet.report.csv_files import write_per_class, write_per_image, write_sensitivity
+from tests.helpers.results import labels_and_predictions, scores_of, small_result, small_sensitivity
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def percent(share):
+    return "" if share is None else f"{100 * share:.4f}"
+
+
+def test_per_image_agrees_with_the_pixels(tmp_path):
+    labels, predictions = labels_and_predictions()
+    rows = read(write_per_image(tmp_path / "per_image.csv", small_result(scores_of(labels, predictions))))
+    assert [row["image"] for row in rows] == [f"ulm_{i:06d}_000019" for i in range(5)]
+    for row, label, *predicted_by_both in zip(rows, labels, *predictions.values(), strict=True):
+        for name, predicted in zip(predictions, predicted_by_both, strict=True):
+            scored = label != 255
+            ious = {}
+            for index in np.unique(label[scored]):
+                hit, either = (label == index) & (predicted == index), (label == index) | (predicted == index) & scored
+                ious[CLASSES[index]] = hit.sum() / either.sum()
+            assert {c: row[f"{name} IoU {c}"] for c in CLASSES} == {c: percent(ious.get(c)) for c in CLASSES}
+            assert row[f"{name} mIoU"] == percent(np.mean(list(ious.values())) if ious else None)
+            accuracy = (label == predicted)[scored].mean() if scored.any() else None
+            assert row[f"{name} pixel accuracy"] == percent(accuracy)
+        assert row["FP32|INT8 simulated agreement"] == percent(np.equal(*predicted_by_both).mean())
+
+
+def test_per_class_agrees_with_the_result(tmp_path):
+    labels, predictions = labels_and_predictions()
+    result = small_result(scores_of(labels, predictions))
+    rows = read(write_per_class(tmp_path / "per_class.csv", result))
+    assert [row["class"] for row in rows] == list(CLASSES)
+    for index, row in enumerate(rows):
+        ious = {name: entry.iou[row["class"]] for name, entry in result.backends.items()}
+        assert {name: row[f"{name} IoU"] for name in ious} == {n: percent(v and v / 100) for n, v in ious.items()}
+        assert row["labelled pixels"] == str((labels == index).sum())
+        change = "" if None in ious.values() else f"{ious[INT8_SIMULATED] - ious[FP32]:.4f}"
+        assert row["INT8 simulated - FP32"] == change
+
+
+def test_sensitivity_keeps_the_order_and_leaves_infinite_ratios_empty(tmp_path):
+    rows = read(write_sensitivity(tmp_path / "sensitivity.csv", small_sensitivity()))
+    assert list(rows[0]) == [
+        "layer", "kind", "role", "position", "bits", "sqnr_only_enabled", "agreement_only_enabled",
+        "sqnr_only_disabled", "agreement_only_disabled", "gain_only_disabled",
+    ]  # fmt: skip
+    assert [row["layer"] for row in rows] == ["conv0", "relu", "conv0"]
+    assert [row["gain_only_disabled"] for row in rows] == ["10.2500", "0.5000", "0.0000"]
+    assert [row["sqnr_only_enabled"] for row in rows] == ["12.5000", "30.0000", ""] and rows[0]["bits"] == "8"
+
+
+@pytest.mark.parametrize("name", ('<script>alert("x"),', "a b 'c' \"d\"", "\N{BICYCLE}", "\udcff", "x" * 200))
+def test_any_file_name_is_kept(tmp_path, name):
+    result = small_result(scores_of(*labels_and_predictions(count=1)))
+    details = dataclasses.replace(result.details, image_paths=(f"/x/{name}_leftImg8bit.png",))
+    path = write_per_image(tmp_path / "per_image.csv", dataclasses.replace(result, details=details))
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert next(csv.DictReader(file))["image"] == name

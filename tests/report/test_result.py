@@ -1,0 +1,60 @@
+"""The result's metrics, worked by hand, and its JSON form."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ffnet.backends import FP32, INT8_SIMULATED, ONNX_FILE
+from ffnet.report import result
+from tests.helpers.results import PAIR, small_result, small_scores
+
+
+def test_metrics_are_percentages():
+    entry = result.backend_results(small_scores())[INT8_SIMULATED]
+    assert entry.iou["road"] == 100 * (7 / 8) and entry.iou["sidewalk"] == 100 * (4 / 5)
+    assert entry.iou["sky"] is None
+    assert entry.miou == 100 * (7 / 8 + 4 / 5) / 2
+    assert entry.images_per_second == 2 and entry.pixel_accuracy == 100 * (11 / 12)
+    assert result.agreement(small_scores()) == {"FP32|INT8 simulated": 100 * (15 / 16)}
+
+
+def test_metrics_are_none_if_no_pixel_is_labelled():
+    nothing = small_scores(confusion_matrices=dict.fromkeys(PAIR, np.zeros((2, 19, 19), np.int64)))
+    entry = result.backend_results(nothing)[FP32]
+    assert entry.miou is None and entry.pixel_accuracy is None and set(entry.iou.values()) == {None}
+    assert small_result(nothing).drop(INT8_SIMULATED) is None
+
+
+@pytest.mark.parametrize(
+    ("mious", "backend", "drop"),
+    (
+        ({FP32: 80.0, INT8_SIMULATED: 78.5}, INT8_SIMULATED, 1.5),
+        ({FP32: 80.0, INT8_SIMULATED: 81.0}, INT8_SIMULATED, -1.0),
+        ({FP32: 80.0, INT8_SIMULATED: None}, INT8_SIMULATED, None),
+        ({FP32: None, INT8_SIMULATED: 80.0}, INT8_SIMULATED, None),
+        ({FP32: 80.0}, FP32, None),
+        ({FP32: 80.0}, INT8_SIMULATED, None),
+        ({ONNX_FILE: 80.0}, ONNX_FILE, None),
+    ),
+)
+def test_the_miou_drop_is_none_if_there_is_nothing_to_compare(mious, backend, drop):
+    assert result.miou_drop(mious, backend) == drop
+
+
+def test_the_iou_change_is_the_difference_to_the_first_backend():
+    found = small_result()
+    assert found.iou_change(INT8_SIMULATED, "road") == pytest.approx(-12.5)
+    assert found.iou_change(INT8_SIMULATED, "sky") is None and found.iou_change(FP32, "road") == 0
+
+
+def test_json_holds_every_field_but_the_details():
+    content = json.loads(json.dumps(small_result().to_json()))
+    assert list(content) == [
+        "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "backends",
+        "agreement", "stage_seconds", "options", "command", "versions",
+    ]  # fmt: skip
+    assert content["checkpoint"] == {"path": "/weights/a.pth", "sha256": "0" * 64, "form": "state_dict"}
+    assert content["calibration"]["images"] == 2
+    matrix = content["backends"][INT8_SIMULATED]["confusion_matrix"]
+    assert matrix == small_scores().total(INT8_SIMULATED).tolist()

@@ -1,0 +1,128 @@
+"""Options: what they become, and which errors are found in them without torch."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ffnet_quanteval
+from ffnet import cli
+from ffnet.config import Config
+from ffnet.errors import UserError
+from ffnet.options import OPTIONS, option_values
+from ffnet.variants import DEMO_VARIANTS
+from tests.helpers.program import SCRIPT
+
+ERRORS = {
+    "--model-name segmentation_ffnet78s_dBBB_mobile": "Did you mean segmentation_ffnet78S_dBBB_mobile",
+    "--model-name segmentation_ffnet78S_dBBB": "Did you mean segmentation_ffnet",
+    "--use-cuda maybe": "Give one of true",
+    "--batch-size 0": "from 1 to 4096",
+    "--batch-size x": "from 1 to 4096",
+    "--batch-size 99999999999999999999": "from 1 to 4096",
+    "--num-workers -1": "from 0 to 256",
+    "--num-workers 100000": "from 0 to 256",
+    "--limit 0": "at least 1",
+    "--default-param-bw 3": "from 4 to 16",
+    "--default-output-bw 32": "from 4 to 16",
+    "--quant-scheme minmax": "choose from",
+    "--split test": "choose from",
+    "--checkpoint /nowhere.pth": "--checkpoint /nowhere.pth: no such file",
+    "--demo": "cannot be combined with --dataset-path",
+    "--unknown": "unrecognized arguments",
+    "--model segmentation_ffnet78S_dBBB_mobile": "unrecognized arguments",
+    "--onnx weights.pth --model-name segmentation_ffnet14T_dBBB_mobile": "--model-name cannot be combined with --onnx",
+    "--onnx nothing.onnx": "nothing.onnx: no such file",
+    "--encodings nothing.json": "nothing.json: no such file",
+    "--partial-encodings": "has no effect without --encodings",
+    "--fail-under -1": "from 0 to 100",
+    "--fail-under x": "from 0 to 100",
+    "--export out --default-param-bw 5": "5 bits",
+    "--export out --output-dir out/in": "inside the folder of --export",
+    "--output-dir same --save-predictions same": "Name a folder beside it",
+    "--onnx weights.pth --fail-under 0": "--fail-under cannot be combined with --onnx",
+    "--onnx weights.pth --no-cle": "--cle cannot be combined with --onnx",
+    "--onnx weights.pth --use-cuda": "--use-cuda cannot be combined with --onnx",
+    "--encodings weights.pth --quant-scheme tf": "--quant-scheme cannot be combined with --encodings",
+    "--encodings weights.pth --calibration-split val": "--calibration-split cannot be combined with --encodings",
+    "--encodings weights.pth --default-param-bw 8": "--default-param-bw cannot be combined with --encodings",
+    "--worst 3": "has no effect without --output-dir",
+    "--sensitivity-images 2": "has no effect without --sensitivity",
+    "--output-dir=": "is empty",
+    "--worst -1": "at least 0",
+    "--sensitivity-images 0": "at least 1",
+    "--output-dir full": "already holds thesis.txt",
+    "--save-predictions full": "already holds thesis.txt",
+    "--export full": "already holds thesis.txt",
+}
+
+
+@pytest.mark.parametrize("words", ERRORS)
+def test_errors_name_the_option_and_end_with_status_2(tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    assert ffnet_quanteval.main(["--dataset-path", str(tmp_path), *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert ERRORS[words] in error and error.count("\n") == 1
+
+
+def test_missing_images_are_an_error(capsys, monkeypatch):
+    monkeypatch.delenv("CITYSCAPES_DATASET", raising=False)
+    assert ffnet_quanteval.main([]) == 2
+    assert "--dataset-path is missing" in capsys.readouterr().err
+
+
+def test_defaults_are_the_published_configuration(monkeypatch):
+    config = cli.parse_args(["--dataset-path", "cityscapes"])
+    assert config == dataclasses.replace(
+        Config(),
+        data=dataclasses.replace(config.data, dataset_path=Path("cityscapes")),
+        command="python ffnet_quanteval.py --dataset-path cityscapes",
+    )
+    assert (config.quantization.param_bw, config.quantization.output_bw, config.quantization.cle) == (8, 8, True)
+
+
+def test_the_demo_has_defaults_of_its_own(tmp_path):
+    config = cli.parse_args(["--demo"])
+    assert config.model.name == DEMO_VARIANTS[0] and config.output.execute
+    assert not cli.parse_args(["--demo", "--no-execute"]).output.execute
+    (tmp_path / "x.onnx").touch()
+    assert not cli.parse_args(["--demo", "--onnx", str(tmp_path / "x.onnx")]).output.execute
+
+
+def test_the_dataset_path_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("CITYSCAPES_DATASET", "/data")
+    assert cli.parse_args([]).data.dataset_path == Path("/data")
+    assert cli.parse_args(["--dataset-path", "/other"]).data.dataset_path == Path("/other")
+
+
+def test_every_field_of_the_config_has_one_option():
+    targets = [option.target for group in OPTIONS.values() for option in group]
+    sections = ("model", "data", "quantization", "runtime", "output")
+    fields = [f"{name}.{field.name}" for name in sections for field in dataclasses.fields(getattr(Config(), name))]
+    assert sorted(targets) == sorted([*fields, "list_models"])
+
+
+def test_option_values_include_defaults_and_can_be_written_as_json():
+    values = option_values(cli.parse_args(["--demo", "--cache-dir", "/tmp/x", "--default-param-bw", "4"]))
+    assert values["cache_dir"] == "/tmp/x" and values["default_param_bw"] == 4 and values["batch_size"] == 8
+
+
+def test_a_repeated_command_quotes_what_the_shell_would_split():
+    assert cli.parse_args(["--demo", "--output-dir", "my results"]).command.endswith("--output-dir 'my results'")
+
+
+def test_names_that_are_not_utf8_are_refused():
+    with pytest.raises(UserError, match="not valid UTF-8"):
+        cli.parse_args(["--demo", "--output-dir", "a\udcff"])
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    script = "import sys, ffnet_quanteval\ntry: ffnet_quanteval.main(['--help'])\nexcept SystemExit: pass\n"
+    script += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", script], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
+    assert "--dataset-path" in run.stdout and "(default: 8)" in run.stdout

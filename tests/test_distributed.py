@@ -1,0 +1,145 @@
+"""Several processes under torchrun against one process: the same confusion matrices to the last count.
+
+Each process has one thread, because oneDNN's sums depend on the number of threads for images as small as these.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ffnet import distributed
+from ffnet.backends import INT8_SIMULATED, short_name
+from ffnet.config import QuantizationConfig
+from ffnet.errors import UserError
+from ffnet.onnx.export import export_float
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from tests.helpers.cityscapes_tree import SIZE, write_tree
+from tests.helpers.networks import DEMO, golden_model, random_batches
+from tests.helpers.program import SCRIPT, arguments
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Five images, so that shards of two or three processes differ in size, and a checkpoint."""
+    root = tmp_path_factory.mktemp("distributed")
+    write_tree(root, "val", 5)
+    torch.save(golden_model(DEMO).state_dict(), root / "weights.pth")
+    return root
+
+
+def run_with_processes(count, options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(SCRIPT)]
+    return subprocess.run(
+        [*command, *map(str, options)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def result_of(count, options, folder):
+    """Return result.json of a run with so many processes, of which only one may print the report."""
+    run = run_with_processes(count, [*options, "--output-dir", folder])
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("mIoU %") == 1
+    return json.loads((folder / "result.json").read_text())
+
+
+def assert_same_matrices(one, several):
+    for name, entry in one["backends"].items():
+        assert several["backends"][name]["confusion_matrix"] == entry["confusion_matrix"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "limit"), ((2, 5), (3, 5), (3, 2)))
+def test_several_processes_count_what_one_process_counts(tree, tmp_path, count, limit):
+    results = []
+    for processes in (1, count):
+        saved = tmp_path / f"saved by {processes}"
+        more = ["--limit", limit, "--execute", "--save-predictions", saved]
+        options = arguments(tree, tree / "weights.pth", *more, model=DEMO)
+        results.append(result_of(processes, options, tmp_path / str(processes)))
+        assert len(list((saved / short_name(INT8_SIMULATED)).glob("*.png"))) == limit
+    one, several = results
+    assert_same_matrices(one, several)
+    assert several["agreement"] == one["agreement"] and several["images"] == limit
+
+
+@pytest.mark.slow
+def test_encodings_that_separate_shared_quantizers_reach_every_process(tree, tmp_path):
+    sim = build_quantsim(equalize(golden_model(DEMO)), QuantizationConfig())
+    calibrate(sim, random_batches())
+    sim.save_encodings_to_json(str(tmp_path), "encodings")
+    path = tmp_path / "encodings.json"
+    content = json.loads(path.read_text())
+    for bits, layer in enumerate(("module_interpolate_3", "module_interpolate_4", "module_cat"), start=5):
+        step = 2.0**-bits
+        content["activation_encodings"][layer]["output"]["0"] |= {"scale": step, "min": 0.0, "max": 255 * step}
+        content["activation_encodings"][layer]["output"]["0"]["offset"] = 0
+    path.write_text(json.dumps(content))
+    options = arguments(tree, tree / "weights.pth", "--encodings", path, model=DEMO)
+    one, two = (result_of(count, options, tmp_path / str(count)) for count in (1, 2))
+    assert "separate encodings" in one["calibration"]["description"]
+    assert_same_matrices(one, two)
+
+
+@pytest.mark.slow
+def test_onnx_files_are_scored_by_all_processes(tree, tmp_path):
+    export_float(golden_model(DEMO), SIZE, tmp_path / "x.onnx")
+    options = ["--onnx", tmp_path / "x.onnx", "--dataset-path", tree, "--num-workers", "0"]
+    assert_same_matrices(*(result_of(count, options, tmp_path / str(count)) for count in (1, 2)))
+
+
+@pytest.mark.slow
+def test_a_failing_rank_ends_the_run_with_its_error(tree, tmp_path):
+    write_tree(tmp_path, "val", 4)
+    write_tree(tmp_path, "train", 2)
+    damaged = sorted(tmp_path.glob("leftImg8bit/val/*/*.png"))[1]  # the second rank's
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    options = arguments(tmp_path, tree / "weights.pth", "--calibration-split", "train", model=DEMO)
+    run = run_with_processes(2, options)
+    assert run.returncode != 0
+    assert f"error: {damaged}: this PNG file is truncated" in run.stderr
+    assert "mIoU" not in run.stdout
+
+
+@pytest.mark.parametrize(("world_size", "rank"), (("2", None), ("two", "0"), ("", "0"), ("2", "2")))
+def test_an_incomplete_launcher_environment_is_an_error(monkeypatch, world_size, rank):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(UserError, match="WORLD_SIZE is set, but"), distributed.session(CPU):
+        pass
+
+
+def test_more_processes_than_gpus_are_an_error(monkeypatch):
+    for name, value in {
+        "WORLD_SIZE": "8",
+        "RANK": "7",
+        "LOCAL_RANK": "7",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="only 1 GPU found"), distributed.session(torch.device("cuda")):
+        pass
+
+
+def test_a_single_process_is_the_main_process_and_takes_all_images(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    images, scores, calls = object(), object(), []
+    with distributed.session(CPU) as ranks:
+        assert ranks.is_main and ranks.device == CPU
+        assert ranks.shard(images) is images and ranks.gather(scores) is scores
+        ranks.main_process_first(calls.append, 1)
+    assert calls == [1]
