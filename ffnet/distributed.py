@@ -18,7 +18,7 @@ from ffnet.evaluation.scores import Scores, merge_shards
 from ffnet.files import count
 from ffnet.quantization.sites import quantizer_sites
 
-ENVIRONMENT = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
+ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 TIMEOUT = datetime.timedelta(hours=12)  # the others wait while rank 0 calibrates; torchrun ends them if it fails
 
 P = ParamSpec("P")
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that torchrun started. Without torchrun, it is the only one."""
+    """This process among those that torchrun started; the only one without torchrun."""
 
     rank: int
     world_size: int
@@ -39,7 +39,7 @@ class Ranks:
         return self.rank == 0
 
     def main_process_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in every process, in the main process before the others, which then find what it cached."""
+        """Call a function in the main process and then in every other one, which finds the files that it cached."""
         if self.is_main:
             result = function(*args, **kwargs)
         if self.world_size > 1:
@@ -81,17 +81,15 @@ def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
 def session(device: torch.device) -> Iterator[Ranks]:
     """Join the process group that torchrun's environment describes, and leave it at the end.
 
-    Args:
-        device: "cuda" stands for the GPU with the process's local rank.
+    If `device` is "cuda", each process gets the GPU with its local rank.
 
     Raises:
         UserError: if the environment is incomplete, or if there are more processes than GPUs.
     """
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks(0, 1, device)
         return
-    _check_environment(world_size)
+    _check_environment()
     if device.type == "cuda":
         device = _local_gpu(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo", timeout=TIMEOUT)  # gloo for all: only small objects on the CPU are exchanged
@@ -101,16 +99,14 @@ def session(device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _check_environment(world_size: str) -> None:
-    missing = [name for name in ENVIRONMENT if not os.environ.get(name)]
-    rank, local_rank = os.environ.get("RANK", ""), os.environ.get("LOCAL_RANK", "")
-    if missing:
-        problem = f"{missing[0]} is not set"
-    elif not all(map(str.isdecimal, (world_size, rank, local_rank))) or int(rank) >= int(world_size):
-        problem = f"it is {world_size!r} and RANK is {rank!r}"
-    else:
-        return
-    raise UserError(f"WORLD_SIZE is set, but {problem}. Start the program with torchrun, or unset WORLD_SIZE.")
+def _check_environment() -> None:
+    values = {name: os.environ.get(name, "") for name in ENVIRONMENT}
+    world_size, rank, local_rank, *_ = values.values()
+    numeric = all(map(str.isdecimal, (world_size, rank, local_rank)))
+    if not all(values.values()) or not numeric or int(rank) >= int(world_size):
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        problem = f"WORLD_SIZE: the variables that torchrun sets are incomplete or contradict each other ({given})."
+        raise UserError(f"{problem} Start the program with torchrun, or unset WORLD_SIZE.")
 
 
 def _local_gpu(local_rank: int) -> torch.device:

@@ -3,7 +3,7 @@
 Source: arXiv 2206.08236. `tests/data/golden.json` holds outputs of the original implementation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -107,20 +107,40 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-def stages(variant: Variant, inputs: int) -> Iterator[nn.Sequential]:
-    """Yield the residual stages, each a sequence of blocks; `inputs` channels enter the first."""
-    block: type[BasicBlock | Bottleneck] = Bottleneck if variant.bottleneck else BasicBlock
-    expansion = EXPANSION if variant.bottleneck else 1
-    widths = variant.channels[-len(variant.blocks) :]
-    for count, stride, channels in zip(variant.blocks, variant.strides, widths, strict=True):
-        outputs = channels * expansion
-        rest = [block(outputs, outputs, 1) for _ in range(count - 1)]
-        yield nn.Sequential(block(inputs, outputs, stride), *rest)
-        inputs = outputs
+class Backbone(nn.Module):
+    """A stem, then three or four residual stages: (N, 3, H, W) -> four feature maps, finest first."""
+
+    stem: tuple[str, ...]  # names of the layers before the stages, in the order in which they are applied
+
+    def add_stages(self, variant: Variant, inputs: int) -> None:
+        """Add the stages `layer1`, `layer2` ..., each a sequence of blocks; `inputs` channels enter the first."""
+        block: type[BasicBlock | Bottleneck] = Bottleneck if variant.bottleneck else BasicBlock
+        widths = feature_channels(variant)[-len(variant.blocks) :]
+        self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
+        for name, count, stride, outputs in zip(self.stages, variant.blocks, variant.strides, widths, strict=True):
+            rest = [block(outputs, outputs, 1) for _ in range(count - 1)]
+            setattr(self, name, nn.Sequential(block(inputs, outputs, stride), *rest))
+            inputs = outputs
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return four feature maps: the outputs of the last four stages, or of the stem and all three stages."""
+        for name in self.stem:
+            x = getattr(self, name)(x)
+        maps = [x]
+        for name in self.stages:
+            maps.append(getattr(self, name)(maps[-1]))
+        return maps[-4:]
 
 
-class PlainBackbone(nn.Module):
-    """7x7 stem and max pool, then four stages: (N, 3, H, W) -> four feature maps, finest first."""
+def feature_channels(variant: Variant) -> list[int]:
+    """Return the channels of the four feature maps, finest first."""
+    return [channels * (EXPANSION if variant.bottleneck else 1) for channels in variant.channels]
+
+
+class PlainBackbone(Backbone):
+    """A 7x7 convolution and a max pool, then four stages."""
+
+    stem = ("conv1", "bn1", "relu", "maxpool")
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -128,19 +148,13 @@ class PlainBackbone(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages(variant, 64)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return four feature maps, finest first."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x4 = self.layer1(x)
-        x8 = self.layer2(x4)
-        x16 = self.layer3(x8)
-        return x4, x8, x16, self.layer4(x16)
+        self.add_stages(variant, 64)
 
 
-class SlimBackbone(nn.Module):
-    """Two strided 3x3 convolutions, then four stages: (N, 3, H, W) -> four feature maps, finest first."""
+class SlimBackbone(Backbone):
+    """Two 3x3 convolutions with stride 2, then four stages."""
+
+    stem = ("conv0", "bn0", "relu", "conv1", "bn1", "relu")
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -150,20 +164,13 @@ class SlimBackbone(nn.Module):
         self.conv1 = nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages(variant, width)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return four feature maps, finest first."""
-        x = self.relu(self.bn0(self.conv0(x)))
-        x = self.relu(self.bn1(self.conv1(x)))
-        x4 = self.layer1(x)
-        x8 = self.layer2(x4)
-        x16 = self.layer3(x8)
-        return x4, x8, x16, self.layer4(x16)
+        self.add_stages(variant, width)
 
 
-class NarrowBackbone(nn.Module):
+class NarrowBackbone(Backbone):
     """Three 3x3 convolutions, whose output is the first feature map, then three stages."""
+
+    stem = ("conv0", "bn0", "relu", "conv1", "bn1", "relu", "conv2", "bn2", "relu")
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -175,31 +182,15 @@ class NarrowBackbone(nn.Module):
         self.conv2 = nn.Conv2d(64, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1, self.layer2, self.layer3 = stages(variant, width)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return four feature maps, finest first."""
-        x = self.relu(self.bn0(self.conv0(x)))
-        x = self.relu(self.bn1(self.conv1(x)))
-        x4 = self.relu(self.bn2(self.conv2(x)))
-        x8 = self.layer1(x4)
-        x16 = self.layer2(x8)
-        return x4, x8, x16, self.layer3(x16)
+        self.add_stages(variant, width)
 
 
 BACKBONES = {"A": PlainBackbone, "B": SlimBackbone, "C": NarrowBackbone}
 
 
-class Upsample:
-    """Resizes a feature map to another one's height and width, which may be odd; holds no tensors."""
-
-    def __init__(self, mode: str) -> None:
-        self.mode = mode
-        self.align_corners = None if mode == "nearest" else True
-
-    def __call__(self, x: Tensor, like: Tensor) -> Tensor:
-        """Return `x` at the height and width of `like`."""
-        return F.interpolate(x, size=like.shape[2:], mode=self.mode, align_corners=self.align_corners)
+def resize(x: Tensor, like: Tensor, mode: str) -> Tensor:
+    """Return `x` at the height and width of `like`, which may be odd; `mode` is "nearest" or "bilinear"."""
+    return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=None if mode == "nearest" else True)
 
 
 class Adapter(nn.Module):
@@ -210,14 +201,14 @@ class Adapter(nn.Module):
         self.adapter_conv = nn.ModuleList(ConvBNReLU(i, o, 1) for i, o in zip(inputs, outputs, strict=True))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Convert the channels of each feature map."""
+        """Return the four feature maps with their new channels."""
         return [conv(x) for conv, x in zip(self.adapter_conv, maps, strict=True)]
 
 
 class UpBranch(nn.Module):
     """Upsamples each coarse map and adds it to the next finer one: four feature maps in, four out."""
 
-    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], upsample: Upsample) -> None:
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], mode: str) -> None:
         super().__init__()
         self.fam_32_sm = ConvBNReLU(inputs[3], outputs[3], 3)
         self.fam_32_up = ConvBNReLU(inputs[3], inputs[2], 1)
@@ -226,28 +217,28 @@ class UpBranch(nn.Module):
         self.fam_8_sm = ConvBNReLU(inputs[1], outputs[1], 3)
         self.fam_8_up = ConvBNReLU(inputs[1], inputs[0], 1)
         self.fam_4 = ConvBNReLU(inputs[0], outputs[0], 3)
-        self.upsample = upsample
+        self.mode = mode
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Fuse the feature maps, finest first."""
         x4, x8, x16, x32 = maps
-        x16 = x16 + self.upsample(self.fam_32_up(x32), x16)
-        x8 = x8 + self.upsample(self.fam_16_up(x16), x8)
-        x4 = x4 + self.upsample(self.fam_8_up(x8), x4)
+        x16 = x16 + resize(self.fam_32_up(x32), x16, self.mode)
+        x8 = x8 + resize(self.fam_16_up(x16), x8, self.mode)
+        x4 = x4 + resize(self.fam_8_up(x8), x4, self.mode)
         return self.fam_4(x4), self.fam_8_sm(x8), self.fam_16_sm(x16), self.fam_32_sm(x32)
 
 
 class UpsampleConcat(nn.Module):
     """Resizes all feature maps to the size of the first and concatenates their channels."""
 
-    def __init__(self, upsample: Upsample) -> None:
+    def __init__(self, mode: str) -> None:
         super().__init__()
-        self.upsample = upsample
+        self.mode = mode
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Concatenate the feature maps, finest first."""
         finest, *others = maps
-        return torch.cat([finest] + [self.upsample(x, finest) for x in others], dim=1)
+        return torch.cat([finest, *(resize(x, finest, self.mode) for x in others)], dim=1)
 
 
 class SegmentationHead(nn.Module):
@@ -272,13 +263,11 @@ class Head(nn.Module):
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
-        expansion = EXPANSION if variant.bottleneck else 1
-        upsample = Upsample(variant.upsampling)
         head = variant.up_head
         self.layers = nn.Sequential(
-            Adapter([c * expansion for c in variant.channels], head.adapter),
-            UpBranch(head.adapter, head.up, upsample),
-            UpsampleConcat(upsample),
+            Adapter(feature_channels(variant), head.adapter),
+            UpBranch(head.adapter, head.up, variant.upsampling),
+            UpsampleConcat(variant.upsampling),
             SegmentationHead(sum(head.up), variant.seg_head),
         )
 
@@ -308,11 +297,7 @@ class FFNet(nn.Module):
 
 
 def build_model(name: str) -> FFNet:
-    """Return the FFNet of a variant, in eval mode, with torch's initial weights.
-
-    Raises:
-        KeyError: if VARIANTS does not have the name.
-    """
+    """Return the FFNet of a variant, in eval mode, with torch's initial weights."""
     return FFNet(VARIANTS[name]).eval()
 
 

@@ -1,6 +1,5 @@
 """The evaluation, from checkpoint and images to a Result. Nothing here prints; `ffnet.report` presents the Result."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -34,7 +33,6 @@ from ffnet.quantization.sites import quantizer_sites
 from ffnet.report.images import ImageComparison, compare_images, worst_images
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
 from ffnet.run import Run
-from ffnet.variants import VARIANTS
 
 MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
 LEAST_AGREEMENT = 99.0  # percent of pixels that they must predict alike
@@ -73,15 +71,8 @@ def quantize_and_score(config: Config) -> Result | None:
         with run.stage("diagnose"):
             diagnostics, failure = attempt(lambda: diagnose(sim, lowered, backends, inputs, scores, run))
         details = Details(scores, tuple(inputs.images.images), diagnostics, failure)
-        variant = VARIANTS[config.model.name]
-        published = {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8}
-        return run.result(
-            variant.name,
-            details,
-            {name: miou for name, miou in published.items() if miou is not None},
-            CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form),
-            calibration,
-        )
+        info = CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form)
+        return run.result(config.model.name, details, info, calibration)
 
 
 def score_onnx(config: Config) -> Result | None:
@@ -110,16 +101,15 @@ def set_encodings(sim: QuantizationSimModel, inputs: Inputs, run: Run) -> Calibr
     quantization = run.config.quantization
     loaded = load_encodings(sim, inputs.encodings, quantization.partial_encodings) if inputs.encodings else None
     images = inputs.calibration_images if loaded is None or loaded.missing else None
-    calibration = Calibration(0, "")
-    if run.ranks.is_main:
-        batch_size = calibrate_on_images(sim, images, run.runtime) if images else run.runtime.batch_size
-        calibration = Calibration(len(images) if images else 0, "")
-        description = describe_encodings(run.config, calibration.images, loaded)
-        if batch_size < run.runtime.batch_size:
-            description += f" The GPU ran out of memory, so batches of {count(batch_size, 'image')} were used."
-        calibration = dataclasses.replace(calibration, description=description)
+    batch_size = run.runtime.batch_size
+    if images is not None and run.ranks.is_main:
+        batch_size = calibrate_on_images(sim, images, run.runtime)
     run.ranks.share_quantizers(sim)
-    return calibration
+    number = 0 if images is None else len(images)
+    description = describe_encodings(run.config, number, loaded)
+    if batch_size < run.runtime.batch_size:
+        description += f" The GPU ran out of memory, so batches of {count(batch_size, 'image')} were used."
+    return Calibration(number, description)
 
 
 def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | None) -> str:
@@ -245,7 +235,7 @@ def onnx_runtime_notes(
     sim: QuantizationSimModel, lowered: fx.GraphModule, path: Path, images: CityscapesSplit, scores: Scores
 ) -> list[str]:
     """Say which convolutions ONNX Runtime runs in integers, and where it diverges if it is far from the simulation."""
-    notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(path).lines()]
+    notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(path).kernel_lines()]
     mious = scores.miou(INT8_SIMULATED), scores.miou(INT8_ONNX_RUNTIME)
     agreement = scores.agreement(INT8_SIMULATED, INT8_ONNX_RUNTIME)
     if not differ(mious, agreement):

@@ -10,25 +10,18 @@ from types import TracebackType
 from typing import Any
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import INT8_SIMULATED, ONNX_FILE
+from ffnet.backends import FP32, INT8_SIMULATED, ONNX_FILE
 from ffnet.config import Config
 from ffnet.distributed import Ranks
 from ffnet.evaluation.loop import Writer
 from ffnet.evaluation.runtime import Runtime
 from ffnet.files import create_output_folder
 from ffnet.options import option_values
+from ffnet.report import result as results
 from ffnet.report.delivery import RESULT_MEGABYTES
 from ffnet.report.predictions import prediction_writer, predictions_megabytes
-from ffnet.report.result import (
-    Calibration,
-    CheckpointInfo,
-    Details,
-    Result,
-    agreement,
-    backend_results,
-    device_name,
-    versions,
-)
+from ffnet.report.result import Calibration, CheckpointInfo, Details, Result
+from ffnet.variants import VARIANTS, Published
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +32,12 @@ class Run:
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config = config
         self.ranks = ranks
-        self.runtime = Runtime(
-            ranks.device,
-            config.runtime.batch_size,
-            config.runtime.num_workers,
-            progress=ranks.is_main and not config.runtime.quiet,
-        )
+        options, progress = config.runtime, ranks.is_main and not config.runtime.quiet
+        self.runtime = Runtime(ranks.device, options.batch_size, options.num_workers, progress)
         self.notes: list[str] = []  # sentences for the report
         self._stage_seconds: dict[str, float] = {}
         self._temporary_files = contextlib.ExitStack()
-        if ranks.is_main and ranks.device.type == "cpu" and config.runtime.use_cuda is None and not config.model.onnx:
+        if ranks.is_main and ranks.device.type == "cpu" and options.use_cuda is None and not config.model.onnx:
             logger.warning("No CUDA device found: running on the CPU.")
 
     def __enter__(self) -> "Run":
@@ -97,32 +86,33 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         """Return what an exported file's manifest says of the run that made it."""
-        return {"dataset": self.dataset, "options": option_values(self.config), "versions": versions()}
+        return {"dataset": self.dataset, "options": option_values(self.config), "versions": results.versions()}
 
     def result(
         self,
         model: str,
         details: Details,
-        published: dict[str, float] | None = None,
         checkpoint: CheckpointInfo | None = None,
         calibration: Calibration | None = None,
     ) -> Result:
-        """Return the Result of the run."""
+        """Return the Result of the run; `model`: name of a variant, or path of an ONNX file."""
+        published = VARIANTS[model].published if model in VARIANTS else Published()
+        mious = {FP32: published.fp32, INT8_SIMULATED: published.int8}
         demo_note = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
         return Result(
             model=model,
             dataset=self.dataset,
             images=len(details.image_paths),
-            device=device_name(self.ranks.device),
+            device=results.device_name(self.ranks.device),
             notes=[demo_note, *self.notes] if self.config.data.demo else self.notes,
-            published=published or {},
+            published={backend: miou for backend, miou in mious.items() if miou is not None},
             checkpoint=checkpoint,
             calibration=calibration,
-            backends=backend_results(details.scores),
-            agreement=agreement(details.scores),
+            backends=results.backend_results(details.scores),
+            agreement=results.agreement(details.scores),
             stage_seconds=self._stage_seconds,
             options=option_values(self.config),
             command=self.config.command,
-            versions=versions(),
+            versions=results.versions(),
             details=details,
         )

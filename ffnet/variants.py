@@ -1,28 +1,18 @@
-"""The FFNet variants: a name grammar, a table of backbones and heads, and the published results. Needs no torch.
+"""The FFNet variants: what their names mean, their backbones and heads, and the published results. Needs no torch.
 
-`segmentation_ffnet{depth}{family}_{d?}{stem}{up-head}{seg-head}{_mobile?}{_pre_down?}`
+A name is `segmentation_ffnet{depth}{family}_{d?}{stem}{up-head}{seg-head}{_mobile?}{_pre_down?}`; `?` marks what some
+names lack.
 
 Source: Mehta et al., Simple and Efficient Architectures for Semantic Segmentation, CVPR workshops 2022 (arXiv
 2206.08236), and the AIMET model zoo's FFNet model card.
 """
 
 import difflib
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 DEFAULT_MODEL = "segmentation_ffnet78S_dBBB_mobile"
 INPUT_SIZE = (1024, 2048)  # height, width of a Cityscapes image, which the published weights were trained on
 NUM_CLASSES = 19
-
-
-@dataclass(frozen=True)
-class Family:
-    """What every backbone of a family shares."""
-
-    stem: str  # letter in the name: A plain, B slim, C narrow
-    channels: tuple[int, int, int, int]  # of the four feature maps, finest first
-    head_divisor: int = 1  # the heads' widths are divided by this
 
 
 @dataclass(frozen=True)
@@ -51,10 +41,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of VARIANTS: everything needed to build the network and to find its weights."""
+    """What is needed to build a network and to find its weights."""
 
     name: str
-    stem: str
+    stem: str  # letter in the name: A plain, B slim, C narrow
     bottleneck: bool
     blocks: tuple[int, ...]  # residual blocks per stage
     strides: tuple[int, ...]  # per stage
@@ -72,38 +62,22 @@ class Variant:
         return not self.release_file
 
 
-FAMILIES = {
-    "": Family("A", (64, 128, 256, 512)),
-    "S": Family("B", (64, 128, 192, 320)),
-    "N": Family("C", (64, 96, 160, 320)),
-    "NS": Family("C", (64, 64, 128, 256)),
-    "T": Family("B", (32, 48, 96, 128), head_divisor=2),  # tiny: the demo's own, in no paper
+CHANNELS = {  # of the four feature maps, finest first, by family
+    "": (64, 128, 256, 512),
+    "S": (64, 128, 192, 320),
+    "N": (64, 96, 160, 320),
+    "NS": (64, 64, 128, 256),
+    "T": (32, 48, 96, 128),  # tiny: the demo's own, in no paper
 }
-
-BLOCKS = {
-    "18": (2, 2, 2, 2),
-    "34": (3, 4, 6, 3),
-    "50": (3, 4, 6, 3),
-    "56": (4, 8, 12, 3),
-    "86": (8, 12, 16, 6),
-    "101": (3, 4, 23, 3),
-    "134": (8, 18, 28, 12),
-    "150": (16, 18, 28, 12),
-    "40S": (4, 5, 6, 4),
-    "54S": (5, 8, 8, 5),
-    "78S": (6, 12, 12, 8),
-    "86S": (8, 12, 16, 6),
-    "150S": (16, 18, 28, 12),
-    "122N": (16, 24, 20),
-    "74N": (8, 12, 16),
-    "46N": (6, 8, 8),
-    "122NS": (16, 24, 20),
-    "74NS": (8, 12, 16),
-    "46NS": (6, 8, 8),
+BLOCKS = {  # residual blocks per stage, by backbone: depth and family
+    "18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "56": (4, 8, 12, 3), "86": (8, 12, 16, 6),
+    "101": (3, 4, 23, 3), "134": (8, 18, 28, 12), "150": (16, 18, 28, 12),
+    "40S": (4, 5, 6, 4), "54S": (5, 8, 8, 5), "78S": (6, 12, 12, 8), "86S": (8, 12, 16, 6), "150S": (16, 18, 28, 12),
+    "46N": (6, 8, 8), "74N": (8, 12, 16), "122N": (16, 24, 20),
+    "46NS": (6, 8, 8), "74NS": (8, 12, 16), "122NS": (16, 24, 20),
     "14T": (1, 2, 2, 1),
-}
-
-BOTTLENECK_DEPTHS = {"50", "101"}
+}  # fmt: skip
+BOTTLENECK_BACKBONES = {"50", "101"}
 
 UP_HEADS = {
     "A": UpHead((64, 128, 256, 512), (128, 128, 128, 128)),
@@ -113,7 +87,7 @@ UP_HEADS = {
 
 SEG_HEADS = {"A": SegHead(512, 1), "B": SegHead(256, 3), "C": SegHead(128, 1)}
 
-# Published FP32 mIoU from the FFNet project's tables, by heads and upsampling, then backbone. None: the demo's own.
+# FP32 mIoU from the FFNet project's tables, by the end of the name, then by backbone. None: the demo's own variants.
 FP32_MIOU: dict[str, dict[str, float | None]] = {
     "dBBB_mobile": {"86S": 81.5, "78S": 81.3, "54S": 80.8, "40S": 79.2, "14T": None},
     "BBB_mobile_pre_down": {"150S": 81.6, "86S": 80.9, "78S": 80.5, "54S": 80.2, "40S": 79.7},
@@ -133,7 +107,7 @@ FP32_MIOU: dict[str, dict[str, float | None]] = {
     "dBBB": {"150S": 81.0, "86S": 81.1},
 }
 
-# The five models whose quantized results the AIMET model zoo published; with the FP32 results beside them.
+# The five models whose INT8 results the AIMET model zoo published, with its FP32 results.
 ZOO_MIOU = {
     "segmentation_ffnet78S_dBBB_mobile": Published(81.3, 80.7),
     "segmentation_ffnet54S_dBBB_mobile": Published(80.8, 80.1),
@@ -142,62 +116,36 @@ ZOO_MIOU = {
     "segmentation_ffnet122NS_CCC_mobile_pre_down": Published(79.3, 79.0),
 }
 
-NAME = re.compile(
-    r"segmentation_ffnet(?P<depth>\d+)(?P<family>S|NS|N|T|)_(?P<d>d?)(?P<stem>[ABC])(?P<up>[ABC])(?P<seg>[ABC])"
-    r"(?P<mobile>_mobile)?(?P<pre_down>_pre_down)?"
-)
 
-
-def parse_name(name: str, published: Published = Published()) -> Variant:
-    """Return the Variant that `name` describes.
-
-    Raises:
-        ValueError: if the name does not follow the grammar, or if its parts contradict each other.
-    """
-    match = NAME.fullmatch(name)
-    backbone = match and match["depth"] + match["family"]
-    if not match or backbone not in BLOCKS or FAMILIES[match["family"]].stem != match["stem"]:
-        raise ValueError(f"{name!r} is not the name of an FFNet")
-    family = FAMILIES[match["family"]]
-    blocks = BLOCKS[backbone]
+def _variant(backbone: str, suffix: str, fp32: float | None) -> Variant:
+    """Return the variant whose name ends in `{backbone}_{suffix}`."""
+    name = f"segmentation_ffnet{backbone}_{suffix}"
+    heads = suffix.split("_")[0]
+    stem, up, seg = tuple(heads[-3:])
+    family = backbone.lstrip("0123456789")
+    divisor = 2 if family == "T" else 1  # of the heads' widths
+    up_head, seg_head = UP_HEADS[up], SEG_HEADS[seg]
+    mobile = "_mobile" in suffix
+    gpu = "_gpu" if family == "S" and not mobile else ""
+    release_file = f"ffnet{backbone}/ffnet{backbone}_{heads}{gpu}_cityscapes_state_dict_quarts.pth"
     return Variant(
         name=name,
-        stem=family.stem,
-        bottleneck=backbone in BOTTLENECK_DEPTHS,
-        blocks=blocks,
-        strides=(2, 2, 2) if family.stem == "C" else (2 if match["d"] else 1, 2, 2, 2),
-        channels=family.channels,
-        up_head=_divided(UP_HEADS[match["up"]], family.head_divisor),
-        seg_head=SegHead(SEG_HEADS[match["seg"]].middle // family.head_divisor, SEG_HEADS[match["seg"]].last_kernel),
-        upsampling="nearest" if match["mobile"] else "bilinear",
-        pre_down=bool(match["pre_down"]),
-        release_file=_release_file(match, backbone),
-        published=published,
+        stem=stem,
+        bottleneck=backbone in BOTTLENECK_BACKBONES,
+        blocks=BLOCKS[backbone],
+        strides=(2, 2, 2) if stem == "C" else (2 if heads.startswith("d") else 1, 2, 2, 2),
+        channels=CHANNELS[family],
+        up_head=UpHead(*(tuple(width // divisor for width in widths) for widths in (up_head.adapter, up_head.up))),
+        seg_head=SegHead(seg_head.middle // divisor, seg_head.last_kernel),
+        upsampling="nearest" if mobile else "bilinear",
+        pre_down=suffix.endswith("_pre_down"),
+        release_file="" if family == "T" else release_file,
+        published=ZOO_MIOU.get(name, Published(fp32)),
     )
 
 
-def _divided(head: UpHead, divisor: int) -> UpHead:
-    adapter = tuple(channels // divisor for channels in head.adapter)
-    return UpHead(adapter, tuple(channels // divisor for channels in head.up))
-
-
-def _release_file(match: re.Match[str], backbone: str) -> str:
-    """Return where the FFNet release keeps these weights; a pre_down model shares them with its sibling without."""
-    if match["family"] == "T":
-        return ""
-    heads = match["d"] + match["stem"] + match["up"] + match["seg"]
-    gpu = "_gpu" if match["family"] == "S" and not match["mobile"] else ""
-    return f"ffnet{backbone}/ffnet{backbone}_{heads}{gpu}_cityscapes_state_dict_quarts.pth"
-
-
-def _variants() -> Iterator[Variant]:
-    for suffix, rows in FP32_MIOU.items():
-        for backbone, fp32 in rows.items():
-            name = f"segmentation_ffnet{backbone}_{suffix}"
-            yield parse_name(name, ZOO_MIOU.get(name, Published(fp32)))
-
-
-VARIANTS = {variant.name: variant for variant in _variants()}
+_VARIANTS = (_variant(backbone, suffix, fp32) for suffix, row in FP32_MIOU.items() for backbone, fp32 in row.items())
+VARIANTS = {variant.name: variant for variant in _VARIANTS}
 DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_demo)
 
 

@@ -117,7 +117,7 @@ def test_an_incomplete_launcher_environment_is_an_error(monkeypatch, world_size,
         monkeypatch.setenv(name, "0")
     if rank:
         monkeypatch.setenv("RANK", rank)
-    with pytest.raises(UserError, match="WORLD_SIZE is set, but"), distributed.session(CPU):
+    with pytest.raises(UserError, match="WORLD_SIZE: the variables that torchrun sets"), distributed.session(CPU):
         pass
 
 

@@ -103,11 +103,15 @@ def predicted_matrix(tree, folder):
 
 @pytest.fixture(scope="module")
 def overflowing_checkpoint(toy_variant, tmp_path_factory):
-    """Weights whose last biases overflow int32 at W8A16: 4000 times what one input can add to a logit."""
+    """Weights with biases that do not fit into int32 at W8A16, and whose INT8 predictions depend on how they are fitted.
+
+    A constant of 60 is added before a ReLU; the next convolution's weights cancel it in pairs.
+    """
     model = toy_model()
-    last = model.head.layers[3].last_layer[3]
+    _, norm, _, last = model.head.layers[3].last_layer
     with torch.no_grad():
-        last.bias.add_(4000 * float(last.weight.abs().max()))
+        norm.bias += 60
+        last.weight[:, 4:] = -last.weight[:, :4]
     path = tmp_path_factory.mktemp("overflow") / "weights.pth"
     torch.save(model.state_dict(), path)
     return path

@@ -24,26 +24,26 @@ _LAST_ID = max(c.id for c in torchvision.datasets.Cityscapes.classes)
 TRAIN_IDS = np.full(_LAST_ID + 1, IGNORED, np.uint8)  # label id -> train id
 TRAIN_IDS[LABEL_IDS] = np.arange(len(CLASSES))
 
-# Train ids that, read as label ids, hardly ever occur in a Cityscapes image (parking, tunnel, static things ...).
+# Label ids of things that hardly ever occur (parking, tunnel ...). A file in which they do, but no id from 19 on, holds
+# train ids.
 _SUSPICIOUS_IDS = sorted(set(range(5, len(CLASSES))) - set(LABEL_IDS.tolist()))
 
-_REMEDY = {
-    "root": "--dataset-path takes the folder that holds leftImg8bit and gtFine",
+_REMEDIES = {  # by what a file has to hold
     "RGB": "Images are 8-bit RGB PNG files, as in leftImg8bit_trainvaltest.zip.",
     "L": "Labels are 8-bit grey PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
-    "train ids": "Use the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py wrote.",
+    "label ids": "Use the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py wrote.",
 }
 
 
 class CityscapesSplit(torchvision.datasets.Cityscapes):
     """One split of Cityscapes; each item is (image (3, H, W) uint8 RGB, train ids (H, W) uint8, 255 if not scored).
 
-    The names and headers of all files are checked at once, their pixels when they are read; both raise DatasetError.
+    Names and headers of all files are checked at once, and pixels when they are read; a bad file raises DatasetError.
 
     Args:
         root: the folder that holds `leftImg8bit` and `gtFine`.
         split: "train", "val" or "test".
-        limit: keep only the first `limit` pairs.
+        limit: the number of pairs to keep, from the first on; None keeps all.
     """
 
     images: list[str]  # paths
@@ -76,36 +76,36 @@ def image_name(path: str | Path) -> str:
 
 def check_folders(root: Path, split: str) -> None:
     """Raise DatasetError unless `root` has Cityscapes' folders of this split and images in them."""
-    if not root.is_dir():
-        raise DatasetError(f"{root}: this folder does not exist. {_REMEDY['root']}.")
-    for kind in ("leftImg8bit", "gtFine"):
-        folder = root / kind / split
+    images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
+    for folder in (root, images, labels):
         if not folder.is_dir():
-            raise DatasetError(f"{folder}: this folder does not exist. {_REMEDY['root']}, each with a folder {split}.")
-        for city in folder.iterdir():
-            if not city.is_dir():
-                raise DatasetError(f"{city}: this is not the folder of a city. Move it out of {folder}.")
-    images = root / "leftImg8bit" / split
+            raise DatasetError(
+                f"{folder}: this folder does not exist. --dataset-path takes the folder that holds leftImg8bit and "
+                f"gtFine, each with a folder {split}."
+            )
+    for city in (*images.iterdir(), *labels.iterdir()):
+        if not city.is_dir():
+            raise DatasetError(f"{city}: this is not the folder of a city. Move it out of {city.parent}.")
     if not any(images.glob(f"*/*{IMAGE_SUFFIX}")):
         raise DatasetError(f"{images}: this folder has no *{IMAGE_SUFFIX}. Unpack Cityscapes' images there.")
 
 
 def check_pairs(images: Sequence[str], labels: Sequence[str], labels_dir: Path) -> None:
     """Raise DatasetError unless each image has its label and each label its image."""
-    misnamed = [path for path in images if not path.endswith(IMAGE_SUFFIX)]
-    _refuse(misnamed, f"the name of an image ends in {IMAGE_SUFFIX}. Move other files elsewhere.")
-    missing = [label for label in labels if not Path(label).is_file()]
-    _refuse(missing, "the label of an image is missing. Unpack gtFine_trainvaltest.zip, or remove the image.")
-    known = set(labels)
-    orphans = [str(path) for path in labels_dir.glob(f"*/*{LABEL_SUFFIX}") if str(path) not in known]
-    _refuse(orphans, "the image of this label is missing. Unpack leftImg8bit_trainvaltest.zip, or remove the label.")
-
-
-def _refuse(paths: Sequence[str], reason: str) -> None:
-    """Raise DatasetError for the first of `paths`, if there are any."""
-    if paths:
-        others = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
-        raise DatasetError(f"{min(paths)}{others}: {reason}")
+    orphans = {str(path) for path in labels_dir.glob(f"*/*{LABEL_SUFFIX}")} - set(labels)
+    problems = {
+        f"the name of an image ends in {IMAGE_SUFFIX}. Move other files elsewhere.": [
+            path for path in images if not path.endswith(IMAGE_SUFFIX)
+        ],
+        "the label of an image is missing. Unpack gtFine_trainvaltest.zip, or remove the image.": [
+            path for path in labels if not Path(path).is_file()
+        ],
+        "the image of this label is missing. Unpack leftImg8bit_trainvaltest.zip, or remove the label.": orphans,
+    }
+    for problem, paths in problems.items():
+        if paths:
+            others = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+            raise DatasetError(f"{min(paths)}{others}: {problem}")
 
 
 def check_headers(images: Sequence[str], labels: Sequence[str]) -> tuple[int, int]:
@@ -133,7 +133,7 @@ def _size(path: str, mode: str) -> tuple[int, int]:
         problem = "this is not an image"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = f"this file can't be read ({error})"
-    raise DatasetError(f"{path}: {problem}. {_REMEDY[mode]}")
+    raise DatasetError(f"{path}: {problem}. {_REMEDIES[mode]}")
 
 
 def _decode(path: str) -> torch.Tensor:
@@ -150,15 +150,10 @@ def _decode(path: str) -> torch.Tensor:
 
 
 def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:
-    """Return the train ids (H, W) uint8 of label ids (H, W) uint8; raise DatasetError if they are something else."""
+    """Return the train ids (H, W) uint8 of label ids (H, W) uint8; raise DatasetError if they are no label ids."""
     largest = label_ids.max()
     if largest > _LAST_ID:
-        raise DatasetError(f"{path}: {largest} is not a label id. {_REMEDY['train ids']}")
-    if largest < len(CLASSES):
-        suspicious = np.intersect1d(label_ids, _SUSPICIOUS_IDS)
-        if suspicious.size:
-            raise DatasetError(
-                f"{path}: the ids 0 to {largest} with {suspicious[0]} among them are train ids, not label ids. "
-                f"{_REMEDY['train ids']}"
-            )
+        raise DatasetError(f"{path}: {largest} is not a label id. {_REMEDIES['label ids']}")
+    if largest < len(CLASSES) and np.isin(label_ids, _SUSPICIOUS_IDS).any():
+        raise DatasetError(f"{path}: this file holds train ids, not label ids. {_REMEDIES['label ids']}")
     return np.take(TRAIN_IDS, label_ids)  # takes half the time of TRAIN_IDS[label_ids]

@@ -45,11 +45,7 @@ def describe(path: Path, contents: CheckpointContents, sha256: str) -> Iterator[
 
 
 def save_safetensors(state_dict: dict[str, Tensor], path: Path) -> None:
-    """Write a state_dict as a safetensors file.
-
-    Raises:
-        InvalidCheckpointError: if the file cannot be written.
-    """
+    """Write a state_dict as a safetensors file."""
     if path.suffix != ".safetensors":
         raise InvalidCheckpointError(
             f"--save {path}: only safetensors files are written. End the name in .safetensors."

@@ -1,6 +1,6 @@
-"""Download the published checkpoint files, once each, to a cache folder.
+"""Download each published checkpoint file once to a cache folder.
 
-No checksums were published. The sha256 of the first download is recorded beside the file and checked ever after.
+No checksums were published, so the sha256 of the first download is written beside the file and compared ever after.
 """
 
 import http.client
@@ -29,32 +29,24 @@ TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
 
 
 def default_cache_dir() -> Path:
-    """Return the folder `ffnet` in torch hub's own, which TORCH_HOME moves."""
+    """Return the folder `ffnet` inside torch hub's own, whose place TORCH_HOME changes."""
     return Path(torch.hub.get_dir()) / "ffnet"
 
 
 def published_file(variant: Variant) -> tuple[str, str]:
-    """Return the address and the file name of a variant's weights: the model zoo's file, or the FFNet release zip.
-
-    Raises:
-        InvalidCheckpointError: if no weights were published, as for the demo's variants.
-    """
+    """Return the address and the file name of a variant's weights: the model zoo's file, or the FFNet release zip."""
     if variant.is_demo:
-        raise InvalidCheckpointError(
-            f"{variant.name}: no weights were published for the demo's model. Add --checkpoint."
-        )
-    if variant.published.int8 is not None:
-        name = f"prepared_{variant.name}.pth"
-        return ZOO + name, name
-    name = variant.release_file.split("/")[0] + ".zip"
-    return RELEASES + name, name
+        raise InvalidCheckpointError(f"{variant.name}: no weights were published for this model. Add --checkpoint.")
+    in_zoo = variant.published.int8 is not None
+    name = f"prepared_{variant.name}.pth" if in_zoo else variant.release_file.split("/")[0] + ".zip"
+    return (ZOO if in_zoo else RELEASES) + name, name
 
 
 def download_published(variant: Variant, cache_dir: Path) -> Path:
     """Return the path of a variant's published file in `cache_dir`; download it if it is not there yet.
 
     Raises:
-        InvalidCheckpointError: if it cannot be downloaded, or is no longer the file of the first download.
+        InvalidCheckpointError: if there is no such file, or it cannot be downloaded, or its sha256 has changed.
     """
     url, name = published_file(variant)
     path = Path(cache_dir) / name
@@ -73,7 +65,7 @@ def download_published(variant: Variant, cache_dir: Path) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Download a file, with several attempts, so that `path` exists only if it is whole."""
+    """Download a file in up to ATTEMPTS attempts, so that `path` exists only if the file is whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         for attempt in range(ATTEMPTS):
@@ -95,12 +87,7 @@ def download(url: str, path: Path) -> None:
 
 
 def download_once(url: str, path: Path) -> None:
-    """Download a zip file in one attempt.
-
-    Raises:
-        OSError, HTTPException, BadZipFile or zlib.error: if the connection broke; another attempt may succeed.
-        InvalidCheckpointError: if the server sent an HTML page instead.
-    """
+    """Download a zip file in one attempt; after another error than InvalidCheckpointError, the next may succeed."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
         length = response.headers.get("Content-Length")
         total = int(length) if length else None
@@ -110,21 +97,18 @@ def download_once(url: str, path: Path) -> None:
                 f"{url}: the server sent an HTML page instead of the file. Open the address in a browser, or name a "
                 "file with --checkpoint."
             )
-        with tqdm.wrapattr(
-            file, "write", total, desc=path.name, disable=None
-        ) as target:  # shows progress on a terminal
+        with tqdm.wrapattr(file, "write", total, desc=path.name, disable=None) as target:  # None: not in a pipe
             target.write(first)
             shutil.copyfileobj(response, target, 2**20)
         if total is not None and file.tell() != total:
             raise OSError(f"{file.tell()} of {total} bytes arrived")
     with zipfile.ZipFile(path) as archive:  # both published forms are zip files
-        damaged = archive.testzip()
-    if damaged:
-        raise OSError(f"{damaged} arrived damaged")
+        if damaged := archive.testzip():
+            raise OSError(f"{damaged} arrived damaged")
 
 
 def check_sha256(file: Path, path: Path) -> None:
-    """Compare the sha256 of `file` with the one that is recorded for `path`, or record it."""
+    """Compare the sha256 of `file` with the one recorded for `path`, or record it if none is."""
     record = path.with_name(path.name + ".sha256")
     sha256 = sha256_of(file)
     if not record.exists():

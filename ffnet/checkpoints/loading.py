@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,11 +52,11 @@ class Checkpoint:
 
 
 def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
-    """Load a file's weights into the network of `variant`, a row of VARIANTS or its name.
+    """Load a file's weights into the network of `variant`, which may be a name in VARIANTS.
 
     Keys, shapes and dtypes must be the model's, and so must the hyperparameters that a pickled module carries. One
-    unexpected key is accepted: the `smoothing.weight` of a pre_down model, whose other weights its sibling without
-    pre_down shares.
+    unexpected key is accepted: `smoothing.weight`, because a model without pre_down has the weights of its pre_down
+    sibling.
 
     Raises:
         InvalidCheckpointError: if the file cannot be read or does not match.
@@ -69,11 +69,7 @@ def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint of any published form, contiguous and on the CPU, by their keys.
-
-    Raises:
-        InvalidCheckpointError: if the file is not a checkpoint.
-    """
+    """Return the tensors of a checkpoint of any published form, contiguous and on the CPU, by their keys."""
     return read_checkpoint(path)[0].state_dict
 
 
@@ -95,18 +91,16 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
             members = release_members(file)
             if members:
                 return read_release(file, members, member)
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
+            stream = io.BytesIO(file.read(MAX_BYTES + 1))
+        if len(stream.getbuffer()) > MAX_BYTES:
             raise CheckpointProblem(f"this file has more than {MAX_BYTES} bytes", "Name the checkpoint of an FFNet.")
-        sha256 = hashlib.sha256(data).hexdigest()  # of the very bytes that are read
-        stream = io.BytesIO(data)
-        del data
+        sha256 = hashlib.sha256(stream.getbuffer()).hexdigest()  # of the very bytes that are read
         return read_stream(stream), sha256
 
 
 @contextlib.contextmanager
 def errors_naming(path: Path | str) -> Iterator[None]:
-    """Turn whatever torch or zipfile raises for a bad file into one InvalidCheckpointError that names the file."""
+    """Turn any error that a bad file causes into one InvalidCheckpointError that names the file."""
     try:
         yield
     except CheckpointProblem as problem:
@@ -127,9 +121,8 @@ def printable(text: str) -> str:
 
 def release_members(file: io.BufferedReader) -> list[str]:
     """Return the names of the checkpoints in a zip such as an FFNet release; none for other files and torch's zips."""
-    beginning = file.read(4)
     names = []
-    if beginning == b"PK\3\4":
+    if file.read(4) == b"PK\3\4":
         check_zip_entries(file)
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -160,29 +153,26 @@ def read_release(file: io.BufferedReader, members: list[str], member: str) -> tu
 
 
 def read_stream(stream: io.BytesIO) -> CheckpointContents:
-    """Read one checkpoint of the form that its first bytes tell, and close the stream."""
-    contents = reader_for(bytes(stream.getbuffer()[:512]))(stream)
+    """Read one checkpoint of the form that its first bytes tell."""
+    head = bytes(stream.getbuffer()[:512])
+    if head.startswith(b"PK\3\4"):
+        contents = read_torch_zip(stream)
+    elif head.startswith(LEGACY_MAGIC):
+        contents = read_legacy_format(stream)
+    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        contents = CheckpointContents("safetensors", safetensors.torch.load(stream.getvalue()))
+    else:
+        raise problem_of_other_file(head)
     if not contents.state_dict:
         raise CheckpointProblem("this file holds no tensors", "Name another one.")
     return contents
 
 
-def reader_for(head: bytes) -> Callable[[io.BytesIO], CheckpointContents]:
-    """Return the function that reads files with these first bytes."""
-    if head.startswith(b"PK\3\4"):
-        return read_torch_zip
-    if head.startswith(LEGACY_MAGIC):
-        return read_legacy_format
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
-        return read_safetensors
+def problem_of_other_file(head: bytes) -> CheckpointProblem:
+    """Say what a file with these first bytes is, if it is not a checkpoint."""
     if not head:
-        raise CheckpointProblem("this file is empty", DOWNLOAD_AGAIN)
+        return CheckpointProblem("this file is empty", DOWNLOAD_AGAIN)
     for beginning, (kind, remedy) in OTHER_FILES.items():
         if head.lstrip().startswith(beginning):
-            raise CheckpointProblem(f"this is {kind}", remedy)
-    raise CheckpointProblem("this is neither a torch nor a safetensors file", DOWNLOAD_AGAIN)
-
-
-def read_safetensors(stream: io.BytesIO) -> CheckpointContents:
-    """Read a safetensors file."""
-    return CheckpointContents("safetensors", safetensors.torch.load(stream.getvalue()))
+            return CheckpointProblem(f"this is {kind}", remedy)
+    return CheckpointProblem("this is neither a torch nor a safetensors file", DOWNLOAD_AGAIN)

@@ -14,22 +14,23 @@ from ffnet.variants import VARIANTS, Published, Variant
 
 SMOOTHING_SHAPE = (3, 1, 5, 5)
 SHOWN_KEYS = 3
-# What the Gaussian layer does that its class in ffnet.model has no attribute for; a file may hold it as a convolution.
+# Hyperparameters of GaussianConv2D for which it has no attributes; in a file it may be a convolution, which has them.
 SMOOTHING = {"kernel_size": 5, "padding": 0, "dilation": 1, "padding_mode": "zeros", "transposed": False}
 
 
 def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
-    """Return the FFNet of `variant`, in eval mode, with a checkpoint's tensors.
-
-    Raises:
-        CheckpointProblem: if keys, shapes, dtypes, values or hyperparameters are not the model's.
-    """
+    """Return the FFNet of `variant`, in eval mode, with a checkpoint's tensors; refuse what is not the model's."""
     state = dict(contents.state_dict)
     smoothing = state.get("smoothing.weight")
     if not variant.pre_down and not contents.equalized and smoothing is not None and smoothing.shape == SMOOTHING_SHAPE:
-        del state["smoothing.weight"]  # the file of a pre_down model, whose other weights are this model's
+        del state["smoothing.weight"]  # the file is of a pre_down model, whose other weights are this model's
     model = empty_model(variant, contents.equalized, "smoothing.bias" in state)
-    check_keys(variant, state, model.state_dict(), contents)
+    if differences := key_differences(state, model.state_dict()):
+        names = " and ".join(matching_variants(contents.state_dict, contents.equalized))
+        raise CheckpointProblem(
+            f"this checkpoint does not match {variant.name}; it matches {names or 'no FFNet variant'}. {differences}",
+            "Name its model with --model-name, or name another checkpoint." if names else "Name another checkpoint.",
+        )
     check_tensors(state, model.state_dict())
     check_hyperparameters(model, contents.hyperparameters)
     model.load_state_dict(state, assign=True)
@@ -47,10 +48,8 @@ def empty_model(variant: Variant, folded: bool, smoothing_bias: bool = False) ->
     return model
 
 
-def check_keys(
-    variant: Variant, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], contents: CheckpointContents
-) -> None:
-    """Refuse other keys or shapes than the expected ones, and name the variants that the checkpoint does match."""
+def key_differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return how the keys and shapes of `state` differ from the expected ones; "" if they do not."""
     differences = {
         "Missing keys": [key for key in expected if key not in state],
         "Unexpected keys": [key for key in state if key not in expected],
@@ -60,14 +59,7 @@ def check_keys(
             if key in state and state[key].shape != expected[key].shape
         ],
     }
-    if not any(differences.values()):
-        return
-    names = " and ".join(matching_variants(contents.state_dict, contents.equalized))
-    details = " ".join(f"{what}: {shortened(keys)}." for what, keys in differences.items() if keys)
-    raise CheckpointProblem(
-        f"this checkpoint does not match {variant.name}; it matches {names or 'no FFNet variant'}. {details[:-1]}",
-        "Name its model with --model-name, or name another checkpoint." if names else "Name another checkpoint.",
-    )
+    return ". ".join(f"{what}: {shortened(keys)}" for what, keys in differences.items() if keys)
 
 
 def shortened(keys: list[str]) -> str:
@@ -77,7 +69,7 @@ def shortened(keys: list[str]) -> str:
 
 
 def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse a tensor of another dtype than the expected one, and one that holds NaN or infinity."""
+    """Refuse a tensor of another dtype than the expected one, or that holds NaN or infinity."""
     for key, tensor in state.items():
         if tensor.dtype != expected[key].dtype:
             found, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected[key].dtype))
@@ -87,7 +79,7 @@ def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 def check_hyperparameters(model: nn.Module, hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a layer of a pickled module that has other hyperparameters than the model's."""
+    """Refuse a pickled layer with other hyperparameters than the model's."""
     layers = dict(model.named_modules())
     for path in hyperparameters.keys() & layers.keys():
         for name, value in hyperparameters[path].items():
@@ -100,7 +92,7 @@ def check_hyperparameters(model: nn.Module, hyperparameters: Mapping[str, Mappin
 
 
 def as_pair(value: Any) -> tuple[Any, ...]:
-    """Return (height, width) of a hyperparameter that may be one number for both."""
+    """Return (height, width) of a hyperparameter that may be one value for both."""
     return value if isinstance(value, tuple) else (value, value)
 
 

@@ -1,9 +1,9 @@
-"""Safe unpickling: read a state_dict or a whole pickled module, without running anything that the file contains.
+"""Safe unpickling: read a state_dict or a whole pickled module without running anything that the file contains.
 
-torch's restricted unpickler (`weights_only=True`) does the reading. It is given a stub for each class or function that
-a published file names. Three checks come first, because torch has no such bounds of its own: the zip holds plain
-records with correct checksums, the pickle imports only names that published files import, and it combines them only in
-the way that `torch.save` does.
+torch's restricted unpickler (`weights_only=True`) reads the file. It is given a stub for each class or function that a
+published file imports. Three checks come first, because torch has no such bounds of its own: the zip holds plain
+records with correct checksums, the pickle imports only names that published files import, and its structure is one that
+`torch.save` writes.
 """
 
 import io
@@ -22,17 +22,15 @@ from torch import Tensor
 MAX_BYTES = 400 * 2**20  # of a checkpoint; the largest published one has 378 MiB
 MAX_RECORD = 64 * 2**20  # bytes of one storage; the largest convolution of any variant has 9 MiB
 MAX_PICKLE = 2**20  # bytes; published files have at most 250 kB
-MAX_RECORDS = 20_000  # of a zip
+MAX_COUNT = 20_000  # of a zip's records, of modules (one that has two names counts twice), and of tensors
 MAX_OPCODES = 200_000  # of a pickle; published files have at most 65,000
 MAX_NAMES = 64  # that a pickle imports; published files have at most 18
 MAX_NESTING = 64  # times that GRAMMAR is applied; the deepest published file takes 18
-MAX_MODULES = 20_000  # visited; a module that has two names is visited twice
 MAX_DEPTH = 32  # of modules in modules
 MAX_MEMBERS = 2_000  # of one module; the flat root of a traced network has some hundred
 MAX_NAME = 200  # characters of one name in a key
-MAX_TENSORS = 20_000
 MAX_DIMS = 4  # of a tensor: a convolution's weight
-MAX_SHARED = 2**20  # bytes that tensors may claim beyond the size of the file: shared storage counts once per tensor
+MAX_SHARED = 2**20  # bytes that tensors may claim beyond the file's size: each tensor counts the storage that it shares
 
 SAVE_AGAIN = (
     "Load it where its classes are installed, if you trust its source, and save it with "
@@ -41,7 +39,7 @@ SAVE_AGAIN = (
 SAVE_ALONE = "If the file is a training checkpoint with a state_dict inside it, save the state_dict alone."
 DOWNLOAD_AGAIN = "Download it again, or ask its owner for a state_dict."
 ZIP_ENTRY = b"PK\1\2"  # begins each entry of a zip's directory
-RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder|\.[\w/]+")  # those with a dot in front are not needed
+RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder|\.[\w/]+")  # torch needs none that begins with a dot
 HYPERPARAMETERS = {  # that a state_dict does not carry
     "Conv2d": ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"),
     "GaussianConv2D": ("stride", "groups", "padding", "dilation"),
@@ -50,12 +48,11 @@ HYPERPARAMETERS = {  # that a state_dict does not carry
 }
 
 FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
-ORDERED_DICT = "collections.OrderedDict"
-SET = re.compile(r"(__builtin__|builtins)\.set")
+CONTAINERS = {"collections.OrderedDict": "D", "__builtin__.set": "S", "builtins.set": "S"}  # and their codes in OPCODES
 TORCH_NAMES = re.compile(  # what torch's unpickler provides itself
     r"torch\._utils\._rebuild_(parameter|tensor_v2)"
     r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
-    rf"|collections\.OrderedDict|{SET.pattern}"
+    r"|collections\.OrderedDict|(__builtin__|builtins)\.set"
 )
 STUB_NAMES = re.compile(
     r"torch\.fx\.graph_module\.reduce_graph_module"
@@ -66,8 +63,8 @@ STUB_NAMES = re.compile(
     r"|(__builtin__|builtins)\.getattr|torch\._C\._VariableFunctionsClass"
 )
 
-# The opcodes that torch.save writes, each as one character: T text, N number or None, [ list, { dictionary, 0 1 2 3 )
-# tuples, a A s U items, C call, b state, P persistent id. GLOBAL is G for a name, but D for OrderedDict and S for set.
+# The opcodes that torch.save writes, each as one character. Those with "" leave the values as they are, except that a
+# GET gives a value again; GLOBAL is G, or as in CONTAINERS.
 OPCODES = {
     "BINUNICODE": "T", "NONE": "N", "NEWTRUE": "N", "NEWFALSE": "N", "BINFLOAT": "N", "BININT": "N", "BININT1": "N",
     "BININT2": "N", "LONG1": "N", "GLOBAL": "G", "MARK": "(", "EMPTY_LIST": "[", "APPEND": "a", "APPENDS": "A",
@@ -75,20 +72,22 @@ OPCODES = {
     "TUPLE3": "3", "TUPLE": ")", "NEWOBJ": "C", "REDUCE": "C", "BUILD": "b", "BINPERSID": "P", "PROTO": "", "STOP": ".",
     "BINPUT": "", "LONG_BINPUT": "", "BINGET": "", "LONG_BINGET": "",
 }  # fmt: skip
-ANY = "[TNG0OML]"  # one complete value; O is any object, M a new dictionary, L a new list
-# Each expression of complete values, and the value that it makes. A pickle that reduces to one value calls only names,
-# hashes only constants, which are not nested, and copies nothing that it could name again with a few bytes. torch's
-# unpickler would else overflow the stack for a deeply nested key, or copy one large list for each of many sets.
+# GRAMMAR replaces the characters that make a value by the character of that value, over and over; a pickle that does
+# not become one value is refused. What passes calls only names, with arguments and attributes written for this one
+# object, and its keys and the items of its sets are texts or numbers. Otherwise a small file could make torch hash a
+# key so deeply nested that the process crashes, or fill the memory with copies of one large list or dictionary.
+VALUE = "[TNG0OML]"  # T text, N number or None, G name, 0 empty tuple, O object, M dictionary (a mapping), L list
+TUPLE = rf"(\({VALUE}*\)|{VALUE}1|{VALUE}{{2}}2|{VALUE}{{3}}3)"
 GRAMMAR = {
     r"\(TGTTN{1,2}\)P": "O",  # a storage: ("storage", type, key, device, size) and, before torch 1.6, None
     r"S\[(\(T*A|Ta)*1C": "O",  # a set of texts
-    r"\{|D0C": "M",
-    rf"M(\(([TN]{ANY})*U|[TN]{ANY}s)": "M",
-    r"\[": "L",
-    rf"L(\({ANY}*A|{ANY}a)": "L",
-    rf"(\({ANY}*\)|{ANY}1|{ANY}{{2}}2|{ANY}{{3}}3)(?!C)": "O",
-    rf"G(0|\({ANY}*\)|{ANY}1|{ANY}{{2}}2|{ANY}{{3}}3)C": "O",
-    "[OM]Mb": "O",
+    r"\{|D0C": "M",  # a new dictionary
+    rf"M(\(([TN]{VALUE})*U|[TN]{VALUE}s)": "M",  # a new dictionary with more items
+    r"\[": "L",  # a new list
+    rf"L(\({VALUE}*A|{VALUE}a)": "L",  # a new list with more items
+    rf"{TUPLE}(?!C)": "O",  # a tuple that is not the arguments of a call
+    rf"G(0|{TUPLE})C": "O",  # a call
+    "[OM]Mb": "O",  # an object with the attributes of a new dictionary
 }
 LOCK = threading.Lock()  # torch's list of safe globals belongs to the whole process
 
@@ -117,7 +116,7 @@ class CheckpointContents:
 
 
 class Stub:
-    """Stands in for a class or function that a file names; it only holds what it is given."""
+    """The result of calling a class or function that a file imports: it only holds what it is given."""
 
     __slots__ = ("args", "state")
     name = ""
@@ -140,11 +139,7 @@ def quoted(key: object) -> str:
 
 
 def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
-    """Read a file that torch 1.6 or later saved, and close the stream.
-
-    Raises:
-        CheckpointProblem: if a check fails. torch and zipfile raise errors of other types for broken files.
-    """
+    """Read a file that torch 1.6 or later saved, and close the stream; a broken file raises errors of any type."""
     size = len(stream.getbuffer())
     check_zip_entries(stream)
     copy = io.BytesIO()
@@ -165,8 +160,7 @@ def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
 def read_legacy_format(stream: io.BytesIO) -> CheckpointContents:
     """Read a state_dict that torch before 1.6 saved: four pickles, a fifth with the storages' keys, and the storages.
 
-    Raises:
-        CheckpointProblem: if a check fails. A whole module is refused, because torch reads it only by running its code.
+    A whole module in that format is refused, because torch reads it only by running its code.
     """
     size = len(stream.getbuffer())
     head = io.BytesIO(stream.read(MAX_PICKLE))
@@ -190,12 +184,12 @@ def check_zip_entries(stream: IO[bytes]) -> None:
     stream.seek(0)
     entries = sum(chunk.count(ZIP_ENTRY) for chunk in iter(lambda: stream.read(2**20), b""))
     stream.seek(0)
-    if entries > MAX_RECORDS:
-        raise CheckpointProblem(f"this zip has {entries} records, more than {MAX_RECORDS}", DOWNLOAD_AGAIN)
+    if entries > MAX_COUNT:
+        raise CheckpointProblem(f"this zip has {entries} records, more than {MAX_COUNT}", DOWNLOAD_AGAIN)
 
 
 def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the records of a torch zip of `size` bytes that torch reads, by their names without the top folder."""
+    """Return the records that torch needs of a zip of `size` bytes, by their names without the top folder."""
     infos = archive.infolist()
     folder = infos[0].filename.split("/")[0] + "/" if infos else ""
     records = {info.filename.removeprefix(folder): info for info in infos}
@@ -219,10 +213,9 @@ def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zi
 
 
 def check_pickle(stream: io.BytesIO) -> tuple[str, ...]:
-    """Return the names that the pickle at the stream's position imports, and move the position behind the pickle.
+    """Check opcodes, names and structure of the pickle at the stream's position; return the names that it imports.
 
-    Raises:
-        CheckpointProblem: if it has opcodes, names or a structure that torch.save does not write for a checkpoint.
+    The stream's position is behind the pickle afterwards.
     """
     codes: list[str] = []
     memo: dict[Any, str] = {}
@@ -235,7 +228,7 @@ def check_pickle(stream: io.BytesIO) -> tuple[str, ...]:
         if opcode.name == "GLOBAL":
             name = str(arg).replace(" ", ".", 1)
             names[name] = None
-            code = "D" if name == ORDERED_DICT else "S" if SET.fullmatch(name) else "G"
+            code = CONTAINERS.get(name, "G")
         elif "BINPUT" in opcode.name:
             memo[arg] = codes[-1] if codes[-1] in "TNGDS" else "O"
         elif "BINGET" in opcode.name:
@@ -258,11 +251,11 @@ def check_names(names: Collection[str]) -> None:
 
 
 def check_structure(codes: str) -> None:
-    """Refuse a pickle whose opcodes do not reduce to one value by GRAMMAR."""
+    """Refuse a pickle whose opcodes GRAMMAR does not reduce to one value."""
     for _ in range(MAX_NESTING):
         for expression, value in GRAMMAR.items():
             codes = re.sub(expression, value, codes)
-        if codes in ("N.", "O.", "M.", "L."):
+        if re.fullmatch(r"[NOML]\.", codes):
             return
     raise CheckpointProblem("the pickle in this file is not structured like a checkpoint's")
 
@@ -295,15 +288,15 @@ def contents_of(root: Any, names: tuple[str, ...], max_bytes: int) -> Checkpoint
         nested = [key for key, value in dict.items(root) if isinstance(value, dict)]
         if nested:
             raise CheckpointProblem(f"the entry {quoted(nested[0])} is a dictionary, not a tensor", SAVE_ALONE)
-        state_dict = {checked_key(key): tensors.collect(key, tensor) for key, tensor in dict.items(root)}
-        return CheckpointContents("state_dict", state_dict, names=names)
+        for key, tensor in dict.items(root):
+            tensors.add(checked_key(key), tensor)
+        return CheckpointContents("state_dict", tensors.state_dict, names=names)
     if not isinstance(root, Stub):
         raise CheckpointProblem(f"this file holds a {type(root).__name__}, not a state_dict or a module")
-    state_dict, hyperparameters = collect_module(root, tensors)
-    body = module_state(root, "")
-    code = tuple(text for text in (*root.args[1:], body.get("_code")) if isinstance(text, str))
+    hyperparameters = collect_module(root, tensors)
+    code = tuple(text for text in (*root.args[1:], module_state(root).get("_code")) if isinstance(text, str))
     form = "prepared" if root.name == FX_MODULE else "module"
-    contents = CheckpointContents(form, state_dict, hyperparameters, names, code)
+    contents = CheckpointContents(form, tensors.state_dict, hyperparameters, names, code)
     return replace(contents, form="equalized") if form == "prepared" and contents.equalized else contents
 
 
@@ -315,19 +308,17 @@ def checked_key(key: object) -> str:
 
 
 class TensorCollector:
-    """Checks a file's tensors and gives each memory of its own, up to `max_bytes` together."""
+    """Checks tensors and gives each memory of its own, up to `max_bytes` together."""
 
     def __init__(self, max_bytes: int) -> None:
+        self.state_dict: dict[str, Tensor] = {}
         self.bytes_left = max_bytes
-        self.count = 0
         self.owned: set[int] = set()  # addresses of storages that belong to one collected tensor alone
 
-    def collect(self, key: object, tensor: Any) -> Tensor:
-        """Return a plain CPU tensor as a contiguous tensor with memory of its own.
-
-        Raises:
-            CheckpointProblem: if it is no such tensor, or claims more elements than the file holds.
-        """
+    def add(self, key: str, tensor: Any) -> None:
+        """Add a tensor; refuse one that is not a plain CPU tensor, or that is larger than its storage."""
+        if key in self.state_dict:
+            raise CheckpointProblem(f"{quoted(key)} is a parameter as well as a buffer")
         plain = type(tensor) in (Tensor, torch.nn.Parameter)
         if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             kind = getattr(tensor, "name", type(tensor).__name__)
@@ -338,17 +329,40 @@ class TensorCollector:
         extent = tensor.storage_offset() + sum((size - 1) * stride for size, stride in axes) + 1
         if tensor.numel() and max(extent, tensor.numel()) * tensor.element_size() > storage.nbytes():
             raise CheckpointProblem(f"the tensor {quoted(key)} is larger than its storage", DOWNLOAD_AGAIN)
-        self.count += 1
         self.bytes_left -= tensor.nbytes
-        if self.bytes_left < 0 or self.count > MAX_TENSORS:
+        if self.bytes_left < 0 or len(self.state_dict) == MAX_COUNT:
             raise CheckpointProblem("the tensors claim more bytes than the file has, or are too many")
-        if tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self.owned:
-            self.owned.add(storage.data_ptr())
-            return tensor.detach()
-        return tensor.detach().clone(memory_format=torch.contiguous_format)
+        tensor, address = tensor.detach(), storage.data_ptr()
+        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or address in self.owned:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        else:
+            self.owned.add(address)
+        self.state_dict[key] = tensor
 
 
-def module_state(module: Any, path: str) -> dict[Any, Any]:
+def collect_module(root: Stub, tensors: TensorCollector) -> dict[str, dict[str, Any]]:
+    """Collect the tensors of a pickled module in torch's own order; return the hyperparameters per layer."""
+    hyperparameters = {}
+    for visited, (prefix, module, state) in enumerate(walk_modules(root)):
+        if prefix.count(".") > MAX_DEPTH or visited == MAX_COUNT:
+            raise CheckpointProblem("the modules are nested too deeply, or are too many")
+        for name, tensor in own_tensors(module, state):
+            tensors.add(prefix + name, tensor)
+        wanted = HYPERPARAMETERS.get(module.name.split(".")[-1], ())
+        if wanted:
+            hyperparameters[prefix[:-1]] = {name: checked_value(state[name]) for name in wanted if name in state}
+    return hyperparameters
+
+
+def walk_modules(module: Any, prefix: str = "") -> Iterator[tuple[str, Stub, dict[Any, Any]]]:
+    """Yield a module and those inside it: the prefix of its keys, the module and its attributes."""
+    state = module_state(module, prefix[:-1])
+    yield prefix, module, state
+    for name, child in members(state, "_modules"):
+        yield from walk_modules(child, f"{prefix}{name}.")
+
+
+def module_state(module: Any, path: str = "") -> dict[Any, Any]:
     """Return the attributes of a pickled module."""
     if not isinstance(module, Stub):
         raise CheckpointProblem(f"the entry {quoted(path)} is not a module but: {type(module).__name__}")
@@ -358,30 +372,6 @@ def module_state(module: Any, path: str) -> dict[Any, Any]:
     return dict(dict.items(state))
 
 
-def collect_module(root: Stub, collector: TensorCollector) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Return the state_dict, in torch's own order, and the hyperparameters per layer of a pickled module."""
-    tensors: dict[str, Tensor] = {}
-    hyperparameters = {}
-    visits = 0
-    pending: list[tuple[str, Any, int]] = [("", root, 0)]  # prefix of the keys, module, depth
-    while pending:
-        prefix, module, depth = pending.pop()
-        visits += 1
-        if depth > MAX_DEPTH or visits > MAX_MODULES:
-            raise CheckpointProblem("the modules are nested too deeply, or are too many")
-        state = module_state(module, prefix[:-1])
-        for name, tensor in own_tensors(module, state):
-            if prefix + name in tensors:
-                raise CheckpointProblem(f"{quoted(prefix + name)} is a parameter as well as a buffer")
-            tensors[prefix + name] = collector.collect(prefix + name, tensor)
-        wanted = HYPERPARAMETERS.get(module.name.split(".")[-1], ())
-        if wanted:
-            hyperparameters[prefix[:-1]] = {name: checked_value(state[name]) for name in wanted if name in state}
-        children = [(f"{prefix}{name}.", child, depth + 1) for name, child in members(state, "_modules")]
-        pending.extend(reversed(children))
-    return tensors, hyperparameters
-
-
 def own_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the names and values of a module's own parameters and persistent buffers."""
     yield from members(state, "_parameters")
@@ -389,7 +379,7 @@ def own_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, Any]
     if not isinstance(not_persistent, (set, tuple)):
         raise CheckpointProblem("a module's _non_persistent_buffers_set is not a set")
     yield from ((name, tensor) for name, tensor in members(state, "_buffers") if name not in not_persistent)
-    if module.name.endswith(".GaussianConv2D"):  # its kernel may also be an attribute, neither parameter nor buffer
+    if module.name.endswith(".GaussianConv2D"):  # its kernel may be a plain attribute
         yield from ((name, state[name]) for name in ("weight", "bias") if isinstance(state.get(name), Tensor))
 
 

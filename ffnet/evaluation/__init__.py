@@ -1,12 +1,6 @@
 """Run all images through all backends and count which pixels each of them labels correctly.
 
-Modules in reading order:
-
-- `preprocessing`: images to normalized network inputs
-- `postprocessing`: logits to train ids, and on to confusion matrices
-- `metrics`: confusion matrices to IoU and accuracy
-- `scores`: what the evaluation loop returns
-- `runtime`: the device and the data loading options
-- `compilation`: memory formats and torch.compile
-- `loop`: the evaluation loop, `evaluate`
+In reading order: `preprocessing` (images to network inputs), `postprocessing` (logits to train ids and confusion
+matrices), `metrics` (confusion matrices to IoU and accuracy), `scores` (what the evaluation loop returns), `runtime`
+(device and data loading), `compilation` (memory formats and torch.compile), `loop` (the evaluation loop).
 """

@@ -13,6 +13,8 @@ from ffnet.evaluation.runtime import Runtime
 
 # Number of pixels from which compiling saves more time than it takes (one to two and a half minutes on two CPU cores).
 MIN_PIXELS = {"cpu": 250 * 1024 * 2048, "cuda": 5000 * 1024 * 2048}
+# Options of torch.compile. With large thresholds, it compiles `two_largest` to one kernel.
+THRESHOLDS = ("realize_opcount_threshold", "realize_reads_threshold", "realize_acc_reads_threshold")
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,18 @@ def prepare_backends(
 ) -> PreparedBackends:
     """Return the backends in their fastest memory format and, if worth it, compiled.
 
-    Modules among the backends are converted in place. On a CPU, all backends take one image at a time.
-
-    Args:
-        backends: to prepare, by name.
-        pixels: of all images that this process is going to evaluate.
-        runtime: the device and the batch size to compile for.
-        compile: whether to compile; None: if the images are many enough and a compiler works.
+    Modules among the backends are converted in place. On a CPU, all backends take one image at a time. If `compile` is
+    None, they are compiled if this process evaluates enough `pixels`, all images together, and a compiler works.
 
     Raises:
         UserError: if `compile` is True and torch.compile does not work.
     """
     compiled, reason = _decide(pixels, runtime.device, compile)
     prepared = {name: _prepare(backend, runtime, compiled) for name, backend in backends.items()}
-    return PreparedBackends(prepared, _compiled_kernel(runtime.device) if compiled else None, compiled, reason)
+    kernel = None
+    if compiled and runtime.device.type == "cpu":  # a GPU upsamples fast enough without
+        kernel = torch.compile(two_largest, dynamic=False, options=dict.fromkeys(THRESHOLDS, 10**6))
+    return PreparedBackends(prepared, kernel, compiled, reason)
 
 
 def _decide(pixels: int, device: torch.device, compile: bool | None) -> tuple[bool, str]:
@@ -57,9 +57,8 @@ def _decide(pixels: int, device: torch.device, compile: bool | None) -> tuple[bo
         raise UserError(f"--compile: {problem}. Install a C++ compiler, or use --no-compile.")
     if problem:
         return False, f"not compiled: {problem}"
-    if compile:
-        return True, "compiled: --compile was given"
-    return True, "compiled: the run is long enough to save the time that compiling takes"
+    cause = "--compile was given" if compile else "the run is long enough to save the time that compiling takes"
+    return True, f"compiled: {cause}"
 
 
 def _prepare(backend: Backend, runtime: Runtime, compiled: bool) -> Backend:
@@ -78,47 +77,29 @@ def image_by_image(backend: Backend) -> Backend:
     On a CPU this takes a quarter less time, because activations stay in its caches, and the logits of an image do not
     depend on the batch it is in: oneDNN splits sums differently for other batch sizes.
     """
-    return lambda images: (
-        backend(images) if len(images) == 1 else torch.cat([backend(image) for image in images.split(1)])
-    )
+    return lambda images: torch.cat([backend(image) for image in images.split(1)])
 
 
+@dataclass
 class FixedBatchSize:
-    """A backend compiled for one batch size; smaller batches are filled up to it."""
+    """A backend compiled for one batch size, to which smaller batches are filled up."""
 
-    def __init__(self, backend: Backend, batch_size: int) -> None:
-        self.backend, self.batch_size = backend, batch_size
+    backend: Backend
+    batch_size: int
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) of images (N, 3, H, W)."""
-        missing = max(0, self.batch_size - len(images))
-        if missing:
-            return self.backend(torch.cat([images, images[:1].expand(missing, -1, -1, -1)]))[: len(images)]
-        return self.backend(images)
-
-    def shrink(self, batch_size: int) -> None:
-        """Compile for a smaller batch size from now on."""
-        self.batch_size = batch_size
-
-
-def _compiled_kernel(device: torch.device) -> Kernel | None:
-    """Return `two_largest` as one kernel on a CPU, where full-size logits cost time; a GPU upsamples fast enough."""
-    if device.type != "cpu":
-        return None
-    # Thresholds large enough for one kernel.
-    options = ("realize_opcount_threshold", "realize_reads_threshold", "realize_acc_reads_threshold")
-    return torch.compile(two_largest, dynamic=False, options=dict.fromkeys(options, 10**6))
+        if len(images) >= self.batch_size:
+            return self.backend(images)
+        filling = images[:1].expand(self.batch_size - len(images), -1, -1, -1)
+        return self.backend(torch.cat([images, filling]))[: len(images)]
 
 
 def compiler_problem(device: torch.device) -> str | None:
     """Return why torch.compile can't work on a device, in one line; None if it compiles a sum."""
     try:
-        torch.compile(_double)(torch.ones(8, device=device))
+        torch.compile(lambda x: x + x)(torch.ones(8, device=device))
     except Exception as error:  # a compiler, its headers or triton may be missing; the run goes on without
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"torch.compile does not work here ({first_line[:150]})"
     return None
-
-
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return x + x

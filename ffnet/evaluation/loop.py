@@ -1,4 +1,4 @@
-"""The evaluation loop, which runs an image through all backends, so that it is decoded once."""
+"""The evaluation loop. Each image is decoded once and runs through all backends."""
 
 import contextlib
 import itertools
@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from ffnet.backends import Backend
 from ffnet.errors import UserError
-from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
@@ -30,16 +29,8 @@ Writer = Callable[[int, dict[str, np.ndarray]], None]  # index of an image, {bac
 
 def data_loader(images: Dataset[Sample], runtime: Runtime) -> DataLoader[Sample]:
     """Return batches (images uint8 (N, 3, H, W), train ids uint8 (N, H, W)) in the order of `images`."""
-    pin_memory = runtime.device.type == "cuda"
-    return DataLoader(
-        images, runtime.batch_size, num_workers=runtime.num_workers, collate_fn=_collate, pin_memory=pin_memory
-    )
-
-
-def _collate(samples: list[Sample]) -> Sample:
-    """Return a batch; one sample is not copied."""
-    images, labels = zip(*samples, strict=True)
-    return (images[0][None], labels[0][None]) if len(samples) == 1 else (torch.stack(images), torch.stack(labels))
+    on_gpu = runtime.device.type == "cuda"
+    return DataLoader(images, runtime.batch_size, num_workers=runtime.num_workers, pin_memory=on_gpu)
 
 
 def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Iterator[torch.Tensor]:
@@ -53,59 +44,51 @@ def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Iterator[t
 def evaluate(
     backends: Mapping[str, Backend] | PreparedBackends,
     images: Dataset[Sample],
-    runtime: Runtime = Runtime(),  # noqa: B008 - it is frozen
+    runtime: Runtime = Runtime(),
     writer: Writer | None = None,
 ) -> Scores:
     """Score every backend on all images.
 
-    Only images and labels are moved to the device of `runtime`: torch modules must be there already, in eval mode. If
-    the GPU's memory does not suffice for a batch, this batch and all after it are split into smaller ones.
+    If the GPU's memory does not suffice for a batch, this batch and all after it are split into smaller ones.
 
     Args:
-        backends: by name; any callable from normalized images (N, 3, H, W) to logits (N, 19, h, w) will do.
+        backends: by name; any callable from normalized images (N, 3, H, W) to logits (N, 19, h, w) will do. Torch
+            modules must be in eval mode and on the device of `runtime`, to which only images and labels are moved.
         images: a CityscapesSplit, or another dataset of (image uint8 (3, H, W), train ids uint8 (H, W)).
-        runtime: the device, the batch size, the number of worker processes, and whether to show progress.
-        writer: is called with every image's index and predictions, until it raises an OSError: scores matter more than
-            files, so `Scores.unsaved` then says why.
+        runtime: the device, and how images are loaded.
+        writer: is called with the index and the predictions of each image. After an OSError it is not called again,
+            and `Scores.unsaved` says why; the evaluation goes on.
 
     Raises:
         UserError: if logits are not finite, or if the GPU's memory does not suffice for one image.
     """
     prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
-    score = BatchSizeBackoff(prepared, runtime.device)
-    batches, images_done, unsaved = [_no_scores(prepared.backends)], 0, None
-    totals = {name: batches[0].total(name) for name in prepared.backends}
+    done, unsaved = _no_scores(prepared.backends), None
     loader = data_loader(images, runtime)
     with tqdm(loader, "evaluate", unit="batch", dynamic_ncols=True, disable=not runtime.progress) as bar:
         for batch in bar:
-            for scores, predictions in score(*batch):
+            for scores, predictions in _score_in_pieces(prepared, batch, runtime.device, done.batch_size):
                 if writer and not unsaved:
-                    unsaved = _write(writer, images_done, predictions)
-                batches.append(scores)
-                images_done += scores.images
-                totals = {name: total + scores.total(name) for name, total in totals.items()}
-            bar.set_postfix_str(", ".join(f"{n} {100 * metrics.mean_iou(total):.2f}" for n, total in totals.items()))
-    return replace(concatenate(batches), batch_size=score.batch_size, unsaved=unsaved)
+                    unsaved = _write(writer, done.images, predictions)
+                done = concatenate(done, scores)
+            bar.set_postfix_str(", ".join(f"{name} {done.miou(name):.2f}" for name in prepared.backends))
+    return replace(done, unsaved=unsaved)
 
 
 @torch.inference_mode()
 def warm_up(prepared: PreparedBackends, size: tuple[int, int], runtime: Runtime) -> None:
     """Run compiled backends once on noise of `size` (H, W), so that their times do not include compiling."""
-    if not prepared.compiled:
-        return
-    batch_size = 1 if runtime.device.type == "cpu" else runtime.batch_size
-    images = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
-    # If the memory does not suffice, the evaluation loop will say so.
-    with contextlib.suppress(torch.cuda.OutOfMemoryError):
-        _score(prepared, images, images[:, 0], runtime.device)
+    if prepared.compiled:
+        batch_size = 1 if runtime.device.type == "cpu" else runtime.batch_size
+        images = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):  # the evaluation loop handles it
+            _score(prepared, (images, images[:, 0]), runtime.device)
 
 
-def _score(
-    prepared: PreparedBackends, images: torch.Tensor, labels: torch.Tensor, device: torch.device
-) -> tuple[Scores, Predictions]:
-    """Run uint8 images (N, 3, H, W) through all backends and compare the predictions with train ids (N, H, W)."""
-    inputs = normalize(images.to(device, non_blocking=True))
-    labels = labels.to(device, non_blocking=True)
+def _score(prepared: PreparedBackends, batch: Sample, device: torch.device) -> tuple[Scores, Predictions]:
+    """Run a batch through all backends and compare the predictions with the labels."""
+    images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+    inputs = normalize(images)
     predictions, seconds, start = {}, {}, synchronized_clock(device)
     for name, backend in prepared.backends.items():
         before = synchronized_clock(device)
@@ -138,38 +121,30 @@ def _write(writer: Writer, first: int, predictions: Predictions) -> str | None:
     return None
 
 
-class BatchSizeBackoff:
-    """Scores batches, and splits them into smaller ones once the GPU's memory does not suffice."""
-
-    def __init__(self, prepared: PreparedBackends, device: torch.device) -> None:
-        self.prepared, self.device = prepared, device
-        self.batch_size: int | None = None  # None: no batch was too large so far
-
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[Scores, Predictions]]:
-        """Yield the scores and predictions of a batch, in as many pieces as the memory requires."""
-        start = 0
-        while start < len(images):
-            piece = slice(start, start + (self.batch_size or len(images)))
-            try:
-                scored = _score(self.prepared, images[piece], labels[piece], self.device)
-            except torch.cuda.OutOfMemoryError as error:
-                self.batch_size = smaller_batch_size(len(images[piece]), error)
-                for backend in self.prepared.backends.values():
-                    if isinstance(backend, FixedBatchSize):
-                        backend.shrink(self.batch_size)
-                continue
-            yield scored
+def _score_in_pieces(
+    prepared: PreparedBackends, batch: Sample, device: torch.device, batch_size: int | None
+) -> Iterator[tuple[Scores, Predictions]]:
+    """Yield the scores and predictions of a batch in pieces of `batch_size`, or smaller ones if memory requires it."""
+    images, labels = batch
+    start = 0
+    while start < len(images):
+        piece = slice(start, start + (batch_size or len(images)))
+        try:
+            scores, predictions = _score(prepared, (images[piece], labels[piece]), device)
+        except torch.cuda.OutOfMemoryError as error:
+            batch_size = smaller_batch_size(len(images[piece]), error)
+            for backend in prepared.backends.values():
+                if isinstance(backend, FixedBatchSize):
+                    backend.batch_size = batch_size
+        else:
+            yield replace(scores, batch_size=batch_size), predictions
             start = piece.stop
 
 
 def smaller_batch_size(batch_size: int, error: torch.cuda.OutOfMemoryError) -> int:
-    """Return half the batch size after an out-of-memory error, and say so on stderr.
-
-    Raises:
-        UserError: if one image is too much already.
-    """
+    """Return half the batch size after an out-of-memory error and say so on stderr; at 1, raise a UserError."""
     if batch_size == 1:
-        raise UserError("the GPU's memory does not suffice for one image. Use --use-cuda false.") from error
+        raise UserError("GPU: its memory does not suffice for one image. Use --use-cuda false.") from error
     torch.cuda.empty_cache()
     tqdm.write(f"Out of GPU memory: continuing with batches of {count(batch_size // 2, 'image')}.", file=sys.stderr)
     return batch_size // 2

@@ -1,4 +1,4 @@
-"""Confusion matrix, IoU and accuracy: pure functions on numpy arrays."""
+"""Confusion matrices, IoU and accuracy."""
 
 import numpy as np
 
@@ -6,12 +6,7 @@ from ffnet.variants import NUM_CLASSES
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return the counts (19, 19) int64, row = label, column = prediction.
-
-    Args:
-        labels: uint8 train ids; pixels with ids from 19 on (255) are not counted.
-        predictions: uint8 train ids below 19, of the same shape.
-    """
+    """Return counts (19, 19) int64 of uint8 train ids, row = label, column = prediction; labels >= 19 do not count."""
     codes = labels.astype(np.uint16) * np.uint16(NUM_CLASSES) + predictions
     counts = np.bincount(codes.ravel(), minlength=256 * NUM_CLASSES)
     return counts.reshape(256, NUM_CLASSES)[:NUM_CLASSES].astype(np.int64)
@@ -26,8 +21,8 @@ def iou(matrix: np.ndarray) -> np.ndarray:
 
 def mean_iou(matrix: np.ndarray) -> float:
     """Return the mean IoU of the classes that occur; nan if none does."""
-    present = iou(matrix)
-    present = present[~np.isnan(present)]
+    ious = iou(matrix)
+    present = ious[~np.isnan(ious)]
     return float(present.mean()) if present.size else float("nan")
 
 
@@ -39,16 +34,12 @@ def pixel_accuracy(matrix: np.ndarray) -> float:
 
 def image_ious(matrices: np.ndarray) -> np.ndarray:
     """Return the IoUs (images, 19) of confusion matrices (images, 19, 19); nan if an image's label lacks the class."""
-    ious = np.array([iou(matrix) for matrix in matrices])
-    return np.where(matrices.sum(2) > 0, ious, np.nan)
+    return np.where(matrices.sum(2) > 0, [iou(matrix) for matrix in matrices], np.nan)
 
 
 def image_mious(matrices: np.ndarray) -> np.ndarray:
-    """Return the mIoU (images,) of each image over the classes in its label; nan if it has none.
-
-    Unlike the mIoU of a data set, it leaves out classes that were only predicted: one stray pixel would count as much
-    as a whole class.
-    """
+    """Return the mIoU (images,) of each image over the classes in its label; nan if it has none."""
+    # A class that is only predicted does not count: one stray pixel would weigh as much as a whole class.
     ious = image_ious(matrices)
     counts = (~np.isnan(ious)).sum(1)
     return np.divide(np.nansum(ious, 1), counts, out=np.full(len(ious), np.nan), where=counts > 0)

@@ -1,9 +1,8 @@
 """Convert logits to train ids at the label's size, and on to confusion matrices, on the device of the network.
 
-The predictions equal bilinear upsampling (align_corners=False) and argmax, pixel for pixel. Without a kernel they are
-computed in this way. The compiled kernel interpolates and keeps the two largest logits per pixel, so that full-size
-logits are never written; pixels at which these two are so close that rounding decides (near ties) are computed again
-with torch's own upsampling.
+The predictions are those of bilinear upsampling (align_corners=False) and argmax, pixel for pixel. The compiled kernel
+interpolates and keeps the two largest logits per pixel, so that full-size logits are never written. Pixels at which
+these two are so close that rounding decides (near ties) are computed again with torch's own upsampling.
 """
 
 import math
@@ -29,34 +28,21 @@ MIN_PATCHES = 16  # patches that side by side are upsampled to more than that
 def predict(logits: torch.Tensor, size: Sequence[int], kernel: Kernel | None = None) -> torch.Tensor:
     """Return train ids (N, H, W) uint8 of logits (N, 19, h, w) float32 at `size` (H, W)."""
     logits = logits.contiguous()
-    factor = _upsampling_factor(logits.shape[2:], size)
-    if not kernel or not factor:
-        return _upsample_and_argmax(logits, size)
-    largest = logits.abs().amax()
-    if not largest.isfinite():
-        return _upsample_and_argmax(logits, size)
-    # One image at a time, and the tolerance as a tensor: the kernel is compiled for one shape and no value.
-    padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
-    ids = torch.cat([_assemble(kernel(image, factor, TOLERANCE * largest)) for image in padded.split(1)])
-    if (ids >= NEAR_TIE).sum() > MAX_NEAR_TIES * ids.numel():
-        return _upsample_and_argmax(logits, size)
-    return _resolve_near_ties(logits, ids, factor)
-
-
-def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Return the logits at the label's size, upsampled as in the published evaluation."""
-    return F.interpolate(logits, list(size), mode="bilinear", align_corners=False)
-
-
-def _upsample_and_argmax(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    height, width = logits.shape[2:]
+    factor = size[0] // height
+    supported = factor in FACTORS and tuple(size) == (height * factor, width * factor) and min(height, width) > 1
+    if kernel and supported and sum(size) > SMALL and (largest := logits.abs().amax()).isfinite():
+        # One image at a time, and the tolerance as a tensor: the kernel is compiled for one shape and no value.
+        padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
+        ids = torch.cat([_assemble(kernel(image, factor, TOLERANCE * largest)) for image in padded.split(1)])
+        if (ids >= NEAR_TIE).sum() <= MAX_NEAR_TIES * ids.numel():
+            return _resolve_near_ties(logits, ids, factor)
     return upsample(logits, size).max(1).indices.to(torch.uint8)
 
 
-def _upsampling_factor(small: Sequence[int], size: Sequence[int]) -> int | None:
-    """Return the upsampling factor if the kernel supports it and it is the same in both directions."""
-    factor = size[0] // small[0]
-    supported = factor in FACTORS and tuple(size) == (small[0] * factor, small[1] * factor)
-    return factor if supported and min(small) > 1 and sum(size) > SMALL else None
+def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return logits (N, 19, H, W) at `size` (H, W), upsampled as in the published evaluation."""
+    return F.interpolate(logits, list(size), mode="bilinear", align_corners=False)
 
 
 def two_largest(padded: torch.Tensor, factor: int, tolerance: torch.Tensor) -> torch.Tensor:
@@ -64,15 +50,8 @@ def two_largest(padded: torch.Tensor, factor: int, tolerance: torch.Tensor) -> t
 
     A cell lies between the centres of four logits. Its factor x factor pixels are separate planes, so that every plane
     is a weighted sum of four shifted copies of the logits, contiguous and without gathers. Padding and assembling the
-    planes stay outside: with either of them in the kernel it takes five times as long.
-
-    Args:
-        padded: logits (N, 19, h + 2, w + 2) with their border repeated.
-        factor: of upsampling.
-        tolerance: a scalar.
-
-    Returns:
-        Planes (factor, factor, N, h + 1, w + 1) uint8.
+    planes stay outside: with either of them in the kernel it takes five times as long. `padded` holds logits
+    (N, 19, h + 2, w + 2) with their border repeated; the planes are (factor, factor, N, h + 1, w + 1) uint8.
     """
     weight = (torch.arange(factor, device=padded.device) + 0.5) / factor
     lower, right = weight.view(-1, 1, 1, 1, 1), weight.view(-1, 1, 1, 1)
@@ -102,15 +81,12 @@ def _assemble(planes: torch.Tensor) -> torch.Tensor:
 
 def _resolve_near_ties(logits: torch.Tensor, ids: torch.Tensor, factor: int) -> torch.Tensor:
     """Return `ids` with near ties replaced by the argmax of torch's upsampling of the four logits around each."""
-    near_ties = (ids >= NEAR_TIE).nonzero()
-    if not len(near_ties):
-        return ids
-    image, y, x = near_ties.unbind(1)
+    image, y, x = (ids >= NEAR_TIE).nonzero().unbind(1)
     top, down = _cell(y, factor, logits.shape[2])
     left, across = _cell(x, factor, logits.shape[3])
     pair = torch.arange(2, device=ids.device)
-    patches = logits[image[:, None, None], :, (top[:, None] + pair)[:, :, None], (left[:, None] + pair)[:, None, :]]
-    patches = patches.permute(0, 3, 1, 2)  # (K, 19, 2, 2)
+    rows, columns = (top[:, None] + pair)[:, :, None], (left[:, None] + pair)[:, None, :]
+    patches = logits[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # (K, 19, 2, 2)
     # Left of the first and right of the last logit, torch repeats it: such a patch has to be at the end of its row.
     at_edge = (across < factor // 2) | (across >= 3 * factor // 2)
     for chosen, values_of in ((~at_edge, _inner_values), (at_edge, _edge_values)):
@@ -130,9 +106,8 @@ def _inner_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tenso
     """Return the logits (K, 19) of one pixel per patch, with all patches upsampled side by side."""
     count = len(patches)
     patches = torch.cat([patches, patches[:1].expand(max(0, MIN_PATCHES - count), -1, -1, -1)])
-    wide = upsample(
-        patches.permute(1, 2, 0, 3).reshape(1, patches.shape[1], 2, -1), (2 * factor, 2 * factor * len(patches))
-    )
+    row = patches.permute(1, 2, 0, 3).reshape(1, patches.shape[1], 2, -1)
+    wide = upsample(row, (2 * factor, 2 * factor * len(patches)))
     column = torch.arange(count, device=patches.device) * 2 * factor + across
     return wide[0][:, down, column].T
 

@@ -1,6 +1,6 @@
-"""What the evaluation loop measures: counts per image, for every backend."""
+"""What the evaluation loop measures: pixel counts per image for every backend, and times."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,23 +43,19 @@ def merge_shards(shards: Sequence[Scores]) -> Scores:
     return _combine(shards, _interleave, max)
 
 
-def concatenate(batches: Sequence[Scores]) -> Scores:
+def concatenate(*batches: Scores) -> Scores:
     """Merge the scores of successive images; the times are added."""
     return _combine(batches, np.concatenate, sum)
 
 
-def _combine(
-    pieces: Sequence[Scores],
-    join: Callable[[Sequence[np.ndarray]], np.ndarray],
-    reduce_seconds: Callable[[Iterable[float]], float],
-) -> Scores:
+def _combine(pieces: Sequence[Scores], join: Callable[..., np.ndarray], reduce_times: Callable[..., float]) -> Scores:
     first = pieces[0]
     return Scores(
         {name: join([piece.confusion_matrices[name] for piece in pieces]) for name in first.confusion_matrices},
         {pair: join([piece.agreeing_pixels[pair] for piece in pieces]) for pair in first.agreeing_pixels},
         max(piece.pixels_per_image for piece in pieces),
-        {name: reduce_seconds(piece.seconds[name] for piece in pieces) for name in first.seconds},
-        reduce_seconds(piece.scoring_seconds for piece in pieces),
+        {name: reduce_times(piece.seconds[name] for piece in pieces) for name in first.seconds},
+        reduce_times(piece.scoring_seconds for piece in pieces),
         min((piece.batch_size for piece in pieces if piece.batch_size), default=None),
         next((piece.unsaved for piece in pieces if piece.unsaved), None),
     )

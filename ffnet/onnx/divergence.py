@@ -4,6 +4,8 @@ Each simulated layer gets the values that ONNX Runtime computed for its inputs, 
 Correct kernels differ from the simulation only for values on the edge between two integers: at most 0.1 % of them.
 """
 
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,17 @@ def first_divergence(
     """Return the first layer at which ONNX Runtime and the simulation diverge; None if all values are equal.
 
     That is the first layer of which more than 1 % of the values differ, or one value by more than one quantization
-    step. If there is none, it is the first layer of which any value differs.
+    step. If there is none, it is the first layer of which any value differs. The arguments are those of compare_layers.
+    """
+    divergences = compare_layers(lowered, sites, path, image)
+    large = (each for each in divergences if each.differing > TOLERATED or each.steps > 1)
+    return next(large, next((each for each in divergences if each.steps), None))
+
+
+def compare_layers(
+    lowered: torch.fx.GraphModule, sites: Sequence[QuantizerSite], path: Path, image: torch.Tensor
+) -> list[Divergence]:
+    """Return the divergence of each quantized activation, in order of execution.
 
     Args:
         lowered: the network that `lower` returned for the exported simulation, on the CPU and not compiled.
@@ -53,15 +65,6 @@ def first_divergence(
     Raises:
         UserError: if the file has other layers.
     """
-    divergences = compare_layers(lowered, sites, path, image)
-    large = (each for each in divergences if each.differing > TOLERATED or each.steps > 1)
-    return next(large, next((each for each in divergences if each.steps), None))
-
-
-def compare_layers(
-    lowered: torch.fx.GraphModule, sites: Sequence[QuantizerSite], path: Path, image: torch.Tensor
-) -> list[Divergence]:
-    """Return the divergence of each quantized activation in order of execution; for the arguments see above."""
     proto = onnx.load(path)
     types = _quantized_activations(proto)
     compared = {site.tensor: site for site in sites if site.kind == ACTIVATION and site.tensor}
@@ -72,25 +75,18 @@ def compare_layers(
     executed = _executed_integers(path, proto, types, image)
     found: list[Divergence] = []
 
-    def compare(tensor: str, quantizer: FakeQuantize, output: torch.Tensor) -> torch.Tensor:
+    def compare(tensor: str, quantizer: FakeQuantize, _: object, output: torch.Tensor) -> torch.Tensor:
         simulated = torch.round(output / quantizer.scale).to(torch.int32) + quantizer.zero_point - quantizer.qmin
         integers = executed.pop(tensor)
         distance = (simulated - integers).abs()
         found.append(Divergence(tensor, float((distance > 0).float().mean()), int(distance.max())))
         return (integers + quantizer.qmin - quantizer.zero_point) * quantizer.scale
 
-    hooks = [
-        lowered.get_submodule(site.lowered_name).register_forward_hook(
-            lambda module, _, output, tensor=tensor: compare(tensor, module, output)
-        )
-        for tensor, site in compared.items()
-    ]
-    try:
-        with torch.inference_mode():
-            lowered(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as hooks, torch.inference_mode():
+        for tensor, site in compared.items():
+            quantizer = lowered.get_submodule(site.lowered_name)
+            hooks.enter_context(quantizer.register_forward_hook(functools.partial(compare, tensor)))
+        lowered(image)
     return found
 
 
@@ -108,14 +104,11 @@ def _executed_integers(
     path: Path, proto: onnx.ModelProto, types: Mapping[str, int], image: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return {tensor: its integers in ONNX Runtime, counted from the smallest, int32}; `proto` is changed."""
-    outputs = [onnx.helper.make_tensor_value_info(f"{name}_q", kind, None) for name, kind in types.items()]
-    del proto.graph.output[:]
     # The integers themselves: an output in float would keep the layer from running on an integer kernel.
+    outputs = [onnx.helper.make_tensor_value_info(f"{tensor}_q", kind, None) for tensor, kind in types.items()]
+    del proto.graph.output[:]
     proto.graph.output.extend(outputs)
-    arrays = run_session(
-        open_session(path, proto), [f"{name}_q" for name in types], {INPUT_TENSOR: image.numpy()}, path
-    )
-    return {
-        name: torch.from_numpy(array.astype(np.int32)) - int(np.iinfo(array.dtype).min)
-        for name, array in zip(types, arrays, strict=True)
-    }
+    feed = {INPUT_TENSOR: image.numpy()}
+    arrays = run_session(open_session(path, proto), [output.name for output in outputs], feed, path)
+    integers = (torch.from_numpy(array.astype(np.int32)) - int(np.iinfo(array.dtype).min) for array in arrays)
+    return dict(zip(types, integers, strict=True))

@@ -29,21 +29,19 @@ from datasets.cityscapes import CLASSES
 from ffnet.errors import UserError
 from ffnet.evaluation.preprocessing import MEAN, STD
 from ffnet.files import check_output_folder, sha256_of
-from ffnet.onnx.formats import (
-    ENCODINGS_FILE,
-    EXPORT_FILES,
-    FLOAT_MODEL_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    OPSET,
-    check_bit_widths,
-)
+from ffnet.onnx import formats
+from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MANIFEST_FILE, MODEL_FILE
 from ffnet.quantization.quantsim import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites
 
-NAMES = {"input_names": [INPUT_TENSOR], "output_names": [OUTPUT_TENSOR]}
-# torch.export keeps the names of modules, which the TorchScript exporter (dynamo=False) drops.
-EXPORTER: dict[str, Any] = {"dynamo": True, "opset_version": OPSET, "external_data": False, "verbose": False, **NAMES}
+EXPORTER: dict[str, Any] = {
+    "dynamo": True,  # torch.export keeps the names of modules, which the TorchScript exporter drops
+    "opset_version": formats.OPSET,
+    "external_data": False,
+    "verbose": False,
+    "input_names": [INPUT_TENSOR],
+    "output_names": [OUTPUT_TENSOR],
+}
 LAYER_METADATA = "pkg.torch.onnx.name_scopes"  # the modules around a node, outermost first, and its operator
 SUFFIXES = ("", "_q", "_qdq", "_dq", "_scale", "_zero_point")  # of the names that AIMET derives from a tensor's
 
@@ -66,7 +64,7 @@ def export(
 
     Raises:
         UserError: if the folder can't be used, or if the simulation has quantizers that no exported file can express.
-        RuntimeError: if a written file does not compute what `sim` does.
+        RuntimeError: if the Q/DQ nodes of model.onnx differ from the quantizers of `sim`.
     """
     folder = Path(folder)
     check_output_folder("--export", folder, EXPORT_FILES, force)
@@ -85,17 +83,14 @@ def export(
 
 
 def _check_sites(sim: QuantizationSimModel) -> None:
-    """Raise UserError if an exported file can't express one of the simulation's quantizers."""
+    """Raise a UserError if an exported file can't express one of the simulation's quantizers."""
+    bit_widths = {WEIGHT: 0, ACTIVATION: 0}
     sites = quantizer_sites(sim)
-    weights, activations = (
-        max((site.bit_width for site in sites if site.kind == kind), default=0) for kind in (WEIGHT, ACTIVATION)
-    )
-    check_bit_widths(weights, activations)
     for site in sites:
-        if site.tensor is None:
-            raise UserError(
-                f"--config-file: {site.layer} quantizes its own input, which can't be exported. Remove the option."
-            )
+        bit_widths[site.kind] = max(bit_widths[site.kind], site.bit_width)
+    formats.check_bit_widths(bit_widths[WEIGHT], bit_widths[ACTIVATION])
+    if layer := next((site.layer for site in sites if site.tensor is None), None):
+        raise UserError(f"--config-file: {layer} quantizes its own input, which can't be exported. Remove the option.")
 
 
 def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -> None:
@@ -105,7 +100,7 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
         aimet_torch.onnx.export(sim.model, (example,), str(work / MODEL_FILE), **EXPORTER)
         sim.onnx.export((example,), str(work / FLOAT_MODEL_FILE), **EXPORTER)
     quantized, float_network = onnx.load(work / MODEL_FILE), onnx.load(work / FLOAT_MODEL_FILE)
-    encodings_file = (work / FLOAT_MODEL_FILE).with_suffix(".encodings").rename(work / ENCODINGS_FILE)
+    encodings_file = (work / FLOAT_MODEL_FILE).with_suffix(".encodings").rename(work / formats.ENCODINGS_FILE)
     _rename_encodings(encodings_file, layer_tensors(float_network.graph))
     _restore_weights(float_network.graph, sim.model)
     for proto, name in ((quantized, MODEL_FILE), (float_network, FLOAT_MODEL_FILE)):
@@ -122,7 +117,7 @@ def _rename_encodings(path: Path, tensors: Mapping[str, str]) -> None:
 
 
 def _restore_weights(graph: onnx.GraphProto, model: nn.Module) -> None:
-    """Replace weights, in place, by those of `model`: AIMET writes quantized weights beside the encodings."""
+    """Replace the graph's weights, which AIMET writes quantized, by those of `model`."""
     parameters = dict(model.named_parameters())
     for tensor in graph.initializer:
         if tensor.name in parameters:
@@ -189,41 +184,29 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
-    """Check that the Q/DQ nodes of a file have the scales and zero points of every quantizer of `sim`.
-
-    Raises:
-        RuntimeError: if they have not.
-    """
+    """Raise a RuntimeError unless the Q/DQ nodes of a file have the scale and zero point of every quantizer."""
     found = file_quantizers(proto)
     for site in quantizer_sites(sim):
         scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
         zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
         if site.tensor not in found:
             raise RuntimeError(f"{MODEL_FILE} has no quantizer at {site.tensor}.")
-        if not (np.array_equal(found[site.tensor][0], scale) and np.array_equal(found[site.tensor][1], zero_point)):
+        if not all(map(np.array_equal, found[site.tensor], (scale, zero_point))):
             raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {site.tensor} than the simulation.")
 
 
 def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return {tensor: (scales float32, zero points counted from the type's smallest value)} of an exported file.
-
-    Raises:
-        RuntimeError: if a QuantizeLinear and its DequantizeLinear differ.
-    """
+    """Return {tensor: (scales float32, zero points counted from the type's smallest value)} of an exported file."""
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     dequantizers = {node.input[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"}
     found = {}
-    for node in proto.graph.node:
-        if node.op_type != "QuantizeLinear":
-            continue
+    for node in (node for node in proto.graph.node if node.op_type == "QuantizeLinear"):
         values = [[constants[name] for name in each.input[1:3]] for each in (node, dequantizers[node.output[0]])]
         if not all(map(np.array_equal, *values)):
             raise RuntimeError(f"{MODEL_FILE}: {node.name} quantizes and dequantizes differently.")
-        scale, zero_point = values[0]
-        found[node.output[0].removesuffix("_q")] = (
-            scale.astype(np.float32).flatten(),
-            zero_point.astype(np.int64).flatten() - _smallest(zero_point.dtype),
-        )
+        scale, zero_point = (value.flatten() for value in values[0])
+        tensor = node.output[0].removesuffix("_q")
+        found[tensor] = scale.astype(np.float32), zero_point.astype(np.int64) - _smallest(zero_point.dtype)
     return found
 
 
@@ -234,9 +217,10 @@ def _smallest(dtype: np.dtype) -> int:
 
 def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, Any]) -> None:
     """Write manifest.json into `work`: `provenance`, hashes, and how images become inputs and outputs train ids."""
+    files = [work / name for name in EXPORT_FILES if name != MANIFEST_FILE]
     manifest = {
         **provenance,
-        "opset": OPSET,
+        "opset": formats.OPSET,
         "input": {
             "name": INPUT_TENSOR,
             "shape": [1, 3, *size],
@@ -250,11 +234,7 @@ def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, A
             "postprocess": "upsample bilinearly (corners not aligned) to the image's size, then argmax over channels",
             "classes": list(CLASSES),
         },
-        "files": {
-            name: {"bytes": (work / name).stat().st_size, "sha256": sha256_of(work / name)}
-            for name in EXPORT_FILES
-            if name != MANIFEST_FILE
-        },
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
     }
     (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
 

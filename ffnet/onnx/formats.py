@@ -12,20 +12,13 @@ PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # of which ONNX has i
 
 
 def check_bit_widths(param_bw: int, output_bw: int) -> None:
-    """Check that ONNX Runtime can run weights and activations of these bit widths.
-
-    Raises:
-        UserError: if it can't.
-    """
-    options = (
-        ("--default-param-bw", param_bw, PARAM_BIT_WIDTHS),
-        ("--default-output-bw", output_bw, OUTPUT_BIT_WIDTHS),
-    )
-    for option, bits, supported in options:
+    """Raise a UserError unless ONNX Runtime can run weights and activations of these bit widths."""
+    for what, bits, supported in (("param", param_bw, PARAM_BIT_WIDTHS), ("output", output_bw, OUTPUT_BIT_WIDTHS)):
         if bits not in supported:
             raise UserError(
-                f"{option}: ONNX Runtime has no kernels for {bits} bits, only for {' and '.join(map(str, supported))}. "
-                "Use one of these, or remove --export and --execute (with --demo: add --no-execute)."
+                f"--default-{what}-bw: ONNX Runtime has no kernels for {bits} bits, only for "
+                f"{' and '.join(map(str, supported))}. Use one of these, or remove --export and --execute (with "
+                "--demo: add --no-execute)."
             )
     if param_bw == output_bw == 16:
         raise UserError(

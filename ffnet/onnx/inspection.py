@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,7 @@ import onnx
 from ffnet.onnx.runtime import open_session
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 
-CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
-INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")  # in the graph that ONNX Runtime really runs
+INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 Producers = Mapping[str, onnx.NodeProto]  # tensor -> the node that computes it
 
 
@@ -26,46 +25,50 @@ class OnnxFacts:
     integer: int  # convolutions that run on integer kernels
     floats: dict[str, str]  # convolution of a quantized file that runs in float -> the reason, a clause
 
-    def lines(self) -> Iterator[str]:
-        """Yield the facts as sentences."""
+    def lines(self) -> list[str]:
+        """Return all facts as sentences."""
         height, width = self.header.input_shape[2:]
         kind = "quantized (QDQ or integer operators)" if self.quantized else "not quantized"
-        yield f"The file is {kind}, of opset {self.header.opset}."
-        if height is None or width is None:
-            yield f"Its input {self.header.input_name!r} takes any size, so images are not resized."
-        else:
-            yield (
-                f"Its input {self.header.input_name!r} takes {height}x{width} pixels; images of another size are "
-                "resized bilinearly to it, and logits to the size of the labels."
+        size = "any size, so images are not resized."
+        if height is not None and width is not None:
+            size = (
+                f"{height}x{width} pixels; images of another size are resized bilinearly to it, and logits to the size "
+                "of the labels."
             )
-        yield f"Convolutions that run on integer kernels: {self.integer} of {self.convolutions}."
-        for name, reason in self.floats.items():
-            yield f"The convolution {name} runs in float: {reason}."
+        return [
+            f"The file is {kind}, of opset {self.header.opset}.",
+            f"Its input {self.header.input_name!r} takes {size}",
+            *self.kernel_lines(),
+        ]
+
+    def kernel_lines(self) -> list[str]:
+        """Return sentences on the kernels that run the convolutions."""
+        floats = [f"The convolution {name} runs in float: {reason}." for name, reason in self.floats.items()]
+        return [f"Convolutions that run on integer kernels: {self.integer} of {self.convolutions}.", *floats]
 
 
 def inspect_onnx(path: Path | str) -> OnnxFacts:
-    """Return the facts of an ONNX file.
-
-    Raises:
-        UserError: if the file can't be run.
-    """
+    """Return the facts of an ONNX file, or raise a UserError if it can't be run."""
     header = check_onnx(path)
     proto = onnx.load(path)
     operators = {node.op_type for node in proto.graph.node}
     quantized = any("QuantizeLinear" in operator or operator.startswith("QLinear") for operator in operators)
     reasons = float_reasons(proto.graph)
-    names = [node.name or node.output[0] for node in proto.graph.node if node.op_type in CONVOLUTIONS]
-    integer = integer_convolutions(path, proto)
-    floats = {
-        name: reasons.get(name, "the reason is not known") for index, name in enumerate(names) if index not in integer
-    }
+    convolutions = [node for node in proto.graph.node if node.op_type in ("Conv", *INTEGER_CONVOLUTIONS)]
+    names = [_name(node) for node in convolutions]
+    for index, node in enumerate(convolutions):
+        node.name = f"convolution{index}"
+    integer = _integer_convolutions(path, proto)
+    floats = {name: reasons.get(name, "the reason is not known") for i, name in enumerate(names) if i not in integer}
     return OnnxFacts(header, quantized, len(names), len(integer), floats if quantized else {})
 
 
-def integer_convolutions(path: Path | str, proto: onnx.ModelProto) -> set[int]:
-    """Return the indices of the convolutions that run on integer kernels; `proto`, the file's content, is changed."""
-    for index, node in enumerate(node for node in proto.graph.node if node.op_type in CONVOLUTIONS):
-        node.name = f"convolution{index}"
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
+
+
+def _integer_convolutions(path: Path | str, proto: onnx.ModelProto) -> set[int]:
+    """Return the numbers i of the nodes named "convolution{i}" in `proto` that run on integer kernels."""
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         open_session(path, proto, optimized)
@@ -77,38 +80,34 @@ def integer_convolutions(path: Path | str, proto: onnx.ModelProto) -> set[int]:
 def float_reasons(graph: onnx.GraphProto) -> dict[str, str]:
     """Return {convolution: why no integer kernel takes it}, as far as the Q/DQ nodes around it tell."""
     producers = {output: node for node in graph.node for output in node.output}
-    consumers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
     types = {tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
-    reasons = {}
-    for node in (node for node in graph.node if node.op_type == "Conv"):
-        reason = (
-            _unquantized_reason(node, producers, consumers)
-            or _type_reason(node, producers, types)
-            or _max_pool_reason(node, producers)
-        )
-        if reason:
-            reasons[node.name or node.output[0]] = reason
-    return reasons
+    reasons = {
+        _name(node): _unquantized_reason(node, producers, graph)
+        or _type_reason(node, producers, types)
+        or _max_pool_reason(node, producers)
+        for node in graph.node
+        if node.op_type == "Conv"
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _unquantized_reason(
-    node: onnx.NodeProto, producers: Producers, consumers: Mapping[str, list[onnx.NodeProto]]
-) -> str | None:
+def _unquantized_reason(node: onnx.NodeProto, producers: Producers, graph: onnx.GraphProto) -> str | None:
     """Return which of input, weight and output of a convolution has no Q/DQ nodes, as a clause."""
     missing = []
     for what, name in zip(("input", "weight"), node.input, strict=False):
         source = producers.get(name)
         if source is None or source.op_type != "DequantizeLinear":
             missing.append(f"{what} ({source.name or source.op_type})" if source else what)
-    following = consumers.get(node.output[0], [])
+    following = _consumers(graph, node)
     if len(following) == 1 and following[0].op_type in ("Relu", "Clip"):
-        following = consumers.get(following[0].output[0], [])
+        following = _consumers(graph, following[0])
     if not any(consumer.op_type == "QuantizeLinear" for consumer in following):
         missing.append("output")
     return f"its {' and '.join(missing)} {'are' if missing[1:] else 'is'} not quantized" if missing else None
+
+
+def _consumers(graph: onnx.GraphProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    return [consumer for consumer in graph.node if node.output[0] in consumer.input]
 
 
 def _type_reason(node: onnx.NodeProto, producers: Producers, types: Mapping[str, str]) -> str | None:

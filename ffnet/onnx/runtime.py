@@ -16,11 +16,7 @@ from ffnet.onnx.validation import check_onnx
 
 
 class OnnxBackend:
-    """An ONNX file as a backend. It uses as many threads as torch, and resizes images to the size of the file.
-
-    Raises:
-        UserError: if the file can't be run.
-    """
+    """An ONNX file as a backend. It uses as many threads as torch, and resizes images to the size of the file."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -42,10 +38,7 @@ class OnnxBackend:
 
 
 def resize(images: torch.Tensor, size: Sequence[int | None]) -> torch.Tensor:
-    """Return images (N, 3, H, W) resized bilinearly to (height, width); None keeps that side as it is.
-
-    Normalization is the same affine function for all pixels, so it may come before or after.
-    """
+    """Return images (N, 3, H, W) resized bilinearly to (height, width); None keeps that side as it is."""
     new_size = [wanted or length for wanted, length in zip(size, images.shape[2:], strict=True)]
     if new_size == list(images.shape[2:]):
         return images
@@ -55,15 +48,9 @@ def resize(images: torch.Tensor, size: Sequence[int | None]) -> torch.Tensor:
 def open_session(
     path: Path | str, proto: onnx.ModelProto | None = None, optimized: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """Open a session for an ONNX file on the CPU.
+    """Open a session on the CPU for an ONNX file or, if given, its changed content `proto`.
 
-    Args:
-        path: of the file.
-        proto: the changed content of the file, which is run in its place.
-        optimized: where to write the graph that ONNX Runtime really runs.
-
-    Raises:
-        UserError: if ONNX Runtime can't run the file.
+    Write the graph that ONNX Runtime really runs to `optimized`, if given. Raise a UserError if it can't run the file.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -78,27 +65,19 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({_reason(error)}). Export it with "
-            "operators that ONNX Runtime has on CPUs."
-        ) from error
+        message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({_reason(error)})"
+        raise UserError(f"{message}. Export it with operators that ONNX Runtime has on CPUs.") from error
 
 
 def run_session(
     session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: dict[str, np.ndarray], path: Path | str
 ) -> list[np.ndarray]:
-    """Return the arrays of the named outputs.
-
-    Raises:
-        UserError: if the run fails; it names `path`.
-    """
+    """Return the arrays of the named outputs, or raise a UserError that names `path`."""
     try:
         return session.run(outputs, feed)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(
-            f"{path}: ONNX Runtime failed while running this file ({_reason(error)}). Check that the file takes images "
-            "of this size."
-        ) from error
+        message = f"{path}: ONNX Runtime failed while running this file ({_reason(error)})"
+        raise UserError(f"{message}. Check that the file takes images of this size.") from error
 
 
 def _reason(error: Exception) -> str:

@@ -32,7 +32,7 @@ STANDARD_ONLY = "Export the network with ONNX's own operators only."
 
 
 class _InvalidError(Exception):
-    """What is wrong with the file and what to do; the message goes on after "this file "."""
+    """What is wrong with the file and what to do; check_onnx puts "<path>: this file " before it."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,7 @@ class OnnxHeader:
 
 
 def check_onnx(path: Path | str) -> OnnxHeader:
-    """Check that a file is an ONNX network that may be run, and return its header.
-
-    Raises:
-        UserError: if it is not.
-    """
+    """Return the header of an ONNX file, or raise a UserError if it is not a network that may be run."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: this is a folder. Name the .onnx file in it.")
@@ -112,11 +108,9 @@ def _check_operators(proto: onnx.ModelProto) -> None:
 
 def _external_data(proto: onnx.ModelProto) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield name and {key: value} of every tensor whose data is in another file."""
-    tensors = list(proto.graph.initializer)
-    for attribute in (attribute for node in proto.graph.node for attribute in node.attribute):
-        tensors += [attribute.t] if attribute.HasField("t") else []
-        tensors += attribute.tensors
-    for tensor in tensors:
+    attributes = [attribute for node in proto.graph.node for attribute in node.attribute]
+    inside = [tensor for attribute in attributes for tensor in (attribute.t, *attribute.tensors)]
+    for tensor in (*proto.graph.initializer, *inside):
         if tensor.data_location == tensor.EXTERNAL:
             yield tensor.name, {entry.key: entry.value for entry in tensor.external_data}
 
@@ -135,15 +129,13 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
             raise _InvalidError(f"{stored}, which is missing. Put that beside the file.")
         sizes[path] = path.stat().st_size
         try:
-            offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
+            offset, length = (int(entry.get(key, 0)) for key in ("offset", "length"))
         except ValueError as error:
             raise _InvalidError(f"{stored}, at an offset that is not a number. {EXPORT_AGAIN}") from error
         if min(offset, length) < 0 or offset + length > sizes[path]:
             raise _InvalidError(f"{stored}, beyond the end of that file, which was cut off. {EXPORT_AGAIN}")
     if (total := sum(sizes.values())) > MAX_BYTES:
-        raise _InvalidError(
-            f"has {total} bytes of external data, and no FFNet has more than {MAX_BYTES}. Check the path."
-        )
+        raise _InvalidError(f"has {total} bytes of external data, and no FFNet more than {MAX_BYTES}. Check the path.")
 
 
 def _header(proto: onnx.ModelProto, path: Path) -> OnnxHeader:
@@ -173,9 +165,8 @@ def _check_sizes(graph: onnx.GraphProto) -> None:
     for value in (*graph.input, *graph.value_info, *graph.output):
         elements = math.prod(max(dimension.dim_value, 1) for dimension in value.type.tensor_type.shape.dim)
         if elements > MAX_ELEMENTS:
-            raise _InvalidError(
-                f"computes the tensor {value.name} of {elements} elements; no FFNet has one as large. {EXPORT_AGAIN}"
-            )
+            tensor = f"the tensor {value.name} of {elements} elements"
+            raise _InvalidError(f"computes {tensor}; no FFNet has one as large. {EXPORT_AGAIN}")
 
 
 def _single_value(

@@ -20,13 +20,10 @@ MOST_BITS = 24  # of weight and input together in layers with int32 arithmetic: 
 
 
 def raise_weight_scales(sim: QuantizationSimModel) -> dict[str, int]:
-    """Raise weight scales of a calibrated simulation in place, until every bias fits into int32.
+    """Raise weight scales in place until every bias fits into int32; return {changed layer: number of its channels}.
 
     Call it after calibrating or loading encodings, and before lowering or export; a second call changes nothing. For a
     channel of n products of 8 bits it changes the output by less than n * 255 / 2**32 of the bias.
-
-    Returns:
-        The number of changed channels of every layer that was changed.
     """
     changed = {}
     for weight, bias, source in _biased_layers(sim):
@@ -47,7 +44,7 @@ def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, source: QuantizerB
 
 
 def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, torch.Tensor, QuantizerSite]]:
-    """Yield the site of the weight, the bias, and the site of the input of layers with int32 arithmetic."""
+    """Yield the weight's site, the bias, and the input's site of each layer with int32 arithmetic."""
     sites = quantizer_sites(sim)
     modules = {node: sim.model.get_submodule(node.target) for node in sim.model.graph.nodes if node.op == "call_module"}
     inputs = {site.node: site for site in sites if site.role == "input" and site.key == 0}

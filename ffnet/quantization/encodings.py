@@ -5,6 +5,7 @@ Bit widths and symmetry are those of the file, whatever the quantization config 
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,8 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
             "encodings of this network."
         )
     if not partial and (missing or unexpected):
-        problems = [
-            f"{text.format(count(len(names), noun))} ({_some(names)})"
-            for text, noun, names in (("no entry for {}", "quantizer", missing), ("{}", "unexpected name", unexpected))
-            if names
-        ]
+        problems = [f"no entry for {count(len(missing), 'quantizer')} ({_some(missing)})"] if missing else []
+        problems += [f"{count(len(unexpected), 'unexpected name')} ({_some(unexpected)})"] if unexpected else []
         raise UserError(
             f"--encodings {file.path}: the file has {' and '.join(problems)}. Give the encodings of this network and "
             "--config-file, or add --partial-encodings to calibrate what is missing and ignore what is unexpected."
@@ -68,38 +66,31 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
 
 
 def _some(names: list[str], most: int = 12) -> str:
-    """Return the first of the names in one line, and how many there are beside them."""
+    """Return the first of the names in one line, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _choose(
     sites: Iterable[QuantizerSite], found: Mapping[QuantizerSite, Encoding]
 ) -> tuple[dict[QuantizerSite, Encoding], list[str], list[str]]:
-    """Choose which encodings to set, given those `found` in a file.
+    """Return which of the encodings `found` to set, the missing quantizers, and the sites to separate.
 
     AIMET 2 lets the inputs and the output of a concatenation share a quantizer: one entry is enough for all of them.
     AIMET 1.x gave each its own, and may have found different encodings.
-
-    Returns:
-        The chosen encodings, the names of the missing quantizers, and the names of the sites to separate.
     """
-    sharing: dict[int, list[QuantizerSite]] = {}
+    sharing: dict[int, list[QuantizerSite]] = defaultdict(list)
     for site in sites:
-        sharing.setdefault(id(site.quantizer), []).append(site)
+        sharing[id(site.quantizer)].append(site)
     chosen: dict[QuantizerSite, Encoding] = {}
     missing: list[str] = []
     separated: list[str] = []
     for group in sharing.values():
-        named = {site: found[site] for site in group if site in found}
+        covered = [site for site in group if site in found]
         rest = [site.name for site in group if site not in found]
-        if len(set(named.values())) > 1:
-            chosen |= named
-            separated += [site.name for site in named]
-            missing += rest[:1]
-        elif named:
-            chosen |= dict([next(iter(named.items()))])
-        else:
-            missing += rest[:1]
+        differ = len({found[site] for site in covered}) > 1
+        chosen |= {site: found[site] for site in (covered if differ else covered[:1])}
+        separated += [site.name for site in covered] if differ else []
+        missing += rest[:1] if differ or not covered else []
     return chosen, missing, separated
 
 
@@ -115,10 +106,8 @@ def _check_suitable(site: QuantizerSite, encoding: Encoding, path: Path) -> None
             "encodings of this network, made with the same choice of per-channel or per-tensor quantization."
         )
     if encoding.qmax - encoding.qmin >= 1 << 31:
-        raise UserError(
-            f"--encodings {path}: {site.name} has 32 bits, but AIMET simulates at most 31. Give encodings "
-            "of fewer bits."
-        )
+        problem = f"{site.name} has 32 bits, but AIMET simulates at most 31"
+        raise UserError(f"--encodings {path}: {problem}. Give encodings of fewer bits.")
 
 
 def _set_encoding(site: QuantizerSite, encoding: Encoding, path: Path) -> None:
@@ -126,8 +115,8 @@ def _set_encoding(site: QuantizerSite, encoding: Encoding, path: Path) -> None:
     quantizer = site.quantizer
     quantizer.qmin, quantizer.qmax = encoding.qmin, encoding.qmax
     quantizer.symmetric = encoding.qmin < 0 and not any(encoding.offsets)
-    scale = torch.tensor(encoding.scales, dtype=torch.float64).reshape(quantizer.shape)
-    offset = torch.tensor(encoding.offsets, dtype=torch.float64).reshape(quantizer.shape)
+    values = torch.tensor([encoding.scales, encoding.offsets], dtype=torch.float64)
+    scale, offset = values.reshape(2, *quantizer.shape)
     quantizer.set_range(*exact_range(scale, offset, encoding))
     quantizer.allow_overwrite(False)
     held = quantizer.get_scale().detach().cpu()

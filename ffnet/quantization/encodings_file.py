@@ -6,7 +6,7 @@ and those by tensor beside an ONNX file, of versions 0.x, 1.0.0 and 2.0.0.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,11 +36,7 @@ class EncodingsFile:
 
 
 def read_encodings(path: Path | str) -> EncodingsFile:
-    """Read a JSON file of encodings.
-
-    Raises:
-        UserError: if it can't be read or is not in one of AIMET's formats.
-    """
+    """Read a JSON file of encodings; raise a UserError if it can't be read or is not in one of AIMET's formats."""
     path = Path(path)
     try:
         by_layer, entries = _parse(_read_json(path))
@@ -85,42 +81,43 @@ def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
     if not isinstance(version, str) or version.split(".")[0] not in ("0", "1", "2"):
         raise ValueError(f"the file has version {version!r}, but only versions 0 to 2 are supported")
     if "encodings" in content:
-        return False, _parse_list(content["encodings"], _parse_version_2)
+        return False, _parse_entries(_named_entries(content["encodings"]), _parse_version_2)
     if not {"activation_encodings", "param_encodings"} <= content.keys():
         raise ValueError("the file has neither 'encodings' nor 'activation_encodings' and 'param_encodings'")
     activations, params = content["activation_encodings"], content["param_encodings"]
     if isinstance(activations, list) and isinstance(params, list):
-        return False, _parse_list(activations + params, _parse_version_1)
+        return False, _parse_entries(_named_entries(activations + params), _parse_version_1)
     if not isinstance(activations, dict) or not isinstance(params, dict):
         raise ValueError("'activation_encodings' and 'param_encodings' are neither two objects nor two lists")
     by_layer = any(isinstance(value, dict) and value.keys() & {"input", "output"} for value in activations.values())
     if by_layer:
         activations = dict(entry for name, value in activations.items() for entry in _tensors_of_layer(name, value))
-    if not activations | params:
-        raise ValueError("the file contains no encodings")
-    return by_layer, {name: _parse_entry(name, _parse_legacy, value) for name, value in (activations | params).items()}
+    return by_layer, _parse_entries((activations | params).items(), _parse_legacy)
 
 
-def _parse_entry(name: str, parse: Callable[[Any], Encoding], value: Any) -> Encoding:
-    try:
-        return parse(value)
-    except ValueError as error:
-        raise ValueError(f"the entry {name!r} {error}") from error
-
-
-def _parse_list(values: Any, parse: Callable[[Any], Encoding]) -> dict[str, Encoding]:
-    """Return the encodings of a list of entries that contain their names."""
-    if not isinstance(values, list) or not values:
-        raise ValueError("the file contains no encodings")
+def _parse_entries(values: Iterable[tuple[str, Any]], parse: Callable[[Any], Encoding]) -> dict[str, Encoding]:
     entries: dict[str, Encoding] = {}
+    for name, value in values:
+        if name in entries:
+            raise ValueError(f"the file contains the entry {name!r} twice")
+        try:
+            entries[name] = parse(value)
+        except ValueError as error:
+            raise ValueError(f"the entry {name!r} {error}") from error
+    if not entries:
+        raise ValueError("the file contains no encodings")
+    return entries
+
+
+def _named_entries(values: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the content of each entry of a list."""
+    if not isinstance(values, list):
+        raise ValueError("the file contains no encodings")
     for value in values:
         name = value.get("name") if isinstance(value, dict) else None
         if not isinstance(name, str):
             raise ValueError(f"the file has an entry without a name: {str(value)[:60]}")
-        if name in entries:
-            raise ValueError(f"the file contains the entry {name!r} twice")
-        entries[name] = _parse_entry(name, parse, value)
-    return entries
+        yield name, value
 
 
 def _tensors_of_layer(layer: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -171,14 +168,13 @@ def _parse_version_2(value: dict[str, Any]) -> Encoding:
         raise ValueError("is quantized in blocks, which is not supported")
     bits, signed = _checked_bits(int(dtype[2])), not dtype[1]
     scales = _list(value, "y_scale", _scale)
-    zero_points = [0] * len(scales)
-    if value.get("y_zero_point") is not None:
-        zero_points = _list(value, "y_zero_point", _integer)
+    has_zero_points = value.get("y_zero_point") is not None
+    zero_points = _list(value, "y_zero_point", _integer) if has_zero_points else [0] * len(scales)
     return _encoding(bits, signed, scales, [_smallest(bits, signed) - zero_point for zero_point in zero_points])
 
 
 def _encoding(bits: int, signed: bool, scales: Sequence[float], lows: Sequence[int], strict: bool = False) -> Encoding:
-    """Return the Encoding; `lows`: the integers that, times the scale, are the smallest values."""
+    """Return the Encoding whose smallest values are `lows` times `scales`; `strict`: without the lowest integer."""
     qmin = _smallest(bits, signed) + strict
     qmax = _smallest(bits, signed) + (1 << bits) - 1
     if len(scales) != len(lows) or not scales:

@@ -17,14 +17,9 @@ from ffnet.quantization.sites import QuantizerSite, quantizer_sites, tensor_argu
 
 
 class FakeQuantize(nn.Module):
-    """Quantizes and dequantizes a float32 tensor, per tensor or along one axis: round half to even, then clamp.
+    """Quantizes and dequantizes a float32 tensor to integers from qmin to qmax: round half to even, then clamp.
 
-    Args:
-        scale: float32, of one element, or one per channel along `axis`.
-        zero_point: int32, of the same shape.
-        qmin: the smallest integer.
-        qmax: the largest integer.
-        axis: the axis of the channels; None if there is one scale for the whole tensor.
+    `scale` (float32) and `zero_point` (int32) have one element per channel along `axis`, or one if `axis` is None.
     """
 
     scale: torch.Tensor
@@ -44,9 +39,8 @@ class FakeQuantize(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the quantized and dequantized tensor."""
         if self.axis is not None:
-            return torch.fake_quantize_per_channel_affine(
-                x, self.scale, self.zero_point, self.axis, self.qmin, self.qmax
-            )
+            scales = self.scale, self.zero_point, self.axis
+            return torch.fake_quantize_per_channel_affine(x, *scales, self.qmin, self.qmax)
         if torch.compiler.is_compiling():  # one fused kernel, where the operator would be a call of its own
             rounded = torch.round(x * self.reciprocal) + self.zero
             return (rounded.clamp(self.qmin, self.qmax) - self.zero) * self.step
@@ -56,10 +50,8 @@ class FakeQuantize(nn.Module):
 def lower(sim: QuantizationSimModel) -> torch.fx.GraphModule:
     """Return a calibrated simulation as a graph of plain modules, in eval mode.
 
-    Layers keep their names; a quantizer of an activation becomes the FakeQuantize `site.lowered_name`.
-
-    Raises:
-        UserError: if a quantizer is not calibrated or of a kind that has no counterpart.
+    Layers keep their names; a quantizer of an activation becomes the FakeQuantize `site.lowered_name`. Raise a
+    UserError if a quantizer is not calibrated or of a kind that has no counterpart.
     """
     graph = torch.fx.Graph()
     modules: dict[str, nn.Module] = {}
@@ -105,11 +97,7 @@ def _insert(
 
 
 def fake_quantizer(site: QuantizerSite) -> FakeQuantize:
-    """Return the FakeQuantize that computes what AIMET's quantizer of a site does.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the FakeQuantize that computes what AIMET's quantizer of a site does."""
     quantizer = _checked_quantizer(site)
     scale = quantizer.get_scale().detach().float()
     zero_point = -quantizer.get_offset().detach().to(torch.int32)
@@ -122,7 +110,7 @@ def fake_quantizer(site: QuantizerSite) -> FakeQuantize:
 
 
 def _checked_quantizer(site: QuantizerSite) -> QuantizeDequantize:
-    """Return the quantizer of a site if it is affine, calibrated, and has one scale per tensor or channel."""
+    """Return the quantizer of a site; raise a UserError unless it is affine, calibrated and without blocks."""
     quantizer = site.quantizer
     if type(quantizer) is not QuantizeDequantize or quantizer.block_size or quantizer.zero_point_shift:
         raise UserError(f"{site.name}: {quantizer} is not supported. Use affine quantizers without blocks.")

@@ -8,7 +8,6 @@ quantizers around GaussianConv2D.
 import contextlib
 import copy
 import dataclasses
-import functools
 import logging
 import sys
 import warnings
@@ -57,13 +56,13 @@ class QuantizedGaussianConv2D(QuantizationMixin, GaussianConv2D):
 def quantize(
     model: nn.Module,
     images: Dataset,
-    config: QuantizationConfig = QuantizationConfig(),  # noqa: B008 - it is frozen
-    runtime: Runtime = Runtime(),  # noqa: B008 - it is frozen
+    config: QuantizationConfig = QuantizationConfig(),
+    runtime: Runtime = Runtime(),
 ) -> QuantizationSimModel:
-    """Return a calibrated simulation of a quantized FFNet; `model` stays as it is.
+    """Return a calibrated simulation of a quantized FFNet.
 
     Args:
-        model: an FFNet in eval mode.
+        model: an FFNet in eval mode; it stays as it is.
         images: calibration set, such as a CityscapesSplit. TF-Enhanced takes the range of its histograms from the
             first batch, so the result depends on the order of the images and on the batch size.
         config: how to quantize.
@@ -79,11 +78,7 @@ def quantize(
 
 
 def check_finite_logits(model: nn.Module, path: Path | str) -> None:
-    """Check that a network with the weights of `path` computes finite logits; AIMET fails on others.
-
-    Raises:
-        UserError: if it does not.
-    """
+    """Raise a UserError unless a network with the weights of `path` computes finite logits; AIMET fails on others."""
     with torch.no_grad():
         if not model(_trace_input(model)).isfinite().all():
             raise UserError(f"{path}: with these weights some logits are infinite or NaN. Use another checkpoint.")
@@ -124,11 +119,7 @@ def build_quantsim(prepared: nn.Module, config: QuantizationConfig) -> Quantizat
 
 
 def check_config_file(name: str) -> None:
-    """Check that AIMET accepts a quantsim configuration file, or the alias of one of its own.
-
-    Raises:
-        UserError: if it does not, or if the configuration enables no quantizer.
-    """
+    """Raise a UserError unless AIMET accepts a configuration file or alias, and it enables a quantizer."""
     convolution = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     try:
         sim = build_quantsim(convolution, QuantizationConfig(config_file=name))
@@ -161,23 +152,22 @@ def calibrate_on_images(sim: QuantizationSimModel, images: Dataset, runtime: Run
 def calibrate(sim: QuantizationSimModel, batches: Iterable[torch.Tensor]) -> None:
     """Compute the encodings of every quantizer from normalized batches (N, 3, H, W) float32.
 
-    Raises:
-        UserError: if a quantizer is left without encodings.
+    Raise a UserError if a quantizer is left without encodings.
     """
+
+    def run_batches(model: nn.Module) -> None:
+        for batch in batches:
+            model(batch)
+
     use_fast_analyzers(sim)
     with quiet_aimet(), torch.no_grad():
-        sim.compute_encodings(functools.partial(_run_batches, batches))
+        sim.compute_encodings(run_batches)
     blank = [name for name, quantizer in sim.named_quantizers() if not quantizer.is_initialized()]
     if blank:
         raise UserError(
             f"calibration: {count(len(blank), 'quantizer')} got no encodings, the first of them {blank[0]}. Check that "
             "there are calibration images and that --config-file only enables quantizers of values that occur."
         )
-
-
-def _run_batches(batches: Iterable[torch.Tensor], model: nn.Module) -> None:
-    for batch in batches:
-        model(batch)
 
 
 def _trace_input(model: nn.Module) -> torch.Tensor:
@@ -190,21 +180,16 @@ def _trace_input(model: nn.Module) -> torch.Tensor:
 def quiet_aimet() -> Iterator[None]:
     """Run AIMET without its progress messages; its warnings go to stderr."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # its use of torch.jit.trace
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        for category in (FutureWarning, DeprecationWarning):  # its use of torch.jit.trace
+            warnings.filterwarnings("ignore", category=category)
         warnings.filterwarnings("ignore", message="To copy construct from a tensor")
-        _configure_loggers()
+        for logger in (logging.getLogger(area.value) for area in AimetLogger.LogAreas):
+            logger.setLevel(logging.WARNING)
+            for handler in logger.handlers:
+                if isinstance(handler, TqdmStreamHandler):
+                    handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
+        logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_is_relevant)
         yield
-
-
-def _configure_loggers() -> None:
-    for area in AimetLogger.LogAreas:
-        logger = logging.getLogger(area.value)
-        logger.setLevel(logging.WARNING)
-        for handler in logger.handlers:
-            if isinstance(handler, TqdmStreamHandler):
-                handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
-    logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_is_relevant)
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:

@@ -6,6 +6,8 @@ run node by node, and for each module that quantizes, only the layers behind it 
 """
 
 import copy
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +70,9 @@ def analyze_sensitivity(
         progress: show a progress bar on stderr.
     """
     runs = [torch.fx.Interpreter(model, graph=lowered.graph) for model in (remove_quantizers(sim, lowered), lowered)]
-    groups = _sites_by_module(sim)
+    groups: dict[str, list[QuantizerSite]] = defaultdict(list)
+    for site in quantizer_sites(sim):
+        groups[site.lowered_name].append(site)
     overall = LogitsComparison()
     comparisons = {name: (LogitsComparison(), LogitsComparison()) for name in groups}
     total = len(batches) * len(groups)
@@ -76,7 +80,7 @@ def analyze_sensitivity(
         for batch in batches:
             _add_batch(runs, batch, overall, comparisons, bar)
     rows = [_row(sites, i, *comparisons[name]) for i, (name, sites) in enumerate(groups.items())]
-    rows.sort(key=lambda row: float("inf") if row.sqnr_only_enabled is None else row.sqnr_only_enabled)
+    rows.sort(key=lambda row: math.inf if row.sqnr_only_enabled is None else row.sqnr_only_enabled)
     return Sensitivity(rows, overall.sqnr(), overall.agreement(), sum(map(len, batches)))
 
 
@@ -90,14 +94,6 @@ def remove_quantizers(sim: QuantizationSimModel, lowered: torch.fx.GraphModule) 
             value = getattr(sim.model.get_submodule(site.layer), str(site.key)).detach().as_subclass(torch.Tensor)
             plain.get_parameter(f"{site.layer}.{site.key}").data.copy_(value)
     return plain
-
-
-def _sites_by_module(sim: QuantizationSimModel) -> dict[str, list[QuantizerSite]]:
-    """Return the sites of each module of the lowered network that quantizes, by its name, in order of execution."""
-    groups: dict[str, list[QuantizerSite]] = {}
-    for site in quantizer_sites(sim):
-        groups.setdefault(site.lowered_name, []).append(site)
-    return groups
 
 
 class LogitsComparison:
@@ -140,7 +136,7 @@ def _add_batch(
         runs: the network in FP32, and the lowered network; both of the same graph.
         batch: normalized images (N, 3, H, W).
         overall: of all quantizers together.
-        comparisons: by name of a module that quantizes: of only it enabled, and of only it disabled.
+        comparisons: {name of a module that quantizes: (only it enabled, only it disabled)}.
         bar: updated per module.
     """
     fp32, quantized = runs
@@ -173,14 +169,5 @@ def _row(
         role = "+".join(str(site.key) for site in sites)
     elif role == "input" and len(tensor_arguments(first.node)) > 1:
         role = f"input_{first.key}"
-    return SensitivityRow(
-        first.layer,
-        first.kind,
-        role,
-        position,
-        first.bit_width,
-        sqnr_only_enabled=enabled.sqnr(),
-        agreement_only_enabled=enabled.agreement(),
-        sqnr_only_disabled=disabled.sqnr(),
-        agreement_only_disabled=disabled.agreement(),
-    )
+    measured = enabled.sqnr(), enabled.agreement(), disabled.sqnr(), disabled.agreement()
+    return SensitivityRow(first.layer, first.kind, role, position, first.bit_width, *measured)

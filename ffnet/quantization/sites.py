@@ -1,5 +1,6 @@
 """Quantizer sites: where each quantizer of a simulation sits, and its names in the lowered network and ONNX files."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +49,9 @@ class QuantizerSite:
 def quantizer_sites(sim: QuantizationSimModel) -> list[QuantizerSite]:
     """Return the sites of all enabled quantizers in order of execution; within a layer: inputs, parameters, output."""
     (output,) = (node for node in sim.model.graph.nodes if node.op == "output")
-    return [
-        site
-        for node in sim.model.graph.nodes
-        if node.op == "call_module"
-        for site in _sites_of_layer(node, sim.model.get_submodule(node.target), node is output.args[0])
-    ]
+    layers = (node for node in sim.model.graph.nodes if node.op == "call_module")
+    sites = (_layer_sites(node, sim.model.get_submodule(node.target), node is output.args[0]) for node in layers)
+    return list(itertools.chain.from_iterable(sites))
 
 
 def tensor_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -61,7 +59,7 @@ def tensor_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
     return [argument for argument in node.args if isinstance(argument, torch.fx.Node)]
 
 
-def _sites_of_layer(node: torch.fx.Node, module: Any, is_last: bool) -> Iterator[QuantizerSite]:
+def _layer_sites(node: torch.fx.Node, module: Any, is_last: bool) -> Iterator[QuantizerSite]:
     """Yield the sites of one layer; `is_last`: its output is the network's output."""
     if not hasattr(module, "param_quantizers"):
         return

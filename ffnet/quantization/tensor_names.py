@@ -6,7 +6,7 @@ from the simulation's graph, whose nodes are in order of execution.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ VALUE_PRESERVING = ("Identity", "Pad", "MaxPool2d", "Interpolate")  # layers who
 INPUT_NAMES = (INPUT_TENSOR, "images", "input", "inputs", "input.1", "input_1", "x", "x.1", "t.1", "data")
 OUTPUT_NAMES = (OUTPUT_TENSOR, "output", "outputs", "output_1", "out")  # and numbers
 OPERATORS = {"ReLU": "relu", "Conv2d": "conv2d", "GaussianConv2D": "conv2d", "Add": "add", "Concat": "cat",
-             "Pad": "pad", "MaxPool2d": "max_pool2d"}  # fmt: skip  # as torch.export's names are
+             "Pad": "pad", "MaxPool2d": "max_pool2d"}  # fmt: skip  # class -> name that torch.export gives its tensor
 
 
 def match_encodings(
@@ -33,10 +33,7 @@ def match_encodings(
 ) -> tuple[dict[QuantizerSite, Encoding], list[str]]:
     """Return the encodings of the sites that a file covers, and the names of its entries that match no site.
 
-    The 32-bit biases that AIMET 2 derives when it exports match no site and are not among these names.
-
-    Raises:
-        UserError: if two entries of the same site differ.
+    The symmetric 32-bit biases that AIMET 2 derives when it exports match no site and are not among these names.
     """
     graph = _Graph.of(sim.model, list(sites))
     names = {site.tensor: site for site in graph.sites if site.kind == WEIGHT and site.tensor}
@@ -46,13 +43,16 @@ def match_encodings(
     else:
         labels = {name: _scope_of(name) for name in file.entries}
         # All names of a file come from one exporter.
-        schemes = [scheme(graph) for scheme in (_scoped_names, _local_names, _operator_names, _own_names)]
+        schemes = [_known(graph, scheme(graph)) for scheme in (_scopes, _local_names, _operator_names, _own_names)]
         best: Names = max(schemes, key=lambda scheme: sum(label in scheme for label in labels.values()))
         names |= best
     matched = {name: names[label] for name, label in labels.items() if label in names}
     biases = {name for name, _ in sim.model.named_parameters() if name.endswith(".bias")}
-    others = [name for name in labels if name not in matched]
-    others = [name for name in others if not (name in biases and _is_derived_bias(file.entries[name]))]
+    others = [
+        name
+        for name, encoding in file.entries.items()
+        if name not in matched and not (name in biases and encoding.qmax == (1 << 31) - 1 and not any(encoding.offsets))
+    ]
     if not file.by_layer:
         matched |= _match_ends(graph, matched, others, file)
     return _encodings_of_sites(matched, file), [name for name in others if name not in matched]
@@ -68,11 +68,6 @@ def _encodings_of_sites(matched: Names, file: EncodingsFile) -> dict[QuantizerSi
                 "each other. Remove one of them."
             )
     return {site: file.entries[name] for site, name in first_names.items()}
-
-
-def _is_derived_bias(encoding: Encoding) -> bool:
-    """Return whether this is a bias as AIMET 2 exports it: 32 bits, symmetric."""
-    return encoding.qmax == (1 << 31) - 1 and not any(encoding.offsets)
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ def _layer_names(graph: _Graph) -> Names:
             at_input = network_input if graph.tensors.get(source) is network_input else None
             found[f"input {i}"] = graph.inputs.get((node, i), at_input)
         names |= {f"{alias} {tensor}": site for alias in aliases for tensor, site in found.items()}
-    return _known(names)
+    return {name: site for name, site in names.items() if site is not None}
 
 
 def _scope_of(tensor: str) -> str:
@@ -149,18 +144,21 @@ def _scope_of(tensor: str) -> str:
     return scope[1] if scope else tensor
 
 
-def _scoped_names(graph: _Graph) -> Names:
+def _known(graph: _Graph, nodes: Iterable[tuple[str, Node]]) -> Names:
+    """Return the sites by the names of their nodes."""
+    return {name: graph.tensors[node] for name, node in dict(nodes).items() if node in graph.tensors}
+
+
+def _scopes(graph: _Graph) -> Iterator[tuple[str, Node]]:
     """Name as AIMET's older exporter does: the path of modules, as /backbone_model/layer1/layer1.0/relu."""
-    names: dict[str, QuantizerSite | None] = {}
     for node, aliases in graph.aliases().items():
         for alias in aliases:
             parts = alias.split(".")
             scope = "/".join(f"{parts[i - 1]}.{part}" if part.isdecimal() else part for i, part in enumerate(parts))
-            names[f"/{scope}"] = graph.tensors.get(node)
-    return _known(names)
+            yield f"/{scope}", node
 
 
-def _local_names(graph: _Graph) -> Names:
+def _local_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
     """Name as torch's TorchScript exporter does: the last part of the path, numbered by execution, as /relu_1."""
 
     def local(node: Node) -> str:
@@ -170,7 +168,7 @@ def _local_names(graph: _Graph) -> Names:
     return _numbered(graph, local)
 
 
-def _operator_names(graph: _Graph) -> Names:
+def _operator_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
     """Name as torch's exporter by torch.export does: the operator, numbered by execution, as conv2d_4."""
 
     def operator(node: Node) -> str:
@@ -180,30 +178,21 @@ def _operator_names(graph: _Graph) -> Names:
     return _numbered(graph, operator)
 
 
-def _own_names(graph: _Graph) -> Names:
+def _own_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
     """Name as ffnet.onnx.export does: the layer's own name."""
-    return _known({str(node.target): graph.tensors.get(node) for node in graph.layers()})
+    return ((str(node.target), node) for node in graph.layers())
 
 
-def _numbered(graph: _Graph, label: Callable[[Node], str]) -> Names:
+def _numbered(graph: _Graph, label: Callable[[Node], str]) -> Iterator[tuple[str, Node]]:
     seen: Counter[str] = Counter()
-    names = {}
     for node in graph.layers():
-        base = label(node)
-        names[f"{base}_{seen[base]}" if seen[base] else base] = graph.tensors.get(node)
-        seen[base] += 1
-    return _known(names)
-
-
-def _known(names: Mapping[str, QuantizerSite | None]) -> Names:
-    return {label: site for label, site in names.items() if site is not None}
+        name = label(node)
+        yield (f"{name}_{seen[name]}" if seen[name] else name), node
+        seen[name] += 1
 
 
 def _match_ends(graph: _Graph, matched: Names, others: list[str], file: EncodingsFile) -> Names:
-    """Match names in the file that no layer explains, `others`, with the network's input and output.
-
-    Whoever exports a network chooses these two names.
-    """
+    """Match `others`, names that no layer explains, with the network's input and output, whose names vary."""
     numbers = [name for name in others if name.isdecimal()]
     if len(numbers) > 1:
         raise UserError(

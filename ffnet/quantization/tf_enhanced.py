@@ -74,10 +74,8 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
             return
         counts = torch.histc(values.float(), self.observer.num_bins, least, most)  # type: ignore[arg-type]
         counts += kept.histogram
-        if low < least:
-            counts[0] += (values < least).sum()
-        if high > most:
-            counts[-1] += (values > most).sum()
+        counts[0] += (values < least).sum() if low < least else 0
+        counts[-1] += (values > most).sum() if high > most else 0
         self.observer.stats[0] = _Histogram(counts, kept.bin_edges, kept.min, kept.max)
 
 

@@ -1,7 +1,4 @@
-"""CSV files of a result: UTF-8, one line of headings.
-
-Percentages have four decimals; a cell is empty if a class does not occur.
-"""
+"""CSV files of a result: percentages have four decimals, and a cell is empty if its value is undefined."""
 
 import csv
 import io
@@ -20,7 +17,7 @@ from ffnet.report.result import Result, percent
 
 
 def write_per_class(path: Path, result: Result) -> Path:
-    """Write per_class.csv: a class's labelled pixels, IoU in every backend and change from the first backend."""
+    """Write per_class.csv: labelled pixels of a class, IoU in every backend and its change from the first one."""
     first, *others = result.backends
     iou_columns = [f"{name} IoU" for name in result.backends]
     rows: list[Iterable[Any]] = [("class", "labelled pixels", *iou_columns, *(f"{name} - {first}" for name in others))]
@@ -32,10 +29,7 @@ def write_per_class(path: Path, result: Result) -> Path:
 
 
 def write_per_image(path: Path, result: Result) -> Path:
-    """Write per_image.csv: an image's mIoU, pixel accuracy and IoU in every backend, and prediction agreement.
-
-    An image's mIoU is the mean over the classes in its label.
-    """
+    """Write per_image.csv: mIoU over the classes in an image's label, pixel accuracy, IoU, prediction agreement."""
     scores = result.details.scores
     table = {"image": [image_name(path) for path in result.details.image_paths]}
     for name, matrices in scores.confusion_matrices.items():

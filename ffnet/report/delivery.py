@@ -15,39 +15,35 @@ from ffnet.report.html import render
 from ffnet.report.result import Result
 
 RESULT_FILES = ("result.json", "report.html", "per_class.csv", "per_image.csv", "sensitivity.csv")
-RESULT_MEGABYTES = 20  # upper bound of their size together
+RESULT_MEGABYTES = 20  # upper bound of their total size
 
 
 def deliver(result: Result, output: OutputConfig) -> int:
-    """Print the report, write the files of `output.output_dir` and report errors on stderr.
+    """Print the report, write the files of `output.output_dir`, print errors on stderr, and return the exit status.
 
-    If the files can't be written, the content of result.json is the last line on stdout.
-
-    Returns:
-        The exit status: 0; 1 if --fail-under is exceeded; 2 after an error; 130 after Ctrl-C.
+    It is 1 if a mIoU drop exceeds `output.fail_under`, 2 after an error, 130 after Ctrl-C, and otherwise 0.
     """
     print_lines(format_console(result, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    errors = []
-    if output.output_dir:
+    errors, folder = [], output.output_dir
+    if folder:
         try:
-            written = write_files(result, output.output_dir)
-            print_lines("", f"Written to {output.output_dir}: {', '.join(path.name for path in written)}")
+            written = write_files(result, folder)
+            print_lines("", f"Written to {folder}: {', '.join(path.name for path in written)}")
         except OSError as error:
             print_lines(json.dumps(result.to_json()))
-            errors.append(
-                f"--output-dir {output.output_dir}: the files can't be written ({error}). The content of result.json "
-                "is the last line on stdout."
-            )
+            problem = f"--output-dir {folder}: the files can't be written ({error})."
+            errors.append(f"{problem} The content of result.json is the last line on stdout.")
     failure, unsaved = result.details.failure, result.details.scores.unsaved
     if unsaved:
         errors.append(f"--save-predictions: {unsaved}. The predictions of this image and of later ones are not saved.")
     if failure and not isinstance(failure, KeyboardInterrupt):
         errors.append(str(failure))
-    for message in errors:
-        print(f"{PROGRAM}: error: {message}", file=sys.stderr)
+    drops = [] if errors or failure else excessive_drops(result, output.fail_under)
+    for message in (*(f"error: {error}" for error in errors), *drops):
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
     if errors:
         return 2
-    return 130 if failure else check_drops(result, output.fail_under)
+    return 130 if failure else int(bool(drops))
 
 
 def print_models() -> int:
@@ -57,7 +53,7 @@ def print_models() -> int:
 
 
 def print_lines(*lines: str) -> None:
-    """Print lines to stdout; a reader that has closed its end of the pipe is no error."""
+    """Print lines to stdout. It is no error if the reader has closed its end of the pipe."""
     try:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:
@@ -65,11 +61,7 @@ def print_lines(*lines: str) -> None:
 
 
 def write_files(result: Result, folder: Path) -> list[Path]:
-    """Write the files of a result, each whole or not at all, remove stale ones of an earlier run, and return the paths.
-
-    Raises:
-        OSError: if a file can't be written.
-    """
+    """Write the files of a result, each whole or not at all, remove stale ones of earlier runs, return the paths."""
     sensitivity = result.details.diagnostics.sensitivity
     written = [
         write_atomically(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n"),
@@ -84,16 +76,12 @@ def write_files(result: Result, folder: Path) -> list[Path]:
     return written
 
 
-def check_drops(result: Result, fail_under: float | None) -> int:
-    """Return 1 and say so on stderr if a backend's mIoU drop exceeds `fail_under` or is unknown, otherwise 0."""
-    status = 0
+def excessive_drops(result: Result, fail_under: float | None) -> list[str]:
+    """Return a message for every backend whose mIoU drop exceeds `fail_under` or is unknown."""
+    messages = []
     for name in result.backends:
         drop = result.drop(name)
-        if fail_under is None or name == FP32 or (drop is not None and drop <= fail_under):
-            continue
-        status = 1
-        drop_text = "unknown, because no pixel is labelled" if drop is None else f"{drop:.2f} percentage points"
-        print(
-            f"{PROGRAM}: The mIoU drop of {name} is {drop_text}; --fail-under allows {fail_under:g}.", file=sys.stderr
-        )
-    return status
+        if fail_under is not None and name != FP32 and (drop is None or drop > fail_under):
+            text = "unknown, because no pixel is labelled" if drop is None else f"{drop:.2f} percentage points"
+            messages.append(f"--fail-under {fail_under:g}: the mIoU drop of {name} is {text}.")
+    return messages

@@ -4,16 +4,18 @@ import base64
 import hashlib
 from pathlib import Path
 
-import jinja2
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.cityscapes import CLASSES, COLORS
 from ffnet.report.charts import class_chart, sensitivity_chart
-from ffnet.report.images import MARKS, NOT_SCORED
+from ffnet.report.images import MARKS
 from ffnet.report.result import BackendResult, Result, miou_drop
 
 FOLDER = Path(__file__).parent
-FULL_CHANGE = 5  # percentage points of a confusion's change that are shown in full colour
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 
 def render(result: Result) -> str:
@@ -21,28 +23,20 @@ def render(result: Result) -> str:
     script = (FOLDER / "report.js").read_text("utf-8")
     first, *others = result.backends
     matrices = {name: confusion_percentages(entry) for name, entry in result.backends.items()}
-    sensitivity = result.details.diagnostics.sensitivity
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            result=result,
-            worst_images=result.details.diagnostics.worst_images,
-            sensitivity=sensitivity,
-            first=first,
-            others=others,
-            miou_drop=miou_drop,
-            class_colors={label: _css_color(color) for label, color in zip(CLASSES, COLORS, strict=True)},
-            marks=[(words, _css_color(color)) for words, color in (*MARKS.values(), NOT_SCORED)],
-            class_chart=class_chart(result) if others else None,
-            sensitivity_chart=sensitivity_chart(sensitivity) if sensitivity else None,
-            matrices=matrices,
-            changes=np.subtract(matrices[others[0]], matrices[first]).tolist() if others else None,
-            full_change=FULL_CHANGE,
-            style=(FOLDER / "report.css").read_text("utf-8"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    return ENVIRONMENT.get_template("report.html.j2").render(
+        result=result,
+        first=first,
+        others=others,
+        matrices=matrices,
+        changes=np.subtract(matrices[others[0]], matrices[first]).tolist() if others else None,
+        class_colors=dict(zip(CLASSES, map(tuple, COLORS.tolist()), strict=True)),
+        marks=MARKS.values(),
+        class_chart=class_chart,
+        sensitivity_chart=sensitivity_chart,
+        miou_drop=miou_drop,
+        style=(FOLDER / "report.css").read_text("utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -54,30 +48,14 @@ def confusion_percentages(entry: BackendResult) -> list[list[float]]:
 
 
 def number(value: float | None, digits: int = 2, sign: str = "") -> str:
-    """Return a number as text; a dash for None."""
-    if value is None:
-        return "–"
-    value = round(value, digits)
-    return f"{value:{sign}.{digits}f}".replace("-", "−") if value else f"{0:.{digits}f}"
+    """Return a number as text, with a minus sign instead of a hyphen; a dash for None."""
+    return "–" if value is None else f"{value:{sign}z.{digits}f}".replace("-", "−")
 
 
 def data_uri(content: bytes | str, mime: str) -> str:
-    """Return bytes or text as an address that needs no file."""
+    """Return a data URI, which holds its content."""
     content = content.encode() if isinstance(content, str) else content
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-def _css_color(color: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "data_uri": data_uri}
-    return environment
+ENVIRONMENT.filters |= {"number": number, "data_uri": data_uri}

@@ -12,7 +12,6 @@ from PIL import Image
 from skimage.color import gray2rgb, rgb2gray
 from skimage.measure import block_reduce
 from skimage.morphology import dilation
-from skimage.transform import downscale_local_mean
 from skimage.util import img_as_ubyte
 
 from datasets.cityscapes import CLASSES, COLORS, IGNORED, CityscapesSplit, image_name
@@ -25,17 +24,16 @@ from ffnet.evaluation.scores import Scores
 PAIR = (FP32, INT8_SIMULATED)
 MAX_WIDTH = 1024  # of a panel, in pixels
 MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # of all panels of one kind together; keeps a page below about 8 MB
-LEAST_DROP = 0.1  # percentage points of a class's IoU that are worth mentioning
+LEAST_DROP = 0.1  # percentage points; smaller drops of a class's IoU are not mentioned
 DIMMED = 0.45  # brightness of the image under the disagreement marks
 
-# Codes of the disagreement map. If several fall on one pixel of a reduced panel, the largest is shown.
+# Codes of the disagreement map. A pixel of a reduced panel shows the largest of its codes.
 SAME, OTHER, IMPROVED, REGRESSED = range(4)
 MARKS = {
     REGRESSED: (f"regressed: right in {FP32}, wrong in {INT8_SIMULATED}", (255, 0, 90)),
     IMPROVED: (f"improved: wrong in {FP32}, right in {INT8_SIMULATED}", (0, 200, 255)),
     OTHER: ("other disagreement: both wrong, or not scored", (255, 214, 0)),
 }
-NOT_SCORED = ("not scored", (0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -49,28 +47,28 @@ class Panel:
 
 @dataclass(frozen=True)
 class ImageComparison:
-    """The metrics and panels of one image; all numbers are percentages."""
+    """The metrics, in percent, and the panels of one image."""
 
     name: str
     mious: dict[str, float]  # backend -> mean over the classes in the label
-    agreement: float  # of all pixels: predicted alike
-    regressed: float  # of the scored pixels: right in FP32, wrong in simulated INT8
-    improved: float  # of the scored pixels: wrong in FP32, right in simulated INT8
-    largest_drops: list[tuple[str, float, float]]  # at most three classes with their IoU in both backends
+    agreement: float  # share of all pixels that are predicted alike
+    regressed: float  # share of the scored pixels that are right in FP32 and wrong in simulated INT8
+    improved: float  # share of the scored pixels that are wrong in FP32 and right in simulated INT8
+    largest_drops: list[tuple[str, float, float]]  # at most three classes, with their IoU in both backends
     panels: list[Panel]
 
 
 def worst_images(scores: Scores, count: int) -> list[int]:
     """Return the indices of the `count` images with the largest mIoU drop from FP32 to simulated INT8.
 
-    An image's mIoU is the mean over the classes in its label; images without any are left out. Of two images with the
-    same drop, the one with the lower prediction agreement comes first.
+    Images without labelled pixels are left out. Of equal drops, the one with the lower agreement comes first.
     """
     before, after = (image_mious(scores.confusion_matrices[name]) for name in PAIR)
     order = np.lexsort((scores.agreeing_pixels[PAIR], after - before))  # nan last
     return [int(index) for index in order if not np.isnan(before[index])][:count]
 
 
+@torch.inference_mode()
 def compare_images(
     indices: Sequence[int],
     images: CityscapesSplit,
@@ -85,29 +83,23 @@ def compare_images(
     factor = reduction_factor(images.height, images.width, len(indices))
     comparisons = []
     for index in indices:
-        image, label_tensor = images[index]
-        labels = label_tensor.numpy()
-        predictions = {name: _predict(backends[name], image, labels.shape, device) for name in PAIR}
+        image, labels = (tensor.numpy() for tensor in images[index])
+        inputs = normalize(torch.from_numpy(image)[None].to(device))
+        predictions = {name: predict(backends[name](inputs), labels.shape)[0].cpu().numpy() for name in PAIR}
         matrices = {name: scores.confusion_matrices[name][index : index + 1] for name in PAIR}
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
-        comparisons.append(
-            ImageComparison(
-                name=image_name(images.images[index]),
-                mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
-                agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels_per_image),
-                regressed=100 * float((codes == REGRESSED).sum() / scored),
-                improved=100 * float((codes == IMPROVED).sum() / scored),
-                largest_drops=_largest_drops(*(100 * image_ious(matrices[name])[0] for name in PAIR)),
-                panels=draw_panels(image.numpy().transpose(1, 2, 0), labels, predictions, factor),
-            )
+        comparison = ImageComparison(
+            name=image_name(images.images[index]),
+            mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
+            agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels_per_image),
+            regressed=100 * float((codes == REGRESSED).sum() / scored),
+            improved=100 * float((codes == IMPROVED).sum() / scored),
+            largest_drops=_largest_drops(*(100 * image_ious(matrices[name])[0] for name in PAIR)),
+            panels=draw_panels(image.transpose(1, 2, 0), labels, predictions, factor),
         )
+        comparisons.append(comparison)
     return comparisons
-
-
-@torch.inference_mode()
-def _predict(backend: Backend, image: torch.Tensor, size: Sequence[int], device: torch.device) -> np.ndarray:
-    return predict(backend(normalize(image[None].to(device))), size)[0].cpu().numpy()
 
 
 def _largest_drops(before: np.ndarray, after: np.ndarray) -> list[tuple[str, float, float]]:
@@ -116,38 +108,29 @@ def _largest_drops(before: np.ndarray, after: np.ndarray) -> list[tuple[str, flo
 
 
 def reduction_factor(height: int, width: int, count: int) -> int:
-    """Return the whole number by which panels of `count` images of this size are reduced."""
+    """Return the integer by which the panels of `count` images are reduced in height and width."""
     return max(1, math.ceil(width / MAX_WIDTH), math.ceil(math.sqrt(height * width * count / MAX_PIXELS)))
 
 
 def disagreement(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return codes (H, W) uint8, SAME to REGRESSED, of train ids (H, W): labels and both backends' predictions."""
-    codes = np.full(labels.shape, OTHER, np.uint8)
-    codes[before == after] = SAME
-    codes[(before != after) & (before == labels)] = REGRESSED
-    codes[(before != after) & (after == labels)] = IMPROVED
-    return codes
+    conditions = [before == after, before == labels, after == labels]  # the first that holds decides
+    return np.select(conditions, [SAME, REGRESSED, IMPROVED], OTHER).astype(np.uint8)
 
 
-def draw_panels(
-    image: np.ndarray, labels: np.ndarray, predictions: Mapping[str, np.ndarray], factor: int
-) -> list[Panel]:
+def draw_panels(image: np.ndarray, labels: np.ndarray, predictions: dict[str, np.ndarray], factor: int) -> list[Panel]:
     """Return five panels of an image (H, W, 3) uint8, its labels and both predictions, train ids (H, W) uint8."""
-    small = downscale_local_mean(image, (factor, factor, 1)).round().astype(np.uint8)
-    class_maps = {"label": labels, **predictions}
-    return [
-        Panel("image", "image/jpeg", _encode(Image.fromarray(small), "JPEG", quality=85)),
-        *(Panel(title, "image/png", _class_map(ids[::factor, ::factor])) for title, ids in class_maps.items()),
-        Panel("disagreement", "image/png", _marks(small, disagreement(labels, *predictions.values()), factor)),
-    ]
+    small = block_reduce(image, (factor, factor, 1), np.mean).round().astype(np.uint8)
+    pngs = {title: _class_map(ids[::factor, ::factor]) for title, ids in {"label": labels, **predictions}.items()}
+    pngs["disagreement"] = _marks(small, disagreement(labels, *predictions.values()), factor)
+    photo = Panel("image", "image/jpeg", _encode(Image.fromarray(small), "JPEG", quality=85))
+    return [photo, *(Panel(title, "image/png", data) for title, data in pngs.items())]
 
 
 def _class_map(ids: np.ndarray) -> bytes:
     """Return a PNG of train ids (H, W) in Cityscapes' colours; pixels that are not scored are black."""
     picture = Image.fromarray(ids)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(COLORS)] = COLORS
-    picture.putpalette(palette.tobytes())
+    picture.putpalette(COLORS.tobytes().ljust(3 * 256, b"\0"))
     return _encode(picture, "PNG")
 
 

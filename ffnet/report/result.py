@@ -89,10 +89,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `result.json` holds."""
-        public = dataclasses.replace(self, details=None)  # type: ignore[arg-type]
-        content = dataclasses.asdict(public)
-        del content["details"]
-        return content
+        content = dataclasses.asdict(dataclasses.replace(self, details=None))  # type: ignore[arg-type]
+        return {name: value for name, value in content.items() if name != "details"}
 
     def drop(self, backend: str) -> float | None:
         """Return the mIoU drop of a backend against FP32 in percentage points; None if they can't be compared."""

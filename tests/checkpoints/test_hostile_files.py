@@ -28,6 +28,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:invalid
 ROOT = Path(__file__).parents[2]
 MEMORY_KB = 1_000_000  # 1 GB
 GOOD = mutations.good_files()
+SLOW_KINDS = {  # large pickles, which take half a second each to refuse
+    "attributes copied to many dictionaries",
+    "calls with many arguments",
+    "deep list",
+    "deep tuple as a key",
+    "deep tuple as a pid",
+    "long chain of modules",
+}
 EXAMPLES = [50, pytest.param(400, marks=pytest.mark.slow)]
 CHANGES = st.lists(
     st.tuples(
@@ -51,20 +59,21 @@ def read_under_audit(paths, folder):
     return rows
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+@pytest.fixture(scope="module", params=["most", pytest.param("all", marks=pytest.mark.slow)])
+def corpus(request, tmp_path_factory):
     """(kind, pattern, what the process under the audit hook reports) of every hostile file."""
     Path(hostile.MARKER).unlink(missing_ok=True)
     folder = tmp_path_factory.mktemp("hostile")
-    listed = hostile.write(folder)
+    listed = [row for row in hostile.write(folder) if request.param == "all" or row[1] not in SLOW_KINDS]
     rows = read_under_audit([path for path, _, _ in listed], folder)
     return [(kind, pattern, row) for (_, kind, pattern), row in zip(listed, rows, strict=True)]
 
 
-def test_each_hostile_file_is_of_its_own_kind(corpus):
-    kinds = {kind for kind, _, _ in corpus}
-    contents = {hashlib.sha256(Path(row["path"]).read_bytes()).digest() for _, _, row in corpus}
-    assert len(kinds) == len(contents) == len(corpus) >= 207
+def test_each_hostile_file_is_of_its_own_kind(tmp_path):
+    listed = hostile.write(tmp_path)
+    kinds = {kind for _, kind, _ in listed}
+    contents = {hashlib.sha256(Path(path).read_bytes()).digest() for path, _, _ in listed}
+    assert len(kinds) == len(contents) == len(listed) >= 207 and kinds > SLOW_KINDS
 
 
 def test_hostile_files_run_no_code_and_open_no_other_file(corpus):
@@ -123,7 +132,7 @@ def test_changed_pickles_raise_only_our_error(examples, tmp_path):
 def test_torch_reads_the_zip_directory_that_was_checked(tmp_path):
     (tmp_path / "x").write_bytes(two_directories())
     assert read_state_dict(tmp_path / "x")["weight"].tolist() == [1, 2, 3, 4]
-    assert torch.load(tmp_path / "x", weights_only=True)["weight"].numel() == 2**24  # its own reader takes the other
+    assert torch.load(tmp_path / "x", weights_only=True)["weight"].numel() == 2**20  # its own reader takes the other
 
 
 def test_big_endian_file_gives_its_numbers(tmp_path):

@@ -135,7 +135,7 @@ def test_out_of_memory_halves_the_batch_size_of_all_compiled_backends(cityscapes
 
 
 def test_one_image_that_is_too_large_is_an_error(cityscapes):
-    with pytest.raises(UserError, match="memory does not suffice for one image"):
+    with pytest.raises(UserError, match="GPU: its memory does not suffice for one image"):
         scores_of(cityscapes, OneLayer(0))
 
 

@@ -136,13 +136,13 @@ def opcodes():
     yield "deep tuple as a key", torch_zip(DICT + EMPTY + b"\x85" * 150_000 + b"Ns"), "structured"
     yield "deep tuple as a pid", torch_zip(value("storage") + EMPTY + b"\x85" * 150_000 + b"\x86" + PID), "structured"
     kind = name("models.a", "B")
-    many = kind + b"q\1" + value((1,) * 10_000) + b"q\0" + b"h\1h\0R" * 20_000
+    many = kind + b"q\1" + value((1,) * 10_000) + b"q\0" + b"h\1h\0R" * 15_000
     yield "calls with many arguments", torch_zip(many), "structured"
     yield "calls with a text for arguments", torch_zip(kind + value("x" * 100_000) + REDUCE), "structured"
     yield "attributes copied to many dictionaries", torch_zip(copied_state()), "structured"
     yield (
         "sets of one large list",
-        torch_zip(value(list(range(3_000))) + b"q\0" + set_of(b"h\0") * 20_000),
+        torch_zip(value(list(range(3_000))) + b"q\0" + set_of(b"h\0") * 10_000),
         "structured",
     )
     yield "tuple of tuples of tuples as a key", torch_zip(DICT + laughs(b")", b"t") + b"Ns"), "structured"
@@ -150,7 +150,7 @@ def opcodes():
     yield "storage read by many keys", torch_zip(value([storage(key=i) for i in range(100)])), "structured"
     yield "long chain of modules", torch_zip(b"](" + chain(15_000) + b"e"), "holds a list"
     yield "many names", torch_zip(b"".join(name("models.a", f"B{i}") for i in range(1000))), "imports 1000 names"
-    yield "deep list", torch_zip(b"]" * 90_000 + b"a" * 89_999), "structured"
+    yield "deep list", torch_zip(b"]" * 20_000 + b"a" * 19_999), "structured"
     yield "list of lists of lists", torch_zip(laughs()), "structured"
     yield "long pickle", torch_zip(b"N" * 300_000), "longer than any"
     yield "large pickle", torch_zip(b"N" * 2**20), "data.pkl"
@@ -169,7 +169,7 @@ def set_of(items):
 def copied_state():
     """Sets the one large dictionary as the state of many OrderedDicts."""
     large = value({f"k{i}": None for i in range(10_000)}) + b"q\0"
-    return large + (name("collections", "OrderedDict") + EMPTY + REDUCE + b"h\0" + BUILD) * 20_000
+    return large + (name("collections", "OrderedDict") + EMPTY + REDUCE + b"h\0" + BUILD) * 6_000
 
 
 def deep_arguments():

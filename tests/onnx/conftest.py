@@ -8,7 +8,16 @@ from tests.helpers.exports import export_simulation, exported
 from tests.helpers.networks import DEMO, PRE_DOWN, random_batches, three_layer_network, toy_model
 from tests.helpers.simulations import simulate
 
-TOY_EXPORT = "toy"
+SMALL_EXPORT, TOY_EXPORT = "small_export", "toy_export"
+
+
+@pytest.fixture(scope="session")
+def small_export():
+    """A network of three layers, exported: torch.export takes a multiple of the time for the toy network."""
+    model = three_layer_network()
+    sim = simulate(model, quant_scheme="tf")
+    raise_weight_scales(sim)
+    return export_simulation(model, sim, random_batches()[0])
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +26,13 @@ def toy_export(toy_sim):
     return export_simulation(toy_model(), toy_sim, random_batches()[0])
 
 
-@pytest.fixture(params=[TOY_EXPORT, *(pytest.param(name, marks=pytest.mark.slow) for name in (DEMO, PRE_DOWN))])
+@pytest.fixture(
+    params=[SMALL_EXPORT, *(pytest.param(name, marks=pytest.mark.slow) for name in (TOY_EXPORT, DEMO, PRE_DOWN))]
+)
 def export_case(request):
-    """The exported toy, and the demo's trained networks in the slow tests."""
-    return request.getfixturevalue("toy_export") if request.param == TOY_EXPORT else exported(request.param)
+    """The exported network of three layers; in the slow tests the toy and the demo's trained networks, too."""
+    is_fixture = request.param in (SMALL_EXPORT, TOY_EXPORT)
+    return request.getfixturevalue(request.param) if is_fixture else exported(request.param)
 
 
 @pytest.fixture(scope="session")

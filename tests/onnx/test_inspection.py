@@ -12,14 +12,14 @@ from tests.helpers.onnx_files import convolution_network, save
 from tests.helpers.simulations import simulate, small_network
 
 
-def test_all_convolutions_run_on_integer_kernels(toy_export):
-    facts = inspect_onnx(toy_export.folder / MODEL_FILE)
-    assert facts.quantized and (facts.integer, facts.convolutions, facts.floats) == (25, 25, {})
+def test_all_convolutions_run_on_integer_kernels(small_export):
+    facts = inspect_onnx(small_export.folder / MODEL_FILE)
+    assert facts.quantized and (facts.integer, facts.convolutions, facts.floats) == (3, 3, {})
     assert list(facts.lines()) == [
         "The file is quantized (QDQ or integer operators), of opset 21.",
         "Its input 'image' takes 64x128 pixels; images of another size are resized bilinearly to it, and logits to the "
         "size of the labels.",
-        "Convolutions that run on integer kernels: 25 of 25.",
+        "Convolutions that run on integer kernels: 3 of 3.",
     ]
 
 
@@ -34,13 +34,13 @@ def test_only_the_first_two_convolutions_of_a_pre_down_network_run_in_float():
     assert "The convolution backbone_model.conv0 runs in float: its input" in list(facts.lines())[-1]
 
 
-def test_a_convolution_whose_weight_is_not_quantized_is_named(toy_export, tmp_path):
-    proto = onnx.load(toy_export.folder / MODEL_FILE)
-    (node,) = (node for node in proto.graph.node if node.name == "head.layers.3.last_layer.0")
-    node.input[1] = "head.layers.3.last_layer.0.weight"
+def test_a_convolution_whose_weight_is_not_quantized_is_named(small_export, tmp_path):
+    proto = onnx.load(small_export.folder / MODEL_FILE)
+    (node,) = (node for node in proto.graph.node if node.name == "2")
+    node.input[1] = "2.weight"
     facts = inspect_onnx(save(tmp_path / "other.onnx", proto))
-    assert (facts.integer, facts.convolutions) == (24, 25)
-    assert facts.floats == {"head.layers.3.last_layer.0": "its weight is not quantized"}
+    assert (facts.integer, facts.convolutions) == (2, 3)
+    assert facts.floats == {"2": "its weight is not quantized"}
 
 
 def test_float_files_are_recognized(export_case):

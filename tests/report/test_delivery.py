@@ -109,6 +109,6 @@ def test_every_backend_that_exceeds_fail_under_is_named(capsys):
     result = result_with_mious(FP32=80.0, INT8_simulated=78.0, INT8_ONNX_Runtime=77.5)
     assert deliver(result, OutputConfig(fail_under=1)) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"ffnet_quanteval.py: The mIoU drop of {INT8_SIMULATED} is 2.00 percentage points; --fail-under allows 1.",
-        f"ffnet_quanteval.py: The mIoU drop of {INT8_ONNX_RUNTIME} is 2.50 percentage points; --fail-under allows 1.",
+        f"ffnet_quanteval.py: --fail-under 1: the mIoU drop of {INT8_SIMULATED} is 2.00 percentage points.",
+        f"ffnet_quanteval.py: --fail-under 1: the mIoU drop of {INT8_ONNX_RUNTIME} is 2.50 percentage points.",
     ]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, short_name
 from ffnet.evaluation import metrics
-from ffnet.report.predictions import prediction_writer, predictions_folder, predictions_megabytes
+from ffnet.report.predictions import prediction_writer, predictions_megabytes
 from tests.helpers.official_evaluation import official_evaluation
 
 
@@ -24,11 +24,11 @@ def test_the_official_evaluation_gives_the_same_miou_for_every_backend(tree):
             totals[name] = totals[name] + metrics.confusion_matrix(truth, predictions[name])
         write(index, predictions)
     for name, total in totals.items():
-        folder = predictions_folder(tree / "predictions", name)
+        folder = tree / "predictions" / short_name(name)
         assert len(list(folder.iterdir())) == len(images)
         official = official_evaluation(tree, folder)
         assert official["averageScoreClasses"] == pytest.approx(metrics.mean_iou(total), abs=1e-14)
-    assert not predictions_folder(tree / "predictions", FP32).exists()
+    assert not (tree / "predictions" / FP32).exists()
 
 
 def test_each_backend_has_a_folder_without_spaces_in_its_name(tmp_path):

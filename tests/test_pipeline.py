@@ -1,0 +1,82 @@
+"""When two backends differ, and the sentences about calibration and quantization, against cases worked by hand."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ffnet.checkpoints.loading import Checkpoint
+from ffnet.config import Config, DataConfig, QuantizationConfig
+from ffnet.pipeline import describe_encodings, differ, quantization_notes
+from ffnet.quantization.encodings import LoadedEncodings
+from ffnet.report.result import Calibration
+
+NAN = float("nan")
+CHECKPOINT = Checkpoint(None, "state_dict", equalized=False, sha256="0" * 64, path=Path("a.pth"))
+CALIBRATION = Calibration(4, "Calibrated on 4 images.")
+FROM_FILE = Config(quantization=QuantizationConfig(encodings=Path("a.encodings")))
+ON_VAL = (
+    "of the split that is scored, as the published results were; with --calibration-split train no calibration image "
+    "is scored."
+)
+OF_FILE = "Encodings, bit widths and symmetry are those of a.encodings."
+
+
+@pytest.mark.parametrize(
+    ("mious", "agreement", "expected"),
+    (
+        ((100.0, 83.75), 93.75, True),
+        ((83.75, 100.0), 100.0, True),  # far apart in mIoU alone
+        ((80.0, 80.0), 93.75, True),  # far apart in predictions alone
+        ((80.0, 80.0), 100.0, False),
+        ((80.0, 79.9), 99.5, False),
+        ((NAN, NAN), 100.0, False),  # no pixel is labelled
+        ((NAN, NAN), 93.75, True),
+        ((NAN, 80.0), 100.0, True),
+    ),
+)
+def test_backends_differ_if_miou_or_predictions_are_far_apart(mious, agreement, expected):
+    assert differ(mious, agreement) is expected
+
+
+def test_a_calibration_on_the_scored_split_says_so():
+    assert describe_encodings(Config(), 4, None) == f"Calibrated on 4 images {ON_VAL}"
+    assert describe_encodings(Config(), 1, None) == f"Calibrated on 1 image {ON_VAL}"
+
+
+def test_a_calibration_on_another_split_says_that_none_of_its_images_is_scored():
+    config = Config(data=DataConfig(calibration_split="train"))
+    assert describe_encodings(config, 3, None) == "Calibrated on 3 images of the train split; none of them is scored."
+
+
+def test_encodings_of_a_file_that_covers_all_quantizers_are_not_called_calibrated():
+    assert describe_encodings(FROM_FILE, 0, LoadedEncodings((), (), ())) == OF_FILE
+
+
+def test_quantizers_that_a_file_does_not_cover_are_named_and_calibrated():
+    loaded = LoadedEncodings(("conv1 weight",), ("x", "y"), ("relu output",))
+    assert describe_encodings(FROM_FILE, 4, loaded) == (
+        f"{OF_FILE} Quantizers that the file does not cover (1): conv1 weight. "
+        "Entries that belong to no quantizer and were ignored (2): x, y. "
+        "Quantizers that AIMET 2 shares and the file gives separate encodings (1): relu output. "
+        f"Calibrated on 4 images {ON_VAL}"
+    )
+
+
+def test_of_many_names_the_first_eight_are_listed():
+    described = describe_encodings(FROM_FILE, 0, LoadedEncodings((), tuple("abcdefghi"), ()))
+    assert described.endswith(" were ignored (9): a, b, c, d, e, f, g, h ....")
+
+
+def test_the_notes_say_how_the_network_was_quantized():
+    without_cle = Config(quantization=QuantizationConfig(cle=False))
+    equalized = dataclasses.replace(CHECKPOINT, equalized=True)
+    already = "The checkpoint is already equalized, so cross-layer equalization was not applied again."
+    assert quantization_notes(Config(), CHECKPOINT, {}, CALIBRATION) == ["Calibrated on 4 images."]
+    assert quantization_notes(without_cle, CHECKPOINT, {"stem.conv1": 2, "head": 1}, CALIBRATION) == [
+        "Cross-layer equalization was not applied.",
+        "Weight scales were raised so that biases fit into int32: stem.conv1, head.",
+        "Calibrated on 4 images.",
+    ]
+    for config in (Config(), without_cle):
+        assert quantization_notes(config, equalized, {}, CALIBRATION) == [already, "Calibrated on 4 images."]
