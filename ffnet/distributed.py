@@ -15,8 +15,8 @@ from torch.utils.data import Dataset, Subset
 from ffnet.errors import UserError
 from ffnet.evaluation.loop import Sample
 from ffnet.evaluation.scores import Scores, merge_shards
-from ffnet.files import count
 from ffnet.quantization.sites import quantizer_sites
+from ffnet.wording import count
 
 ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 TIMEOUT = datetime.timedelta(hours=12)  # the others wait while rank 0 calibrates; torchrun ends them if it fails

@@ -8,11 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ffnet.errors import UserError
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, such as "1 image" or "3 images"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+from ffnet.wording import count
 
 
 def check_output_folder(option: str, folder: Path, own_files: Collection[str] = (), force: bool = False) -> None:

@@ -15,10 +15,10 @@ from ffnet.checkpoints.loading import Checkpoint, load_checkpoint
 from ffnet.config import Config, DataConfig, RuntimeConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.loop import Sample
-from ffnet.files import count
 from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
 from ffnet.quantization.quantsim import check_config_file
 from ffnet.variants import VARIANTS
+from ffnet.wording import count
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 

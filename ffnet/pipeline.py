@@ -17,7 +17,6 @@ from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loop import evaluate, warm_up
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import Scores
-from ffnet.files import count
 from ffnet.inputs import Inputs, load_model, open_images, open_inputs, select_device
 from ffnet.onnx.divergence import first_divergence
 from ffnet.onnx.export import export
@@ -33,6 +32,7 @@ from ffnet.quantization.sites import quantizer_sites
 from ffnet.report.images import ImageComparison, compare_images, worst_images
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
 from ffnet.run import Run
+from ffnet.wording import count, list_names
 
 MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
 LEAST_AGREEMENT = 99.0  # percent of pixels that they must predict alike
@@ -132,12 +132,8 @@ def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | No
         "Entries that belong to no quantizer and were ignored": loaded.unexpected,
         "Quantizers that AIMET 2 shares and the file gives separate encodings": loaded.separated,
     }
-    sentences += [f"{title} ({len(names)}): {_shortened(names)}." for title, names in lists.items() if names]
+    sentences += [f"{title} ({len(names)}): {list_names(names)}." for title, names in lists.items() if names]
     return " ".join([*sentences, calibrated] if loaded.missing else sentences)
-
-
-def _shortened(names: tuple[str, ...], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
 def quantization_notes(

@@ -103,7 +103,7 @@ def predicted_matrix(tree, folder):
 
 @pytest.fixture(scope="module")
 def overflowing_checkpoint(toy_variant, tmp_path_factory):
-    """Weights with biases that do not fit into int32 at W8A16, and whose INT8 predictions depend on how they are fitted.
+    """Weights with biases beyond int32 at W8A16, and INT8 predictions that depend on the remedy.
 
     A constant of 60 is added before a ReLU; the next convolution's weights cancel it in pairs.
     """

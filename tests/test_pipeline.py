@@ -65,7 +65,7 @@ def test_quantizers_that_a_file_does_not_cover_are_named_and_calibrated():
 
 def test_of_many_names_the_first_eight_are_listed():
     described = describe_encodings(FROM_FILE, 0, LoadedEncodings((), tuple("abcdefghi"), ()))
-    assert described.endswith(" were ignored (9): a, b, c, d, e, f, g, h ....")
+    assert described.endswith(" were ignored (9): a, b, c, d, e, f, g, h and 1 more.")
 
 
 def test_the_notes_say_how_the_network_was_quantized():

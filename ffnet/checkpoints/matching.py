@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ffnet.checkpoints.unpickling import CheckpointContents, CheckpointProblem
 from ffnet.model import FFNet, remove_batch_norms
 from ffnet.variants import VARIANTS, Published, Variant
+from ffnet.wording import list_names
 
 SMOOTHING_SHAPE = (3, 1, 5, 5)
 SHOWN_KEYS = 3
@@ -59,13 +60,7 @@ def key_differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             if key in state and state[key].shape != expected[key].shape
         ],
     }
-    return ". ".join(f"{what}: {shortened(keys)}" for what, keys in differences.items() if keys)
-
-
-def shortened(keys: list[str]) -> str:
-    """Return the first keys of a list, and how many more there are."""
-    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
-    return ", ".join(key[:80] for key in keys[:SHOWN_KEYS]) + more
+    return ". ".join(f"{what}: {list_names(keys, SHOWN_KEYS)}" for what, keys in differences.items() if keys)
 
 
 def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -19,8 +19,8 @@ from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores, concatenate
-from ffnet.files import count
 from ffnet.variants import NUM_CLASSES
+from ffnet.wording import count
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
 Predictions = dict[str, torch.Tensor]  # {backend: train ids uint8 (N, H, W), on the device}

@@ -15,10 +15,10 @@ import onnx
 import torch
 
 from ffnet.errors import UserError
-from ffnet.files import count
 from ffnet.onnx.runtime import open_session, run_session
 from ffnet.quantization.lowering import FakeQuantize
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, QuantizerSite
+from ffnet.wording import count
 
 TOLERATED = 0.01  # share of a layer's values that may be one quantization step off
 

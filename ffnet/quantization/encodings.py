@@ -15,10 +15,10 @@ from aimet_torch.quantization.affine import QuantizeDequantize
 from aimet_torch.quantsim import QuantizationSimModel
 
 from ffnet.errors import UserError
-from ffnet.files import count
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.sites import QuantizerSite, quantizer_sites
 from ffnet.quantization.tensor_names import match_encodings
+from ffnet.wording import count, list_names
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
         _check_suitable(site, encoding, file.path)
     if not chosen:
         raise UserError(
-            f"--encodings {file.path}: no entry matches this network; the entries are {_some(unexpected)}. Give the "
-            "encodings of this network."
+            f"--encodings {file.path}: no entry matches this network; the entries are "
+            f"{list_names(unexpected)}. Give the encodings of this network."
         )
     if not partial and (missing or unexpected):
-        problems = [f"no entry for {count(len(missing), 'quantizer')} ({_some(missing)})"] if missing else []
-        problems += [f"{count(len(unexpected), 'unexpected name')} ({_some(unexpected)})"] if unexpected else []
+        problems = [f"no entry for {count(len(missing), 'quantizer')} ({list_names(missing)})"] if missing else []
+        problems += [f"{count(len(unexpected), 'unexpected name')} ({list_names(unexpected)})"] if unexpected else []
         raise UserError(
             f"--encodings {file.path}: the file has {' and '.join(problems)}. Give the encodings of this network and "
             "--config-file, or add --partial-encodings to calibrate what is missing and ignore what is unexpected."
@@ -63,11 +63,6 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
             site.container[site.key] = _new_quantizer(site.quantizer)
         _set_encoding(site, encoding, file.path)
     return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated))
-
-
-def _some(names: list[str], most: int = 12) -> str:
-    """Return the first of the names in one line, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _choose(

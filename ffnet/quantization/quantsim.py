@@ -29,12 +29,12 @@ from ffnet.config import QuantizationConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
 from ffnet.evaluation.runtime import Runtime
-from ffnet.files import count
 from ffnet.model import GaussianConv2D
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
+from ffnet.wording import count
 
 TRACE_SIZE = (1, 3, 128, 256)  # of the input with which AIMET traces the graph; quantizers do not depend on it
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from datasets.cityscapes import CLASSES
-from ffnet.files import count
 from ffnet.model import build_model
 from ffnet.report.result import Result, miou_drop
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
+from ffnet.wording import count
 
 Rows = Sequence[Sequence[str]]  # of cells; the first one is the heading
 

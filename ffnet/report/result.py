@@ -14,9 +14,9 @@ from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32
 from ffnet.evaluation import metrics
 from ffnet.evaluation.scores import Scores
-from ffnet.files import count
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.images import ImageComparison
+from ffnet.wording import count
 
 PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scikit-image")
 

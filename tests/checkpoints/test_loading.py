@@ -26,7 +26,7 @@ ZOO = [name for name, variant in VARIANTS.items() if variant.published.int8]
 MODELS = [DEMO_PRE_DOWN, *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO)]
 # Of the zoo's own equalized files.
 FOLDED_KEYS = {"segmentation_ffnet40S_dBBB_mobile": 114, "segmentation_ffnet122NS_CCC_mobile_pre_down": 279}
-SHARED = ["segmentation_ffnet40S_dBBB_mobile", "segmentation_ffnet40S_BBB_mobile"]  # the same tensors
+SHARED = ["segmentation_ffnet86S_dBBB_mobile", "segmentation_ffnet86S_dBBB"]  # the same tensors
 FEW = [DEMO, DEMO_PRE_DOWN, *SHARED]
 REAL = [("tiny", "tiny"), ("tiny_cuda", "tiny"), ("tiny_unprepared", "tiny"), ("odd", "odd")]
 

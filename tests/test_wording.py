@@ -1,0 +1,13 @@
+"""Numbers and names in messages, worked by hand."""
+
+from ffnet.wording import count, list_names
+
+
+def test_counts_agree_with_their_nouns():
+    assert [count(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+
+
+def test_long_lists_are_shortened():
+    assert list_names(("a", "b")) == "a, b"
+    assert list_names(("a", "b", "c"), most=2) == "a, b and 1 more"
+    assert list_names(["x" * 100]) == "x" * 80
