@@ -1,4 +1,4 @@
-"""Measures what quantization does to an FFNet: mIoU on Cityscapes in FP32 and in INT8.
+"""Measure what quantization does to an FFNet: mIoU on Cityscapes in FP32 and in INT8.
 
 python ffnet_quanteval.py --demo
 python ffnet_quanteval.py --dataset-path /data/cityscapes --model-name segmentation_ffnet40S_dBBB_mobile
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def replace_closed_streams() -> None:
-    """Let stdout and stderr lead nowhere if the program was started with them closed."""
+    """Open stdout and stderr on the null device if the program was started with them closed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))

@@ -1,4 +1,4 @@
-"""Images and labels; nothing here knows a model."""
+"""Images and labels. Nothing in this package depends on a network."""
 
 
 class DatasetError(ValueError):

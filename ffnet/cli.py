@@ -88,7 +88,7 @@ NEEDS_CHECKPOINT = (
     "data.calibration_split", "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst",
     "output.sensitivity", "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
 )  # fmt: skip
-# Options that complete encodings already answer.
+# Options that have no effect if the encodings are complete.
 ANSWERED_BY_ENCODINGS = (
     "data.calibration_split", "data.calibration_images", "quantization.quant_scheme", "quantization.param_bw",
     "quantization.output_bw",
@@ -145,7 +145,7 @@ def _check_files(config: Config) -> None:
     for target in INPUT_FILES:
         path = lookup(config, target)
         if path and not path.is_file():
-            wrong = "this is a folder. Name a file in it." if path.is_dir() else "no such file. Check the path."
+            wrong = "this is a folder. Name a file." if path.is_dir() else "there is no such file. Check the path."
             raise UserError(f"{FLAGS[target]} {path}: {wrong}")
 
 

@@ -39,7 +39,7 @@ class Ranks:
         return self.rank == 0
 
     def main_process_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in the main process and then in every other one, which finds the files that it cached."""
+        """Call a function in the main process first, then in the others, which find the files that it cached."""
         if self.is_main:
             result = function(*args, **kwargs)
         if self.world_size > 1:
@@ -73,7 +73,7 @@ class Ranks:
 
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state_dict that can be unpickled without a context on the sender's GPU."""
+    """Return a copy of a state_dict on the CPU, which other processes can unpickle without the sender's GPU."""
     return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
 
 

@@ -44,7 +44,7 @@ def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
     """Create an option's output folder and check that it can be written to.
 
     Raises:
-        UserError: if it can't, or if its disk has less than `megabytes` (10**6 bytes) left.
+        UserError: if the folder can't be written to, or if its disk has less than `megabytes` (10**6 bytes) left.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Opens what a run needs: the device, the images, the encodings and the checkpoint."""
+"""Open what a run needs: the device, the images, the encodings and the checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +79,11 @@ def open_images(config: Config) -> CityscapesSplit:
     try:
         return CityscapesSplit(folder, data.split, data.limit)
     except DatasetError as error:
-        raise DatasetError(f"{error} Or delete {folder}: the demo renders its scenes again.") from error
+        raise DatasetError(f"{error} Or delete {folder}, so that the demo renders its scenes again.") from error
 
 
 def _open_calibration_images(images: CityscapesSplit, data: DataConfig) -> CityscapesSplit | Subset[Sample]:
-    """Return the calibration images in sorted order: all of their split, or as many as asked for, drawn by the seed."""
+    """Return the calibration images in sorted order: all of their split, or the requested number, drawn at random."""
     if data.calibration_split != data.split:
         images = CityscapesSplit(Path(images.root), data.calibration_split)
     number = data.calibration_images

@@ -97,7 +97,7 @@ FILE: dict[str, Any] = {"type": _path, "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": _path, "metavar": "DIR"}
 COUNT: dict[str, Any] = {"type": _integer(1), "metavar": "N"}
 COUNT_OR_ZERO: dict[str, Any] = {"type": _integer(0), "metavar": "N"}
-BITS: dict[str, Any] = {"type": _integer(4, 16), "metavar": "BITS"}  # float32 simulates few bits more
+BITS: dict[str, Any] = {"type": _integer(4, 16), "metavar": "BITS"}  # float32 cannot simulate many more
 SPLIT: dict[str, Any] = {"choices": ("val", "train")}
 
 OPTIONS: dict[str, tuple[Option, ...]] = {
@@ -152,8 +152,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
     "results": (
         Option("--output-dir", "output.output_dir", "write report.html, result.json and CSV files", FOLDER),
         Option("--worst", "output.worst", "number of images with the largest mIoU drop in the report", COUNT_OR_ZERO),
-        Option("--sensitivity", "output.sensitivity", "find the layers that cost most: each quantizer enabled and "
-               "disabled alone", FLAG),
+        Option("--sensitivity", "output.sensitivity", "rank quantizers by their effect on the logits: with only one "
+               "enabled, and with only one disabled", FLAG),
         Option("--sensitivity-images", "output.sensitivity_images", "calibration images used for that", COUNT),
         Option("--save-predictions", "output.save_predictions", "write predictions as PNGs of label ids", FOLDER),
         Option("--export", "output.export", "write ONNX files, encodings and a manifest for device runtimes", FOLDER),

@@ -35,11 +35,11 @@ from ffnet.run import Run
 from ffnet.wording import count, list_names
 
 MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
-LEAST_AGREEMENT = 99.0  # percent of pixels that they must predict alike
+LEAST_AGREEMENT = 99.0  # percent, their least prediction agreement without an explanation
 
 
 def quantize_and_score(config: Config) -> Result | None:
-    """Score a checkpoint in FP32, in simulated INT8 and, if asked for, in ONNX Runtime's INT8.
+    """Score a checkpoint in FP32, in simulated INT8 and, if requested, in ONNX Runtime's INT8.
 
     Under torchrun every rank scores its share of the images; only the main process returns a Result.
 
@@ -153,7 +153,7 @@ def quantization_notes(
 def export_backends(
     sim: QuantizationSimModel, images: CityscapesSplit, checkpoint: Checkpoint, calibration: Calibration, run: Run
 ) -> dict[str, Backend]:
-    """Export the simulation, to a temporary folder if none is named, and return the ONNX Runtime backend if asked for.
+    """Export the simulation, to a temporary folder if none is named, and return the ONNX Runtime backend if requested.
 
     Under torchrun the main process writes the named folder and every other rank a temporary one.
     """
@@ -172,7 +172,7 @@ def export_backends(
     except OSError as error:
         option = f"--export {named}" if named else f"--execute: the temporary folder {folder}"
         raise UserError(
-            f"{option} can't be written ({error.strerror}). Free some space, or name another folder."
+            f"{option} can't be written ({error.strerror}). Free some space, or name another folder with --export."
         ) from error
     return {INT8_ONNX_RUNTIME: OnnxBackend(folder / MODEL_FILE)} if output.execute else {}
 
@@ -194,7 +194,7 @@ def score(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) ->
 
 
 def attempt(work: Callable[[], Diagnostics]) -> tuple[Diagnostics, BaseException | None]:
-    """Return what `work` returns, or what it failed with: the scores are measured and must be reported."""
+    """Return the diagnostics or the error that ended `work`, so that the scores are reported in either case."""
     try:
         return work(), None
     except KeyboardInterrupt as interrupt:
@@ -211,7 +211,7 @@ def diagnose(
     scores: Scores,
     run: Run,
 ) -> Diagnostics:
-    """Find the images and layers that lose most, as far as the options ask for it; add notes on ONNX Runtime."""
+    """Find the images and layers with the largest drops, if the options ask for them; add notes on ONNX Runtime."""
     output, images, device = run.config.output, inputs.calibration_images, run.ranks.device
     worst: list[ImageComparison] = []
     sensitivity = None
@@ -230,7 +230,7 @@ def diagnose(
 def onnx_runtime_notes(
     sim: QuantizationSimModel, lowered: fx.GraphModule, path: Path, images: CityscapesSplit, scores: Scores
 ) -> list[str]:
-    """Say which convolutions ONNX Runtime runs in integers, and where it diverges if it is far from the simulation."""
+    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
     notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(path).kernel_lines()]
     mious = scores.miou(INT8_SIMULATED), scores.miou(INT8_ONNX_RUNTIME)
     agreement = scores.agreement(INT8_SIMULATED, INT8_ONNX_RUNTIME)
@@ -241,11 +241,11 @@ def onnx_runtime_notes(
     return [
         *notes,
         f"{INT8_ONNX_RUNTIME} is far from {INT8_SIMULATED}: {mious[1]:.2f} and {mious[0]:.2f} mIoU, {agreement:.2f} % "
-        f"of the pixels predicted alike. On the first image: {divergence or 'no layer diverges.'}",
+        f"of the pixels predicted alike. {divergence or 'No layer diverges.'} (Compared on the first image.)",
     ]
 
 
 def differ(mious: tuple[float, float], agreement: float) -> bool:
-    """Return whether two backends that should agree differ by more than 0.2 points of mIoU or 1 % of the pixels."""
+    """Return whether two backends that should agree differ by more than MIOU_TOLERANCE or agree on too few pixels."""
     both_nan = mious[0] != mious[0] and mious[1] != mious[1]
     return not (both_nan or abs(mious[0] - mious[1]) <= MIOU_TOLERANCE) or agreement < LEAST_AGREEMENT

@@ -77,7 +77,7 @@ class Run:
             create_output_folder("--save-predictions", output.save_predictions, megabytes)
 
     def prediction_writer(self, images: CityscapesSplit) -> Writer | None:
-        """Return a function that writes the predictions of this rank's images; None if none are asked for."""
+        """Return a function that writes the predictions of this rank's images; None if none were requested."""
         folder = self.config.output.save_predictions
         if folder is None:
             return None
@@ -85,7 +85,7 @@ class Run:
         return prediction_writer(folder, paths, self.saved_backends)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what an exported file's manifest says of the run that made it."""
+        """Return what the manifest of an export says about the run that wrote it."""
         return {"dataset": self.dataset, "options": option_values(self.config), "versions": results.versions()}
 
     def result(

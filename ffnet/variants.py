@@ -1,7 +1,7 @@
 """The FFNet variants: what their names mean, their backbones and heads, and the published results. Needs no torch.
 
-A name is `segmentation_ffnet{depth}{family}_{d?}{stem}{up-head}{seg-head}{_mobile?}{_pre_down?}`; `?` marks what some
-names lack.
+A name is `segmentation_ffnet{depth}{family}_{d?}{stem}{up-head}{seg-head}{_mobile?}{_pre_down?}`; `?` marks parts
+that are optional.
 
 Source: Mehta et al., Simple and Efficient Architectures for Semantic Segmentation, CVPR workshops 2022 (arXiv
 2206.08236), and the AIMET model zoo's FFNet model card.
@@ -33,7 +33,7 @@ class SegHead:
 
 @dataclass(frozen=True)
 class Published:
-    """Published mIoU on Cityscapes val in percent; None where nothing was published."""
+    """Published mIoU on Cityscapes val in percent; None if none was published."""
 
     fp32: float | None = None
     int8: float | None = None

@@ -56,7 +56,7 @@ def toy_lowered(toy_sim):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect tests marked cuda where torch finds no GPU; pytest counts and tells them."""
+    """Deselect tests marked cuda if torch finds no GPU; pytest reports their number."""
     if torch.cuda.is_available():
         return
     elsewhere = [item for item in items if item.get_closest_marker("cuda")]

@@ -130,7 +130,7 @@ def test_int8_does_not_depend_on_the_files_that_are_written(tree, overflowing_ch
 
 
 @pytest.mark.slow
-def test_calibration_set_and_protocol_are_said(tree, toy_checkpoint, capsys):
+def test_the_calibration_set_is_reported(tree, toy_checkpoint, capsys):
     options = ["--calibration-split", "train", "--calibration-images", "2", "--no-cle"]
     result = run_with_result(arguments(tree, toy_checkpoint, *options), tree / "out")
     assert result["images"] == 4 and result["calibration"]["images"] == 2

@@ -94,7 +94,7 @@ def check_pairs(images: Sequence[str], labels: Sequence[str], labels_dir: Path) 
     """Raise DatasetError unless each image has its label and each label its image."""
     orphans = {str(path) for path in labels_dir.glob(f"*/*{LABEL_SUFFIX}")} - set(labels)
     problems = {
-        f"the name of an image ends in {IMAGE_SUFFIX}. Move other files elsewhere.": [
+        f"the name of this file does not end in {IMAGE_SUFFIX}. Move it elsewhere.": [
             path for path in images if not path.endswith(IMAGE_SUFFIX)
         ],
         "the label of an image is missing. Unpack gtFine_trainvaltest.zip, or remove the image.": [
@@ -117,7 +117,7 @@ def check_headers(images: Sequence[str], labels: Sequence[str]) -> tuple[int, in
             if size != (width, height):
                 raise DatasetError(
                     f"{path}: this file has {size[0]}x{size[1]} pixels, but {images[0]} has {width}x{height}. All "
-                    "images and labels of a split must have one size."
+                    "images and labels of a split must have the same size."
                 )
     return height, width
 
@@ -150,7 +150,7 @@ def _decode(path: str) -> torch.Tensor:
 
 
 def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:
-    """Return the train ids (H, W) uint8 of label ids (H, W) uint8; raise DatasetError if they are no label ids."""
+    """Return the train ids (H, W) uint8 of label ids (H, W) uint8; raise DatasetError if they are not label ids."""
     largest = label_ids.max()
     if largest > _LAST_ID:
         raise DatasetError(f"{path}: {largest} is not a label id. {_REMEDIES['label ids']}")

@@ -43,7 +43,7 @@ def ensure_scenes(cache_dir: str | Path, progress: bool = True) -> Path:
         render_files(scene_files(work), progress)
         try:
             work.rename(folder)
-        except OSError:  # another process was faster
+        except OSError:  # another process created it first
             if not folder.is_dir():
                 raise
     return folder

@@ -1,6 +1,6 @@
 """Download each published checkpoint file once to a cache folder.
 
-No checksums were published, so the sha256 of the first download is written beside the file and compared ever after.
+No checksums were published, so the sha256 of the first download is written beside the file and compared in later runs.
 """
 
 import http.client
@@ -29,7 +29,7 @@ TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
 
 
 def default_cache_dir() -> Path:
-    """Return the folder `ffnet` inside torch hub's own, whose place TORCH_HOME changes."""
+    """Return the folder `ffnet` in torch hub's cache folder, which depends on TORCH_HOME."""
     return Path(torch.hub.get_dir()) / "ffnet"
 
 
@@ -87,7 +87,7 @@ def download(url: str, path: Path) -> None:
 
 
 def download_once(url: str, path: Path) -> None:
-    """Download a zip file in one attempt; after another error than InvalidCheckpointError, the next may succeed."""
+    """Download a zip file in one attempt; any error but InvalidCheckpointError may be temporary."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
         length = response.headers.get("Content-Length")
         total = int(length) if length else None
@@ -97,7 +97,7 @@ def download_once(url: str, path: Path) -> None:
                 f"{url}: the server sent an HTML page instead of the file. Open the address in a browser, or name a "
                 "file with --checkpoint."
             )
-        with tqdm.wrapattr(file, "write", total, desc=path.name, disable=None) as target:  # None: not in a pipe
+        with tqdm.wrapattr(file, "write", total, desc=path.name, disable=None) as target:  # None: only on a terminal
             target.write(first)
             shutil.copyfileobj(response, target, 2**20)
         if total is not None and file.tell() != total:

@@ -27,7 +27,7 @@ from ffnet.variants import VARIANTS, Variant
 
 MAX_HEADER = 2**20  # bytes of a safetensors header
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch before 1.6 began with
-OTHER_FILES = {  # how files begin that are not checkpoints: what they are, and what to do
+OTHER_FILES = {  # first bytes of files that are not checkpoints -> what they are, and what to do
     b"version https://git-lfs": ("a git-lfs pointer, not the file itself", "Fetch the file with `git lfs pull`."),
     b"<": ("an HTML page, not a checkpoint", "Check the address it came from; it may need a login."),
     b"{": ("JSON, not a checkpoint", "If it holds encodings, give it with --encodings."),
@@ -153,7 +153,7 @@ def read_release(file: io.BufferedReader, members: list[str], member: str) -> tu
 
 
 def read_stream(stream: io.BytesIO) -> CheckpointContents:
-    """Read one checkpoint of the form that its first bytes tell."""
+    """Read one checkpoint, whose form is detected from its first bytes."""
     head = bytes(stream.getbuffer()[:512])
     if head.startswith(b"PK\3\4"):
         contents = read_torch_zip(stream)
@@ -169,7 +169,7 @@ def read_stream(stream: io.BytesIO) -> CheckpointContents:
 
 
 def problem_of_other_file(head: bytes) -> CheckpointProblem:
-    """Say what a file with these first bytes is, if it is not a checkpoint."""
+    """Return what is wrong with a file that does not begin like a checkpoint."""
     if not head:
         return CheckpointProblem("this file is empty", DOWNLOAD_AGAIN)
     for beginning, (kind, remedy) in OTHER_FILES.items():

@@ -72,10 +72,10 @@ OPCODES = {
     "TUPLE3": "3", "TUPLE": ")", "NEWOBJ": "C", "REDUCE": "C", "BUILD": "b", "BINPERSID": "P", "PROTO": "", "STOP": ".",
     "BINPUT": "", "LONG_BINPUT": "", "BINGET": "", "LONG_BINGET": "",
 }  # fmt: skip
-# GRAMMAR replaces the characters that make a value by the character of that value, over and over; a pickle that does
-# not become one value is refused. What passes calls only names, with arguments and attributes written for this one
-# object, and its keys and the items of its sets are texts or numbers. Otherwise a small file could make torch hash a
-# key so deeply nested that the process crashes, or fill the memory with copies of one large list or dictionary.
+# GRAMMAR repeatedly replaces the characters that make a value by the character of that value; a pickle that does not
+# become one value is refused. Accepted pickles call only names; each object has arguments and attributes of its own;
+# keys and the items of sets are texts or numbers. Otherwise a small file could crash the process with a deeply nested
+# key that torch hashes, or fill the memory with copies of one large list or dictionary.
 VALUE = "[TNG0OML]"  # T text, N number or None, G name, 0 empty tuple, O object, M dictionary (a mapping), L list
 TUPLE = rf"(\({VALUE}*\)|{VALUE}1|{VALUE}{{2}}2|{VALUE}{{3}}3)"
 GRAMMAR = {
@@ -143,7 +143,7 @@ def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
     size = len(stream.getbuffer())
     check_zip_entries(stream)
     copy = io.BytesIO()
-    # torch gets a copy, because its reader may find another directory in the same bytes than zipfile does.
+    # torch gets a copy, because its reader and zipfile may find different directories in the same bytes.
     with zipfile.ZipFile(stream) as archive, zipfile.ZipFile(copy, "w") as checked:
         records = checked_records(archive, size)
         pickled = io.BytesIO(archive.read(records["data.pkl"]))
@@ -152,7 +152,7 @@ def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
     stream.close()  # a large file would otherwise be in memory three times
     names = check_pickle(pickled)
     if pickled.read(1):
-        raise CheckpointProblem("this file has bytes behind the end of its pickle", DOWNLOAD_AGAIN)
+        raise CheckpointProblem("this file has bytes after the end of its pickle", DOWNLOAD_AGAIN)
     copy.seek(0)
     return contents_of(load_restricted(copy, names), names, size + MAX_SHARED)
 
@@ -174,7 +174,7 @@ def read_legacy_format(stream: io.BytesIO) -> CheckpointContents:
     stream.seek(0)
     root = load_restricted(stream, names)
     if stream.read(1):
-        raise CheckpointProblem("this file has bytes behind its last storage", DOWNLOAD_AGAIN)
+        raise CheckpointProblem("this file has bytes after its last storage", DOWNLOAD_AGAIN)
     stream.close()
     return contents_of(root, names, size + MAX_SHARED)
 
@@ -215,7 +215,7 @@ def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zi
 def check_pickle(stream: io.BytesIO) -> tuple[str, ...]:
     """Check opcodes, names and structure of the pickle at the stream's position; return the names that it imports.
 
-    The stream's position is behind the pickle afterwards.
+    Afterwards the stream's position is the end of the pickle.
     """
     codes: list[str] = []
     memo: dict[Any, str] = {}

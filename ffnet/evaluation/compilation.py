@@ -1,4 +1,4 @@
-"""Prepare backends for speed: memory formats, and torch.compile if the run is long enough to save its time."""
+"""Prepare backends for speed: memory formats, and torch.compile if the run is long enough for it to save time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,13 +51,13 @@ def _decide(pixels: int, device: torch.device, compile: bool | None) -> tuple[bo
     if compile is False:
         return False, "not compiled: --no-compile was given"
     if compile is None and pixels < MIN_PIXELS[device.type]:
-        return False, "not compiled: the run is too short to save the time that compiling takes"
+        return False, "not compiled: the run is too short for compilation to save time"
     problem = compiler_problem(device)
     if problem and compile:
         raise UserError(f"--compile: {problem}. Install a C++ compiler, or use --no-compile.")
     if problem:
         return False, f"not compiled: {problem}"
-    cause = "--compile was given" if compile else "the run is long enough to save the time that compiling takes"
+    cause = "--compile was given" if compile else "the run is long enough for compilation to save time"
     return True, f"compiled: {cause}"
 
 
@@ -82,7 +82,7 @@ def image_by_image(backend: Backend) -> Backend:
 
 @dataclass
 class FixedBatchSize:
-    """A backend compiled for one batch size, to which smaller batches are filled up."""
+    """A backend compiled for one batch size; smaller batches are padded to it."""
 
     backend: Backend
     batch_size: int
@@ -96,7 +96,7 @@ class FixedBatchSize:
 
 
 def compiler_problem(device: torch.device) -> str | None:
-    """Return why torch.compile can't work on a device, in one line; None if it compiles a sum."""
+    """Return why torch.compile can't work on a device, in one line; None if it works."""
     try:
         torch.compile(lambda x: x + x)(torch.ones(8, device=device))
     except Exception as error:  # a compiler, its headers or triton may be missing; the run goes on without

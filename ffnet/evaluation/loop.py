@@ -52,7 +52,7 @@ def evaluate(
     If the GPU's memory does not suffice for a batch, this batch and all after it are split into smaller ones.
 
     Args:
-        backends: by name; any callable from normalized images (N, 3, H, W) to logits (N, 19, h, w) will do. Torch
+        backends: by name; each a callable from normalized images (N, 3, H, W) to logits (N, 19, h, w). Torch
             modules must be in eval mode and on the device of `runtime`, to which only images and labels are moved.
         images: a CityscapesSplit, or another dataset of (image uint8 (3, H, W), train ids uint8 (H, W)).
         runtime: the device, and how images are loaded.

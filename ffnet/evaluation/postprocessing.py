@@ -1,4 +1,4 @@
-"""Convert logits to train ids at the label's size, and on to confusion matrices, on the device of the network.
+"""Convert logits to train ids at the label's size, and count confusion matrices, on the device of the network.
 
 The predictions are those of bilinear upsampling (align_corners=False) and argmax, pixel for pixel. The compiled kernel
 interpolates and keeps the two largest logits per pixel, so that full-size logits are never written. Pixels at which
@@ -18,11 +18,11 @@ from ffnet.variants import NUM_CLASSES
 Kernel = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]  # `two_largest`, compiled
 
 FACTORS = (4, 8)  # upsampling factors for which the kernel's weights are exact in float32
-TOLERANCE = 2e-6  # of a near tie, relative to the largest logit: more than two orders of rounding can differ by
+TOLERANCE = 2e-6  # of a near tie, relative to the largest logit: above the rounding errors of upsampling
 MAX_NEAR_TIES = 1 / 256  # of the pixels: computing one again takes 256 times the memory of upsampling one
 NEAR_TIE = 128  # added to the train id of a pixel that is a near tie
 SMALL = 128  # output rows plus columns up to which torch upsamples by other code, which rounds differently
-MIN_PATCHES = 16  # patches that side by side are upsampled to more than that
+MIN_PATCHES = 16  # patches side by side whose upsampled rows plus columns exceed SMALL
 
 
 def predict(logits: torch.Tensor, size: Sequence[int], kernel: Kernel | None = None) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Scores:
         return 100 * metrics.mean_iou(self.total(backend))
 
     def agreement(self, first: str, second: str) -> float:
-        """Return the share of pixels that two backends, in evaluation order, predict alike, in percent."""
+        """Return the prediction agreement of two backends, given in evaluation order, in percent."""
         return 100 * float(self.agreeing_pixels[first, second].mean() / self.pixels_per_image)
 
 

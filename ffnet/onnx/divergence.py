@@ -1,7 +1,7 @@
 """Find the first layer, in order of execution, whose integers differ between ONNX Runtime and the simulation.
 
 Each simulated layer gets the values that ONNX Runtime computed for its inputs, so a difference is the layer's own.
-Correct kernels differ from the simulation only for values on the edge between two integers: at most 0.1 % of them.
+Correct kernels differ from the simulation only for values halfway between two integers: at most 0.1 % of them.
 """
 
 import contextlib

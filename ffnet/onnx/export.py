@@ -3,7 +3,7 @@
 - `model.onnx`: the quantized network with Q/DQ nodes, for runtimes that read these, such as ONNX Runtime
 - `model_fp32.onnx`: the equalized float network, whose tensors `model.encodings` names; QAIRT and AI Hub take the pair
 - `model.encodings`: AIMET's encodings
-- `manifest.json`: what was exported from what, hashes of the files, and how to feed the network
+- `manifest.json`: where the files come from, their hashes, and how to prepare inputs and use outputs
 
 Nodes and tensors carry the names of the network's layers, such as `head.layers.1.fam_4.layers.2`.
 """

@@ -16,8 +16,8 @@ def check_bit_widths(param_bw: int, output_bw: int) -> None:
     for what, bits, supported in (("param", param_bw, PARAM_BIT_WIDTHS), ("output", output_bw, OUTPUT_BIT_WIDTHS)):
         if bits not in supported:
             raise UserError(
-                f"--default-{what}-bw: ONNX Runtime has no kernels for {bits} bits, only for "
-                f"{' and '.join(map(str, supported))}. Use one of these, or remove --export and --execute (with "
+                f"--default-{what}-bw: {bits} bits are not among the bit widths of ONNX Runtime's kernels "
+                f"({', '.join(map(str, supported))}). Use one of these, or remove --export and --execute (with "
                 "--demo: add --no-execute)."
             )
     if param_bw == output_bw == 16:

@@ -1,4 +1,4 @@
-"""Tell which convolutions of an ONNX file ONNX Runtime runs on integer kernels, and why others run in float."""
+"""Find which convolutions of an ONNX file ONNX Runtime runs on integer kernels, and why others run in float."""
 
 import re
 import tempfile
@@ -16,7 +16,7 @@ Producers = Mapping[str, onnx.NodeProto]  # tensor -> the node that computes it
 
 
 @dataclass(frozen=True)
-class OnnxFacts:
+class OnnxDescription:
     """What is in an ONNX file, and how ONNX Runtime runs it here."""
 
     header: OnnxHeader
@@ -26,7 +26,7 @@ class OnnxFacts:
     floats: dict[str, str]  # convolution of a quantized file that runs in float -> the reason, a clause
 
     def lines(self) -> list[str]:
-        """Return all facts as sentences."""
+        """Return the description as sentences."""
         height, width = self.header.input_shape[2:]
         kind = "quantized (QDQ or integer operators)" if self.quantized else "not quantized"
         size = "any size, so images are not resized."
@@ -47,8 +47,8 @@ class OnnxFacts:
         return [f"Convolutions that run on integer kernels: {self.integer} of {self.convolutions}.", *floats]
 
 
-def inspect_onnx(path: Path | str) -> OnnxFacts:
-    """Return the facts of an ONNX file, or raise a UserError if it can't be run."""
+def inspect_onnx(path: Path | str) -> OnnxDescription:
+    """Return the description of an ONNX file, or raise a UserError if it can't be run."""
     header = check_onnx(path)
     proto = onnx.load(path)
     operators = {node.op_type for node in proto.graph.node}
@@ -60,7 +60,7 @@ def inspect_onnx(path: Path | str) -> OnnxFacts:
         node.name = f"convolution{index}"
     integer = _integer_convolutions(path, proto)
     floats = {name: reasons.get(name, "the reason is not known") for i, name in enumerate(names) if i not in integer}
-    return OnnxFacts(header, quantized, len(names), len(integer), floats if quantized else {})
+    return OnnxDescription(header, quantized, len(names), len(integer), floats if quantized else {})
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -124,5 +124,5 @@ def _max_pool_reason(node: onnx.NodeProto, producers: Producers) -> str | None:
         if name not in producers or producers[name].op_type != operator:
             return None
         source, name = producers[name], producers[name].input[0]
-    # Seen with 1.32: pool and quantizers become one node, and ONNX Runtime does not look at convolutions after it.
+    # As of ONNX Runtime 1.32: pool and quantizers become one node, and convolutions after it stay in float.
     return f"it follows the max pool {source.name}, after which ONNX Runtime uses no integer kernel"

@@ -101,7 +101,7 @@ def _check_operators(proto: onnx.ModelProto) -> None:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise _InvalidError(f"has the operator {name}, which branches or loops. Export the network without it.")
     if proto.functions:
-        raise _InvalidError("holds functions of its own. Write them out as nodes with onnx.inliner.")
+        raise _InvalidError("holds functions of its own. Inline them with onnx.inliner.")
     if proto.graph.sparse_initializer:
         raise _InvalidError("holds sparse tensors. Export the network with dense ones.")
 
@@ -161,7 +161,7 @@ def _header(proto: onnx.ModelProto, path: Path) -> OnnxHeader:
 
 
 def _check_sizes(graph: onnx.GraphProto) -> None:
-    """Check that no tensor inside is too large for the memory."""
+    """Check that no tensor inside the network is larger than MAX_ELEMENTS."""
     for value in (*graph.input, *graph.value_info, *graph.output):
         elements = math.prod(max(dimension.dim_value, 1) for dimension in value.type.tensor_type.shape.dim)
         if elements > MAX_ELEMENTS:

@@ -59,7 +59,7 @@ def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, t
 def _quantized_source(
     node: torch.fx.Node, modules: dict[torch.fx.Node, Any], outputs: dict[torch.fx.Node, QuantizerSite]
 ) -> QuantizerSite | None:
-    """Return the site that quantizes what a layer reads, behind layers that keep values as they are."""
+    """Return the site that quantizes a layer's input, before any layers that keep values as they are."""
     source = node.all_input_nodes[0]
     while source in modules:
         if source in outputs or not isinstance(modules[source], nn.Identity | nn.MaxPool2d):

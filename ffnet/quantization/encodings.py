@@ -31,7 +31,7 @@ class LoadedEncodings:
 
 
 def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool = False) -> LoadedEncodings:
-    """Give the quantizers of an uncalibrated simulation a file's encodings, which calibration then does not change.
+    """Load a file's encodings into an uncalibrated simulation; a later calibration does not change them.
 
     Args:
         sim: changed in place.

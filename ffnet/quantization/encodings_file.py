@@ -178,7 +178,7 @@ def _encoding(bits: int, signed: bool, scales: Sequence[float], lows: Sequence[i
     qmin = _smallest(bits, signed) + strict
     qmax = _smallest(bits, signed) + (1 << bits) - 1
     if len(scales) != len(lows) or not scales:
-        raise ValueError(f"has {len(scales)} scales and {len(lows)} offsets")
+        raise ValueError(f"has lists of scales and offsets of lengths {len(scales)} and {len(lows)}")
     if not all(low <= 0 <= low + qmax - qmin for low in lows):
         raise ValueError(f"has an offset that leaves 0 outside of its {bits} bits")
     return Encoding(qmin, qmax, tuple(scales), tuple(low - qmin for low in lows))

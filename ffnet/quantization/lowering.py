@@ -41,7 +41,7 @@ class FakeQuantize(nn.Module):
         if self.axis is not None:
             scales = self.scale, self.zero_point, self.axis
             return torch.fake_quantize_per_channel_affine(x, *scales, self.qmin, self.qmax)
-        if torch.compiler.is_compiling():  # one fused kernel, where the operator would be a call of its own
+        if torch.compiler.is_compiling():  # one fused kernel; the operator would be a separate call
             rounded = torch.round(x * self.reciprocal) + self.zero
             return (rounded.clamp(self.qmin, self.qmax) - self.zero) * self.step
         return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, self.qmin, self.qmax)

@@ -1,8 +1,8 @@
 """Rank quantizers by their effect on the logits: only this quantizer enabled, and only this quantizer disabled.
 
-The lowered network and the same network in FP32 share one graph and differ in the modules that quantize. A network with
-one quantizer switched is that graph with one module of the other kind. It is not run from the start: both networks are
-run node by node, and for each module that quantizes, only the layers behind it are computed again.
+The lowered network and the same network in FP32 share one graph and differ only in the modules that quantize. To enable
+or disable one quantizer, its module is taken from the other network. Both networks are run node by node, and for each
+quantizer only the layers after it are computed again.
 """
 
 import copy

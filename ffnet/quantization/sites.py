@@ -15,7 +15,7 @@ WEIGHT, ACTIVATION = "weight", "activation"  # kinds of a site
 
 @dataclass(frozen=True, eq=False)
 class QuantizerSite:
-    """One enabled quantizer at one position in the network. Several sites share a quantizer where AIMET shares it."""
+    """One enabled quantizer at one position in the network. Several sites may share a quantizer."""
 
     layer: str  # dotted name of the module, as in sim.model.named_modules()
     role: str  # "input", "param" or "output" of that layer

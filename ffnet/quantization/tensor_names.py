@@ -150,7 +150,7 @@ def _known(graph: _Graph, nodes: Iterable[tuple[str, Node]]) -> Names:
 
 
 def _scopes(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Name as AIMET's older exporter does: the path of modules, as /backbone_model/layer1/layer1.0/relu."""
+    """Yield AIMET's older exporter's names: the path of modules, as /backbone_model/layer1/layer1.0/relu."""
     for node, aliases in graph.aliases().items():
         for alias in aliases:
             parts = alias.split(".")
@@ -159,7 +159,7 @@ def _scopes(graph: _Graph) -> Iterator[tuple[str, Node]]:
 
 
 def _local_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Name as torch's TorchScript exporter does: the last part of the path, numbered by execution, as /relu_1."""
+    """Yield the TorchScript exporter's names: the last part of the path, numbered by execution, as /relu_1."""
 
     def local(node: Node) -> str:
         *_, parent, name = ("", *str(node.target).split("."))
@@ -169,7 +169,7 @@ def _local_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
 
 
 def _operator_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Name as torch's exporter by torch.export does: the operator, numbered by execution, as conv2d_4."""
+    """Yield the torch.export-based exporter's names: the operator, numbered by execution, as conv2d_4."""
 
     def operator(node: Node) -> str:
         name = graph.class_name(node)
@@ -179,7 +179,7 @@ def _operator_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
 
 
 def _own_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Name as ffnet.onnx.export does: the layer's own name."""
+    """Yield the names that ffnet.onnx.export writes: those of the layers."""
     return ((str(node.target), node) for node in graph.layers())
 
 

@@ -1,7 +1,7 @@
 """AIMET's TF-Enhanced calibration: the same encodings with fewer reads of each tensor.
 
 AIMET's own analyzer reads an activation about ten times per batch, and searches for the best range after every batch
-although activations pass unquantized and only the last search counts. It reads a weight channel by channel.
+although nothing is quantized meanwhile and only the last search counts. It reads a weight channel by channel.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def use_fast_analyzers(sim: QuantizationSimModel) -> None:
 class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
     """Collects histograms of 512 bins, whose range comes from the first batch, as AIMET's analyzer does.
 
-    Only for quantizers that let values pass while they are calibrated: encodings of a single batch are not computed.
+    Only for quantizers that do not quantize during calibration: encodings of a single batch are not computed.
     """
 
     # The histogram last searched, (number of steps, symmetric), and the encodings found.
@@ -49,7 +49,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         return []
 
     def compute_encodings_from_stats(self, stats: Sequence[Any], num_steps: int, is_symmetric: bool) -> Any:
-        """Return AIMET's encodings; search only once per histogram, and repeat the last answer if there is none."""
+        """Return AIMET's encodings; search once per histogram, and return the last result if `stats` is empty."""
         how = num_steps, is_symmetric
         if stats and not (self._last_search[0] is stats[0] and self._last_search[1] == how):
             self._last_search = stats[0], how, super().compute_encodings_from_stats(stats, *how)
@@ -69,7 +69,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         """Add finite values to the only histogram, as _HistogramObserver.merge_stats does."""
         left, right = self.observer._histogram_range_limit[0]
         least, most = low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
-        if least != kept.min or most != kept.max:  # the range grows: rare, so AIMET's own way will do
+        if least != kept.min or most != kept.max:  # the range grows: rare, so AIMET's own code is fast enough
             self.observer.merge_stats([_Histogram(min=low, max=high)], values)
             return
         counts = torch.histc(values.float(), self.observer.num_bins, least, most)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
 def _rows(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:
     """Return the values as one row per histogram; None if the histograms belong to another axis than the first."""
     if all(length == 1 for length in shape):
-        # In memory order, without a copy; only if no bin can outgrow float32's exact integers, where order matters.
+        # In memory order, which saves a copy. Only up to EXACT values: float32 counts of more depend on the order.
         if values.dim() == 4 and values.numel() <= EXACT and values.is_contiguous(memory_format=torch.channels_last):
             values = values.permute(0, 2, 3, 1)
         return values.reshape(1, -1)

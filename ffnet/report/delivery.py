@@ -21,7 +21,7 @@ RESULT_MEGABYTES = 20  # upper bound of their total size
 def deliver(result: Result, output: OutputConfig) -> int:
     """Print the report, write the files of `output.output_dir`, print errors on stderr, and return the exit status.
 
-    It is 1 if a mIoU drop exceeds `output.fail_under`, 2 after an error, 130 after Ctrl-C, and otherwise 0.
+    It is 1 if an mIoU drop exceeds `output.fail_under`, 2 after an error, 130 after Ctrl-C, and otherwise 0.
     """
     print_lines(format_console(result, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     errors, folder = [], output.output_dir

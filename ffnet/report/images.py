@@ -61,7 +61,7 @@ class ImageComparison:
 def worst_images(scores: Scores, count: int) -> list[int]:
     """Return the indices of the `count` images with the largest mIoU drop from FP32 to simulated INT8.
 
-    Images without labelled pixels are left out. Of equal drops, the one with the lower agreement comes first.
+    Images without labelled pixels are left out. Of equal drops, the image with the lower agreement comes first.
     """
     before, after = (image_mious(scores.confusion_matrices[name]) for name in PAIR)
     order = np.lexsort((scores.agreeing_pixels[PAIR], after - before))  # nan last
@@ -128,14 +128,14 @@ def draw_panels(image: np.ndarray, labels: np.ndarray, predictions: dict[str, np
 
 
 def _class_map(ids: np.ndarray) -> bytes:
-    """Return a PNG of train ids (H, W) in Cityscapes' colours; pixels that are not scored are black."""
+    """Return a PNG of train ids (H, W) in Cityscapes' colors; pixels that are not scored are black."""
     picture = Image.fromarray(ids)
     picture.putpalette(COLORS.tobytes().ljust(3 * 256, b"\0"))
     return _encode(picture, "PNG")
 
 
 def _marks(image: np.ndarray, codes: np.ndarray, factor: int) -> bytes:
-    """Return a PNG of the image, grey and dimmed, with disagreement in strong colours, one pixel wider all around."""
+    """Return a PNG of the image, gray and dimmed, with disagreement in strong colors, one pixel wider on each side."""
     marked = img_as_ubyte(gray2rgb(rgb2gray(image) * DIMMED))
     codes = block_reduce(codes, factor, np.max)
     codes = np.where(codes == SAME, dilation(codes, np.ones((3, 3))), codes)  # single pixels would be invisible

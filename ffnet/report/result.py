@@ -46,12 +46,12 @@ class Calibration:
     """Where the encodings of the simulation come from."""
 
     images: int  # number of calibration images; 0 if all encodings were loaded from a file
-    description: str  # one sentence
+    description: str  # one or more sentences
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Where accuracy is lost; shown by the report and kept out of `result.json`."""
+    """Which images and quantizers cost accuracy; shown by the report and not in `result.json`."""
 
     worst_images: tuple[ImageComparison, ...] = ()
     sensitivity: Sensitivity | None = None
@@ -75,14 +75,14 @@ class Result:
     dataset: str
     images: int  # number of images scored
     device: str
-    notes: list[str]  # sentences that a reader has to know beside the metrics
+    notes: list[str]  # sentences to read with the metrics
     published: dict[str, float]  # backend -> published mIoU on Cityscapes val, percent
     checkpoint: CheckpointInfo | None  # None for --onnx
     calibration: Calibration | None  # None for --onnx
     backends: dict[str, BackendResult]  # in evaluation order: FP32 first, or the ONNX file alone
     agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels predicted alike
     stage_seconds: dict[str, float]  # stage -> wall time
-    options: dict[str, Any]  # every option by its name without dashes, defaults included
+    options: dict[str, Any]  # every option by its name with underscores, defaults included
     command: str  # the command line that repeats the run
     versions: dict[str, str]  # of Python and of the packages that influence the metrics
     details: Details = field(repr=False, compare=False)

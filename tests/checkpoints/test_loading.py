@@ -218,7 +218,7 @@ def test_smoothing_kernel_may_be_a_plain_attribute(demo_pre_down, tmp_path):
         ("backbone_model.conv0", "padding_mode", "reflect"),
     ],
 )
-def test_other_hyper_parameters_are_refused(demo, layer, name, value, tmp_path):
+def test_other_hyperparameters_are_refused(demo, layer, name, value, tmp_path):
     held = getattr(demo.get_submodule(layer), name)
     path = save_prepared(demo, tmp_path / "x", lambda traced: vars(traced.get_submodule(layer)).update({name: value}))
     assert f"{layer} has {name} {value}, but the model's is {held}" in refusal(DEMO, path)
@@ -254,7 +254,7 @@ def test_variants_that_share_tensors_are_all_named(tmp_path):
     assert f"it matches {SHARED[0]} and {SHARED[1]}." in refusal(DEMO, path)
 
 
-def test_old_format_whole_module_is_refused_with_a_way_out(demo, tmp_path):
+def test_old_format_whole_module_is_refused_with_a_remedy(demo, tmp_path):
     path = save(demo, tmp_path / "x", _use_new_zipfile_serialization=False)
     message = refusal(DEMO, path)
     assert "whole module in the format of torch before 1.6" in message

@@ -105,7 +105,7 @@ def opcodes():
     yield "hidden name", torch_zip(name("posix", "system") + b"0" + value({})), "POP"
     yield "name with blanks", torch_zip(b"ctorch.nn.modules.conv Conv2d\nx\n"), "imports"
     yield "name in no ASCII", torch_zip(b"c\xff\nx\n"), "broken"
-    yield "second pickle", torch_zip(value({}) + b"." + call(system, COMMAND)), "behind the end"
+    yield "second pickle", torch_zip(value({}) + b"." + call(system, COMMAND)), "after the end"
     yield "no end", torch_zip(value({}), end=b""), "broken"
     yield "nothing on the stack", torch_zip(b""), "structured"
     yield "tuple without mark", torch_zip(b"t"), "structured"

@@ -157,7 +157,7 @@ def old_files():
     stop = good.index(b"ctorch._utils")
     yield "old: cut in a storage", good[:-3], "broken"
     yield "old: cut in the pickle", good[:stop], "broken"
-    yield "old: bytes behind", good + b"x", "behind its last storage"
+    yield "old: bytes after the end", good + b"x", "after its last storage"
     yield "old: system", good[:stop] + call(name("posix", "system"), COMMAND) + good[stop:], "posix.system"
     header = good[: good.index(b"}q\x00(X\x06") - 2]
     stored = ("storage", name("torch", "FloatStorage"), "0", "cpu", 2**40, None)

@@ -81,13 +81,13 @@ MALFORMED = (
     (legacy(is_symmetric="perhaps"), "neither true nor false"),
     (listed(enc_type="PER_BLOCK"), "neither PER_TENSOR"),
     (listed(dtype="FLOAT"), "dtype 'FLOAT'"),
-    (listed(scale=[0.1, 0.2]), "2 scales and 1 offsets"),
-    (listed(scale=[], offset=[]), "0 scales"),
+    (listed(scale=[0.1, 0.2]), "scales and offsets of lengths 2 and 1"),
+    (listed(scale=[], offset=[]), "lengths 0 and 0"),
     (newest(output_dtype="float8e4m3"), "output_dtype 'float8e4m3'"),
     (newest(output_dtype="uint64"), "bit width of 64"),
     (newest(block_size=16), "in blocks"),
     (newest(y_scale={"x": [1]}), "not a number"),
-    (newest(y_zero_point=[1, 2]), "1 scales and 2 offsets"),
+    (newest(y_zero_point=[1, 2]), "scales and offsets of lengths 1 and 2"),
     (newest(y_zero_point=300), "leaves 0 outside"),
 )
 

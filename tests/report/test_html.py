@@ -98,7 +98,7 @@ class Page(HTMLParser):
         assert len(self.ids) == len(set(self.ids))
 
     def numbers(self, table):
-        """{first cell: the others as numbers, None where empty} of a table's rows below the headings."""
+        """{first cell: the others as numbers, None if empty} of a table's rows below the headings."""
         return {first: [float(text) if text else None for text in rest] for first, *rest in self.tables[table][1:]}
 
 
