@@ -14,6 +14,7 @@ from tests.helpers.networks import TOY, golden_state, toy_model
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_run(tree, toy_variant, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     code = code.replace("segmentation_ffnet40S_dBBB_mobile", TOY.name)

@@ -1,7 +1,6 @@
 """The demo as users run it, and a network that needs cross-layer equalization."""
 
 import dataclasses
-import os
 
 import pytest
 import torch
@@ -20,15 +19,6 @@ from ffnet.variants import DEMO_VARIANTS
 from tests.helpers.browser import browser
 from tests.helpers.networks import DEMO, demo_checkpoint, random_batches
 from tests.helpers.program import run_with_result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_threads():
-    """Use every core: the demo's images are large enough for it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,7 @@ def test_more_calibration_images_than_there_are_is_an_error(tree, toy_checkpoint
     assert "--calibration-images 99: the val split has only 4 images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_broken_image_ends_the_run_with_one_line(tree, toy_checkpoint, capsys):
     path = sorted(tree.glob("leftImg8bit/val/*/*.png"))[2]
     path.write_bytes(path.read_bytes()[:3000])

@@ -132,6 +132,7 @@ def test_download_is_tried_again_after_a_broken_connection(server, plans, tmp_pa
     assert download_published(ZOO, tmp_path).read_bytes() == GOOD
 
 
+@pytest.mark.slow
 def test_download_is_tried_again_if_the_server_falls_silent(server, monkeypatch, tmp_path):
     monkeypatch.setattr(download, "TIMEOUT", 1.0)
     server.plans = ["stall", "good"]

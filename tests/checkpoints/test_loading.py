@@ -249,6 +249,7 @@ def test_checkpoint_of_another_variant_is_named(tmp_path):
     assert f"it matches {name}. Missing keys: " in refusal("segmentation_ffnet54S_dBBB_mobile", path)
 
 
+@pytest.mark.slow
 def test_variants_that_share_tensors_are_all_named(tmp_path):
     path = save(build_model(SHARED[0]).state_dict(), tmp_path / "x")
     assert f"it matches {SHARED[0]} and {SHARED[1]}." in refusal(DEMO, path)

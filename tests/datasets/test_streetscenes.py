@@ -31,6 +31,7 @@ def scenes(tmp_path_factory):
         return streetscenes.ensure_scenes(tmp_path_factory.mktemp("cache"), progress=False)
 
 
+@pytest.mark.slow
 def test_a_seed_always_gives_the_same_scene():
     image, label = render_scene(3, 128, 256)
     again, label_again = render_scene(3, 128, 256)
@@ -39,6 +40,7 @@ def test_a_seed_always_gives_the_same_scene():
     assert (render_scene(4, 128, 256)[0] != image).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_torchvision_reads_the_folder_as_cityscapes(scenes):
     for split, cities in streetscenes.SPLITS.items():
         pairs = Cityscapes(str(scenes), split=split, mode="fine", target_type="semantic")
@@ -47,6 +49,7 @@ def test_torchvision_reads_the_folder_as_cityscapes(scenes):
             assert image.mode == "RGB" and label.mode == "L" and image.size == label.size == (1024, 512)
 
 
+@pytest.mark.slow
 def test_the_files_hold_the_rendered_pixels(scenes):
     city, seeds = next(iter(streetscenes.SPLITS["val"].items()))
     image, label = render_scene(seeds[0])

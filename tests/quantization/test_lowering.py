@@ -61,6 +61,7 @@ def sim():
     return simulate(three_layer_network(), random_batches(1))
 
 
+@pytest.mark.slow
 def test_disabled_and_added_quantizers_are_read_off_the_simulation():
     sim = simulate(small_network(), random_batches(1))
     model = sim.model
@@ -100,6 +101,7 @@ def test_unsupported_and_uncalibrated_quantizers_are_errors(sim):
             lower(sim)
 
 
+@pytest.mark.slow
 def test_quantizers_of_tensors_that_a_layer_does_not_have_are_errors(sim):
     relu = sim.model.get_submodule("1")
     relu.input_quantizers.append(relu.output_quantizers[0])

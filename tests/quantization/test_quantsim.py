@@ -145,6 +145,7 @@ def test_bit_widths_and_scheme_reach_the_simulation():
     assert {type(q.encoding_analyzer).__name__ for q in sim.quantizers()} == {"TfEnhancedEncodingAnalyzer"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize("name", ("small", *LARGE))
 def test_encodings_are_those_of_aimets_own_calibration(name, memory_format):
@@ -157,6 +158,7 @@ def test_encodings_are_those_of_aimets_own_calibration(name, memory_format):
     assert encodings(sim) == encodings(calibrated_by_aimet(prepared, batches, QuantizationConfig()))
 
 
+@pytest.mark.slow
 def test_quantize_equalizes_calibrates_on_the_images_and_raises_weight_scales():
     model, images = small_network(), calibration_images()
     norm = model.block.bn1

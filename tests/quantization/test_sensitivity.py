@@ -94,6 +94,7 @@ def test_images_are_summed_over_batches(sim):
     assert whole.sqnr == pytest.approx(parts.sqnr, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_parameters_of_a_layer_are_named():
     sim = simulate(small_network(), random_batches(1))
     classifier, addition = sim.model.classifier, sim.model.get_submodule("block.module_add")
@@ -104,6 +105,7 @@ def test_several_inputs_and_parameters_of_a_layer_are_named():
     assert {("classifier", "weight+bias"), ("block.module_add", "input_1")} < names
 
 
+@pytest.mark.slow
 def test_a_bad_layer_comes_first():
     """A channel that is always zero behind its ReLU, read by huge weights: no change in FP32, coarse INT8 weights."""
     model = small_network()

@@ -259,6 +259,7 @@ def test_a_browser_finds_no_fault(page_file, tab, window, dark):
     assert (paper < 60) == dark
 
 
+@pytest.mark.slow
 def test_tables_sort_and_missing_values_stay_last(page_file, tab):
     tab.open(page_file, 1280, 900)
     column = "[...document.querySelectorAll('#classes tbody tr')].map(r => r.cells[4].dataset.value)"
