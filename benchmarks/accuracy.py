@@ -23,7 +23,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from datasets.cityscapes import CityscapesSplit
-from datasets.streetscenes import ensure_scenes
+from datasets.streetscenes.scenes import ensure_scenes
 from demo.ill_conditioned import ill_conditioned
 from ffnet.backends import FP32
 from ffnet.checkpoints.download import default_cache_dir

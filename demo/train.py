@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from datasets.cityscapes import CLASSES, IGNORED, TRAIN_IDS, CityscapesSplit
-from datasets.streetscenes import FIRST_FREE_SEED, ensure_scenes, process_pool
 from datasets.streetscenes.render import render_scene
+from datasets.streetscenes.scenes import FIRST_FREE_SEED, ensure_scenes, process_pool
 from ffnet.backends import FP32
 from ffnet.checkpoints.download import default_cache_dir
 from ffnet.evaluation.loop import evaluate

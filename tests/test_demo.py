@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from datasets.streetscenes import ensure_scenes
+from datasets.streetscenes.scenes import ensure_scenes
 from demo.ill_conditioned import ill_conditioned
 from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.checkpoints.loading import load_checkpoint

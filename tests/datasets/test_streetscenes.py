@@ -10,7 +10,7 @@ import torch
 from skimage.draw import polygon2mask
 from torchvision.datasets import Cityscapes
 
-from datasets import streetscenes
+from datasets.streetscenes import scenes as streetscenes
 from datasets.streetscenes.canvas import Camera, Canvas, Light, rasterize
 from datasets.streetscenes.render import render_scene
 from ffnet.model import build_model
