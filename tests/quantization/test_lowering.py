@@ -30,8 +30,9 @@ def test_logits_of_the_toy_network_are_the_simulations_bit_for_bit(toy_sim, toy_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cle", (True, False))
-@pytest.mark.parametrize("name", (DEMO, PRE_DOWN, *PUBLISHED))
+@pytest.mark.parametrize(
+    ("name", "cle"), [*((name, True) for name in (DEMO, PRE_DOWN, *PUBLISHED)), (DEMO, False), (PRE_DOWN, False)]
+)
 def test_logits_are_the_simulations_bit_for_bit(name, cle):
     assert_same_bits(simulate(golden_model(name), cle=cle))
 
@@ -51,7 +52,7 @@ def test_other_configs_give_the_same_bits_too(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("config", (CONFIGS[0], CONFIGS[3]), ids=str)
 def test_other_configs_of_a_large_network_give_the_same_bits_too(config):
     assert_same_bits(simulate(golden_model(DEMO), **config))
 
