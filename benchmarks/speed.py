@@ -158,18 +158,24 @@ def measure(
     seconds = median_seconds(calls, rounds, clock)
     seconds |= median_seconds(cpu_calls, rounds, time.process_time)
     seconds |= median_seconds(whole_runs, max(1, rounds // 2), clock, warm_up=False)
+    loop = statistics.median(loop_over_stages(images, prepared, runtime) for _ in range(rounds))
+    ratios = ratios_of(seconds, loop)
+    details: dict[str, float | str] = {f"{name}, s": value for name, value in seconds.items()}
+    return ratios, details | {"compilation, s": compile_seconds, "execution": prepared.reason}
+
+
+def ratios_of(seconds: Mapping[str, float], loop: float) -> dict[str, float]:
+    """Return the ratios of median seconds; `loop`: see `loop_over_stages`."""
     fp32 = seconds["fp32"]
-    ratios = {
+    return {
         "simulated_over_fp32": seconds["simulated"] / fp32,
         "aimet_over_fp32": seconds["aimet"] / fp32,
-        "scoring_over_fp32": seconds["scoring"] / len(logits) / fp32,
+        "scoring_over_fp32": seconds["scoring"] / 2 / fp32,  # of two backends
         "loading_over_decoding": seconds["loading"] / seconds["decoding"],
-        "loop_over_stages": statistics.median(loop_over_stages(images, prepared, runtime) for _ in range(rounds)),
+        "loop_over_stages": loop,
         "run_over_baseline": seconds["run"] / seconds["baseline run"],
         **{f"{name}_over_fp32": seconds[name] / fp32 for name in ("onnx_fp32", "onnx_int8") if name in seconds},
     }
-    details: dict[str, float | str] = {f"{name}, s": value for name, value in seconds.items()}
-    return ratios, details | {"compilation, s": compile_seconds, "execution": prepared.reason}
 
 
 def onnx_calls(sim: QuantizationSimModel, x: torch.Tensor, folder: Path) -> dict[str, Callable[[], Any]]:

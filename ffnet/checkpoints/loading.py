@@ -12,11 +12,10 @@ import safetensors.torch
 from torch import Tensor
 
 from ffnet.checkpoints.matching import match_state_dict
+from ffnet.checkpoints.problems import DOWNLOAD_AGAIN, CheckpointProblem
 from ffnet.checkpoints.unpickling import (
-    DOWNLOAD_AGAIN,
     MAX_BYTES,
     CheckpointContents,
-    CheckpointProblem,
     check_zip_entries,
     read_legacy_format,
     read_torch_zip,

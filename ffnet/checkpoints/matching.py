@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ffnet.checkpoints.unpickling import CheckpointContents, CheckpointProblem
+from ffnet.checkpoints.problems import CheckpointProblem
+from ffnet.checkpoints.unpickling import CheckpointContents
 from ffnet.model import FFNet, remove_batch_norms
 from ffnet.variants import VARIANTS, Published, Variant
 from ffnet.wording import list_names

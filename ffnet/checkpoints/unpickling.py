@@ -8,36 +8,30 @@ records with correct checksums, the pickle imports only names that published fil
 
 import io
 import pickle
-import pickletools
 import re
 import threading
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from ffnet.checkpoints.pickle_checks import TORCH_NAMES, check_pickle
+from ffnet.checkpoints.problems import DOWNLOAD_AGAIN, SAVE_AGAIN, SAVE_ALONE, CheckpointProblem, quoted
+
 MAX_BYTES = 400 * 2**20  # of a checkpoint; the largest published one has 378 MiB
 MAX_RECORD = 64 * 2**20  # bytes of one storage; the largest convolution of any variant has 9 MiB
 MAX_PICKLE = 2**20  # bytes; published files have at most 250 kB
 MAX_COUNT = 20_000  # of a zip's records, of modules (one that has two names counts twice), and of tensors
-MAX_OPCODES = 200_000  # of a pickle; published files have at most 65,000
-MAX_NAMES = 64  # that a pickle imports; published files have at most 18
-MAX_NESTING = 64  # times that GRAMMAR is applied; the deepest published file takes 18
+
 MAX_DEPTH = 32  # of modules in modules
 MAX_MEMBERS = 2_000  # of one module; the flat root of a traced network has some hundred
 MAX_NAME = 200  # characters of one name in a key
 MAX_DIMS = 4  # of a tensor: a convolution's weight
 MAX_SHARED = 2**20  # bytes that tensors may claim beyond the file's size: each tensor counts the storage that it shares
 
-SAVE_AGAIN = (
-    "Load it where its classes are installed, if you trust its source, and save it with "
-    "torch.save(model.state_dict(), 'weights.pth')."
-)
-SAVE_ALONE = "If the file is a training checkpoint with a state_dict inside it, save the state_dict alone."
-DOWNLOAD_AGAIN = "Download it again, or ask its owner for a state_dict."
 ZIP_ENTRY = b"PK\1\2"  # begins each entry of a zip's directory
 RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder|\.[\w/]+")  # torch needs none that begins with a dot
 HYPERPARAMETERS = {  # that a state_dict does not carry
@@ -48,55 +42,7 @@ HYPERPARAMETERS = {  # that a state_dict does not carry
 }
 
 FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
-CONTAINERS = {"collections.OrderedDict": "D", "__builtin__.set": "S", "builtins.set": "S"}  # and their codes in OPCODES
-TORCH_NAMES = re.compile(  # what torch's unpickler provides itself
-    r"torch\._utils\._rebuild_(parameter|tensor_v2)"
-    r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
-    r"|collections\.OrderedDict|(__builtin__|builtins)\.set"
-)
-STUB_NAMES = re.compile(
-    r"torch\.fx\.graph_module\.reduce_graph_module"
-    r"|torch\.nn\.modules\.(module\.Module|conv\.Conv2d|batchnorm\.BatchNorm2d|activation\.ReLU"
-    r"|linear\.(Identity|Linear)|container\.(Sequential|ModuleList)|pooling\.MaxPool2d)"
-    r"|aimet_torch\.elementwise_ops\.(Add|Concat|Interpolate)"
-    r"|(__main__|(models|ffnet)(\.\w+)*)\.[A-Z]\w*|[\w.]+\.GaussianConv2D"  # FFNet's own classes: their paths differ
-    r"|(__builtin__|builtins)\.getattr|torch\._C\._VariableFunctionsClass"
-)
-
-# The opcodes that torch.save writes, each as one character. Those with "" leave the values as they are, except that a
-# GET gives a value again; GLOBAL is G, or as in CONTAINERS.
-OPCODES = {
-    "BINUNICODE": "T", "NONE": "N", "NEWTRUE": "N", "NEWFALSE": "N", "BINFLOAT": "N", "BININT": "N", "BININT1": "N",
-    "BININT2": "N", "LONG1": "N", "GLOBAL": "G", "MARK": "(", "EMPTY_LIST": "[", "APPEND": "a", "APPENDS": "A",
-    "EMPTY_DICT": "{", "SETITEM": "s", "SETITEMS": "U", "EMPTY_TUPLE": "0", "TUPLE1": "1", "TUPLE2": "2",
-    "TUPLE3": "3", "TUPLE": ")", "NEWOBJ": "C", "REDUCE": "C", "BUILD": "b", "BINPERSID": "P", "PROTO": "", "STOP": ".",
-    "BINPUT": "", "LONG_BINPUT": "", "BINGET": "", "LONG_BINGET": "",
-}  # fmt: skip
-# GRAMMAR repeatedly replaces the characters that make a value by the character of that value; a pickle that does not
-# become one value is refused. Accepted pickles call only names; each object has arguments and attributes of its own;
-# keys and the items of sets are texts or numbers. Otherwise a small file could crash the process with a deeply nested
-# key that torch hashes, or fill the memory with copies of one large list or dictionary.
-VALUE = "[TNG0OML]"  # T text, N number or None, G name, 0 empty tuple, O object, M dictionary (a mapping), L list
-TUPLE = rf"(\({VALUE}*\)|{VALUE}1|{VALUE}{{2}}2|{VALUE}{{3}}3)"
-GRAMMAR = {
-    r"\(TGTTN{1,2}\)P": "O",  # a storage: ("storage", type, key, device, size) and, before torch 1.6, None
-    r"S\[(\(T*A|Ta)*1C": "O",  # a set of texts
-    r"\{|D0C": "M",  # a new dictionary
-    rf"M(\(([TN]{VALUE})*U|[TN]{VALUE}s)": "M",  # a new dictionary with more items
-    r"\[": "L",  # a new list
-    rf"L(\({VALUE}*A|{VALUE}a)": "L",  # a new list with more items
-    rf"{TUPLE}(?!C)": "O",  # a tuple that is not the arguments of a call
-    rf"G(0|{TUPLE})C": "O",  # a call
-    "[OM]Mb": "O",  # an object with the attributes of a new dictionary
-}
 LOCK = threading.Lock()  # torch's list of safe globals belongs to the whole process
-
-
-class CheckpointProblem(Exception):
-    """What is wrong with a checkpoint and what to do; `ffnet.checkpoints.loading` adds the name of the file."""
-
-    def __init__(self, problem: str, remedy: str = SAVE_AGAIN) -> None:
-        super().__init__(f"{problem}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -131,11 +77,6 @@ class Stub:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
-
-
-def quoted(key: object) -> str:
-    """Return a short text for a key that comes from a file."""
-    return repr(key[:80]) if isinstance(key, str) else f"a {type(key).__name__}"
 
 
 def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
@@ -210,54 +151,6 @@ def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zi
         if found:
             raise CheckpointProblem(f"this zip {problem}", DOWNLOAD_AGAIN)
     return {name: info for name, info in records.items() if not name.startswith(".")}
-
-
-def check_pickle(stream: io.BytesIO) -> tuple[str, ...]:
-    """Check opcodes, names and structure of the pickle at the stream's position; return the names that it imports.
-
-    Afterwards the stream's position is the end of the pickle.
-    """
-    codes: list[str] = []
-    memo: dict[Any, str] = {}
-    names: dict[str, None] = {}
-    for opcode, arg, _ in pickletools.genops(stream):
-        if opcode.name not in OPCODES or (opcode.name == "PROTO" and arg != 2):
-            used = f"pickle protocol {arg}" if opcode.name == "PROTO" else f"the pickle opcode {opcode.name}"
-            raise CheckpointProblem(f"this file uses {used}, which torch.save does not use")
-        code = OPCODES[opcode.name]
-        if opcode.name == "GLOBAL":
-            name = str(arg).replace(" ", ".", 1)
-            names[name] = None
-            code = CONTAINERS.get(name, "G")
-        elif "BINPUT" in opcode.name:
-            memo[arg] = codes[-1] if codes[-1] in "TNGDS" else "O"
-        elif "BINGET" in opcode.name:
-            code = memo[arg]
-        codes.extend(code)
-        if len(codes) > MAX_OPCODES:
-            raise CheckpointProblem("the pickle in this file is longer than any published one")
-    check_names(names)
-    check_structure("".join(codes))
-    return tuple(names)
-
-
-def check_names(names: Collection[str]) -> None:
-    """Refuse names that no published checkpoint imports."""
-    if len(names) > MAX_NAMES:
-        raise CheckpointProblem(f"this file imports {len(names)} names, more than any published one")
-    for name in names:
-        if not STUB_NAMES.fullmatch(name) and not TORCH_NAMES.fullmatch(name):
-            raise CheckpointProblem(f"this file imports {name}, which no published checkpoint does")
-
-
-def check_structure(codes: str) -> None:
-    """Refuse a pickle whose opcodes GRAMMAR does not reduce to one value."""
-    for _ in range(MAX_NESTING):
-        for expression, value in GRAMMAR.items():
-            codes = re.sub(expression, value, codes)
-        if re.fullmatch(r"[NOML]\.", codes):
-            return
-    raise CheckpointProblem("the pickle in this file is not structured like a checkpoint's")
 
 
 def load_restricted(stream: io.BytesIO, names: tuple[str, ...]) -> Any:

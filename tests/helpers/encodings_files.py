@@ -18,6 +18,16 @@ VERSIONS = ("0.6.1", "1.0.0", "2.0.0")
 BY_LAYER = "layers.json"
 FILES = (BY_LAYER, "old_torch.encodings", "old.encodings", *(f"tensors_{version}.encodings" for version in VERSIONS))
 
+PLAIN = {
+    "bitwidth": 8,
+    "dtype": "int",
+    "is_symmetric": "False",
+    "min": -1.0,
+    "max": 1.55,
+    "offset": -100,
+    "scale": 0.01,
+}
+
 
 @dataclass(frozen=True)
 class Case:

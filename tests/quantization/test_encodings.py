@@ -13,7 +13,7 @@ from ffnet.quantization.encodings import exact_range
 from ffnet.quantization.encodings_file import Encoding
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
-from tests.helpers.encodings_files import FILES, Case, export, make_case
+from tests.helpers.encodings_files import FILES, PLAIN, Case, export, make_case
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches
 from tests.helpers.simulations import encodings, logits
 
@@ -182,17 +182,6 @@ def at_relu(encoding):
 def rename_all(content):
     content["activation_encodings"] = {}
     content["param_encodings"] = {"fc.weight": [PLAIN]}
-
-
-PLAIN = {
-    "bitwidth": 8,
-    "dtype": "int",
-    "is_symmetric": "False",
-    "min": -1.0,
-    "max": 1.55,
-    "offset": -100,
-    "scale": 0.01,
-}
 
 
 UNSUITABLE = (

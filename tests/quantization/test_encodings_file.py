@@ -7,16 +7,7 @@ import pytest
 
 from ffnet.errors import UserError
 from ffnet.quantization.encodings_file import LARGEST_FILE, read_encodings
-
-PLAIN = {
-    "bitwidth": 8,
-    "dtype": "int",
-    "is_symmetric": "False",
-    "min": -1.0,
-    "max": 1.55,
-    "offset": -100,
-    "scale": 0.01,
-}
+from tests.helpers.encodings_files import PLAIN
 
 
 def write(folder, content):
