@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from datasets import DatasetError
 from ffnet import cli
+from ffnet.config import LIST_CHIPS
 from ffnet.errors import UserError
+from ffnet.onnx.chips import format_chips
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     replace_closed_streams()
     try:
         config = cli.parse_args(argv)
+        if config.npu.chip == LIST_CHIPS:
+            print(format_chips())
+            return 0
         log_to_stderr(config.runtime.quiet)
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
         from ffnet import pipeline

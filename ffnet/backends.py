@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 FP32 = "FP32"
 INT8_SIMULATED = "INT8 simulated"  # AIMET's simulation, lowered to plain torch modules
 INT8_ONNX_RUNTIME = "INT8 ONNX Runtime"  # the exported file on ONNX Runtime's integer kernels
+INT8_NPU = "INT8 NPU"  # the exported file on Qualcomm's NPU
 ONNX_FILE = "ONNX file"  # a file that was given with --onnx
 
 

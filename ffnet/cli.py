@@ -10,10 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ffnet.config import Config, DataConfig, ModelConfig, OutputConfig, QuantizationConfig, RuntimeConfig
+from ffnet.config import (
+    LIST_CHIPS,
+    Config,
+    DataConfig,
+    ModelConfig,
+    NpuConfig,
+    OutputConfig,
+    QuantizationConfig,
+    RuntimeConfig,
+)
 from ffnet.errors import UserError
 from ffnet.files import check_output_folder
-from ffnet.onnx.formats import EXPORT_FILES, check_bit_widths
+from ffnet.onnx.formats import EXPORT_FILES, NPU_FOLDER, check_bit_widths
+from ffnet.onnx.npu_package import check_npu_package
 from ffnet.options import DATASET_VARIABLE, FLAGS, OPTIONS, lookup
 from ffnet.variants import DEMO_VARIANTS
 
@@ -22,6 +32,7 @@ SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
     "quantization": QuantizationConfig,
+    "npu": NpuConfig,
     "runtime": RuntimeConfig,
     "output": OutputConfig,
 }
@@ -36,11 +47,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
     argv = sys.argv[1:] if argv is None else argv
     given = vars(_build_parser().parse_args(argv))
     config = _build_config(given, shlex.join(["python", PROGRAM, *argv]))
-    if not config.list_models:
+    if not config.list_models and config.npu.chip != LIST_CHIPS:
         _check_combinations(set(given), config)
         _check_images(config)
         _check_files(config)
         _check_output(config)
+        if config.npu.chip:
+            check_npu_package()
     return config
 
 
@@ -97,6 +110,8 @@ REQUIRES = {  # option -> the option without which it has no effect
     "quantization.partial_encodings": "quantization.encodings",
     "output.sensitivity_images": "output.sensitivity",
     "output.worst": "output.output_dir",
+    "npu.images": "npu.chip",
+    "npu.fallback": "npu.chip",
 }
 OUTPUT_FOLDERS = ("output.output_dir", "output.save_predictions", "output.export")
 INPUT_FILES = ("model.checkpoint", "quantization.encodings", "model.onnx")
@@ -157,8 +172,8 @@ def _check_output(config: Config) -> None:
             raise UserError(
                 f"{FLAGS[one]} {folders[one]}: this is inside the folder of {FLAGS[other]}. Name a folder beside it."
             )
-    if config.output.export or config.output.execute:
+    if config.output.export or config.output.execute or config.npu.chip:
         check_bit_widths(config.quantization.param_bw, config.quantization.output_bw)
     for target, folder in folders.items():
-        own_files = EXPORT_FILES if target == "output.export" else ()
+        own_files = (*EXPORT_FILES, NPU_FOLDER) if target == "output.export" else ()
         check_output_folder(FLAGS[target], folder, own_files, config.output.force)

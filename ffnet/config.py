@@ -6,8 +6,11 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ffnet.variants import DEFAULT_MODEL
+
+LIST_CHIPS = "list"  # in place of a chip: print the table of chips
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ class QuantizationConfig:
 
 
 @dataclass(frozen=True)
+class NpuConfig:
+    """The evaluation on Qualcomm's NPU."""
+
+    chip: str | None = None  # a key of CHIPS, or LIST_CHIPS; None: no evaluation on the NPU
+    images: int | Literal["all"] = 50  # spread evenly over the scored images
+    fallback: bool = False  # nodes that the NPU refuses may run on the CPU
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """Where and how the networks run."""
 
@@ -80,6 +92,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    npu: NpuConfig = field(default_factory=NpuConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     list_models: bool = False  # print the table of models and do nothing else

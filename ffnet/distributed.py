@@ -14,7 +14,6 @@ from torch.utils.data import Dataset, Subset
 
 from ffnet.errors import UserError
 from ffnet.evaluation.loop import Sample
-from ffnet.evaluation.scores import Scores, merge_shards
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.wording import count
 
@@ -63,13 +62,13 @@ class Ranks:
             for quantizer, state in zip(quantizers, states[0], strict=True):
                 quantizer.load_state_dict(state)
 
-    def gather(self, scores: Scores) -> Scores | None:
-        """Return the scores of all images in their order in the main process, None in every other process."""
+    def gather(self, item: T) -> list[T] | None:
+        """Return the items of all ranks in the main process, None in every other process."""
         if self.world_size == 1:
-            return scores
-        shards: list[Scores] | None = [scores] * self.world_size if self.is_main else None
-        dist.gather_object(scores, shards, dst=0)
-        return merge_shards(shards) if shards else None
+            return [item]
+        items: list[T] | None = [item] * self.world_size if self.is_main else None
+        dist.gather_object(item, items, dst=0)
+        return items
 
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffnet.config import Config
+from ffnet.config import LIST_CHIPS, Config
+from ffnet.onnx.chips import DEFAULT_CHIP, find_chip
 from ffnet.variants import DEFAULT_MODEL, VARIANTS, closest_names
 
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
@@ -18,6 +19,18 @@ def _model_name(text: str) -> str:
         return text
     close = " or ".join(closest_names(text)) or DEFAULT_MODEL
     raise argparse.ArgumentTypeError(f"{text!r} is not an FFNet segmentation model. Did you mean {close}?")
+
+
+def _chip(text: str) -> str:
+    """Return the part name of a chip, or LIST_CHIPS."""
+    try:
+        return LIST_CHIPS if text == LIST_CHIPS else find_chip(text).part
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _number_or_all(text: str) -> int | str:
+    return text if text == "all" else _integer(1)(text)
 
 
 def _boolean(text: str) -> bool:
@@ -138,6 +151,14 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--encodings", "quantization.encodings", "load AIMET encodings instead of calibrating", FILE),
         Option("--partial-encodings", "quantization.partial_encodings",
                "calibrate the quantizers that --encodings does not cover, and ignore its unexpected entries", FLAG),
+    ),
+    "NPU": (
+        Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
+               f"one; `--npu {LIST_CHIPS}` prints the chips (without a name: {DEFAULT_CHIP})",
+               {"type": _chip, "nargs": "?", "const": DEFAULT_CHIP, "metavar": "CHIP"}),
+        Option("--npu-images", "npu.images", "number of images for it, spread evenly over the scored ones, or `all`",
+               {"type": _number_or_all, "metavar": "N"}),
+        Option("--npu-fallback", "npu.fallback", "run nodes that the NPU refuses on the CPU, and name them", FLAG),
     ),
     "runtime": (
         Option("--use-cuda", "runtime.use_cuda", "true or false (default: true if a CUDA device is available)",

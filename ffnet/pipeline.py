@@ -1,6 +1,7 @@
 """The evaluation, from checkpoint and images to a Result. Nothing here prints; `ffnet.report` presents the Result."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, B
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import Config
 from ffnet.errors import UserError
-from ffnet.evaluation.compilation import prepare_backends
+from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
 from ffnet.evaluation.loop import evaluate, warm_up
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import Scores, merge_shards
 from ffnet.inputs import Inputs, load_model, open_images, open_inputs, select_device
-from ffnet.onnx.divergence import first_divergence
+from ffnet.npu_stage import NpuOutcome, open_npu, run_on_npu
+from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.inspection import inspect_onnx
@@ -39,7 +41,7 @@ LEAST_AGREEMENT = 99.0  # percent, their least prediction agreement without an e
 
 
 def quantize_and_score(config: Config) -> Result | None:
-    """Score a checkpoint in FP32, in simulated INT8 and, if requested, in ONNX Runtime's INT8.
+    """Score a checkpoint in FP32, in simulated INT8 and, if requested, in INT8 on ONNX Runtime and on the NPU.
 
     Under torchrun every rank scores its share of the images; only the main process returns a Result.
 
@@ -62,21 +64,26 @@ def quantize_and_score(config: Config) -> Result | None:
             calibration = set_encodings(sim, inputs, run)
             run.notes += quantization_notes(config, checkpoint, raise_weight_scales(sim), calibration)
         backends: dict[str, Backend] = {FP32: fp32, INT8_SIMULATED: (lowered := lower(sim))}
-        if config.output.export or config.output.execute:
-            with run.stage("export"):
-                backends |= export_backends(sim, inputs.images, checkpoint, calibration, run)
-        scores = score(backends, inputs.images, run)
+        exported = export_files(sim, inputs.images, checkpoint, calibration, run)
+        if exported and config.output.execute:
+            backends[INT8_ONNX_RUNTIME] = OnnxBackend(exported)
+        npu = open_npu(exported, run) if exported and config.npu.chip else None
+        prepared = prepare(backends, inputs.images, run)
+        scores = score(prepared, inputs.images, run)
+        diagnostics, failure = attempt(lambda: diagnose(sim, lowered, backends, inputs, scores, run), run)
+        outcome = NpuOutcome()
+        if npu and not isinstance(failure, KeyboardInterrupt):
+            outcome = run_on_npu(npu, prepared, inputs.images, run, (lowered, quantizer_sites(sim)))
         if scores is None:
             return None
-        with run.stage("diagnose"):
-            diagnostics, failure = attempt(lambda: diagnose(sim, lowered, backends, inputs, scores, run))
-        details = Details(scores, tuple(inputs.images.images), diagnostics, failure)
+        diagnostics = replace(diagnostics, npu_layers=outcome.layers)
+        details = Details(scores, tuple(inputs.images.images), diagnostics, failure or outcome.failure)
         info = CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form)
-        return run.result(config.model.name, details, info, calibration)
+        return run.result(config.model.name, details, info, calibration, outcome.result)
 
 
 def score_onnx(config: Config) -> Result | None:
-    """Score an exported ONNX file on the CPU; only the main process returns a Result.
+    """Score an exported ONNX file on the CPU and, if requested, on the NPU; only the main process returns a Result.
 
     Raises:
         UserError: if the file can't be run.
@@ -92,8 +99,14 @@ def score_onnx(config: Config) -> Result | None:
         with run.stage("load ONNX file"):
             backend = OnnxBackend(path)
             run.notes += inspect_onnx(path).lines()
-        scores = score({ONNX_FILE: backend}, images, run)
-        return run.result(str(path), Details(scores, tuple(images.images))) if scores else None
+        npu = open_npu(path, run) if config.npu.chip else None
+        prepared = prepare({ONNX_FILE: backend}, images, run)
+        scores = score(prepared, images, run)
+        outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
+        if scores is None:
+            return None
+        details = Details(scores, tuple(images.images), failure=outcome.failure)
+        return run.result(str(path), details, npu=outcome.result)
 
 
 def set_encodings(sim: QuantizationSimModel, inputs: Inputs, run: Run) -> Calibration:
@@ -150,17 +163,18 @@ def quantization_notes(
     return [*notes, calibration.description]
 
 
-def export_backends(
+def export_files(
     sim: QuantizationSimModel, images: CityscapesSplit, checkpoint: Checkpoint, calibration: Calibration, run: Run
-) -> dict[str, Backend]:
-    """Export the simulation, to a temporary folder if none is named, and return the ONNX Runtime backend if requested.
+) -> Path | None:
+    """Export the simulation, to a temporary folder if none is named, and return the quantized file; None if not needed.
 
     Under torchrun the main process writes the named folder and every other rank a temporary one.
     """
     output = run.config.output
     named = output.export if run.ranks.is_main else None
-    if named is None and not output.execute:
-        return {}
+    npu = run.config.npu
+    if named is None and not output.execute and npu.chip is None:
+        return None
     folder = named or run.temporary_folder() / "export"
     provenance = run.provenance() | {
         "model": run.config.model.name,
@@ -168,35 +182,45 @@ def export_backends(
         "calibration": calibration.description,
     }
     try:
-        export(sim, (images.height, images.width), folder, provenance, output.force)
+        with run.stage("export"):
+            export(sim, (images.height, images.width), folder, provenance, output.force, npu if named else None)
     except OSError as error:
-        option = f"--export {named}" if named else f"--execute: the temporary folder {folder}"
+        option = f"--export {named}" if named else f"--execute and --npu: the temporary folder {folder}"
         raise UserError(
             f"{option} can't be written ({error.strerror}). Free some space, or name another folder with --export."
         ) from error
-    return {INT8_ONNX_RUNTIME: OnnxBackend(folder / MODEL_FILE)} if output.execute else {}
+    return folder / MODEL_FILE
 
 
-def score(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> Scores | None:
-    """Run all images through all backends; the main process returns the scores of all ranks, the others None."""
+def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
+    """Prepare the backends for speed, and compile those that are worth it."""
     with run.stage("compile"):
         pixels = images.total_pixels // run.ranks.world_size
         prepared = prepare_backends(backends, pixels, run.runtime, run.config.runtime.compile)
         warm_up(prepared, (images.height, images.width), run.runtime)
-    with run.stage("evaluate"):
-        scores = evaluate(prepared, run.ranks.shard(images), run.runtime, run.prediction_writer(images))
-        gathered = run.ranks.gather(scores)
     if FP32 in backends:
         run.notes.append(f"{FP32} and {INT8_SIMULATED}: {prepared.reason}.")
-    if gathered and gathered.batch_size:
-        run.notes.append(f"The GPU ran out of memory: the last batches had {count(gathered.batch_size, 'image')}.")
-    return gathered
+    return prepared
 
 
-def attempt(work: Callable[[], Diagnostics]) -> tuple[Diagnostics, BaseException | None]:
+def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scores | None:
+    """Run all images through all backends; the main process returns the scores of all ranks, the others None."""
+    with run.stage("evaluate"):
+        scores = evaluate(prepared, run.ranks.shard(images), run.runtime, run.prediction_writer(images))
+        shards = run.ranks.gather(scores)
+    if shards is None:
+        return None
+    merged = merge_shards(shards)
+    if merged.batch_size:
+        run.notes.append(f"The GPU ran out of memory: the last batches had {count(merged.batch_size, 'image')}.")
+    return merged
+
+
+def attempt(work: Callable[[], Diagnostics], run: Run) -> tuple[Diagnostics, BaseException | None]:
     """Return the diagnostics or the error that ended `work`, so that the scores are reported in either case."""
     try:
-        return work(), None
+        with run.stage("diagnose"):
+            return work(), None
     except KeyboardInterrupt as interrupt:
         return Diagnostics(), interrupt
     except Exception as error:
@@ -208,10 +232,15 @@ def diagnose(
     lowered: fx.GraphModule,
     backends: Mapping[str, Backend],
     inputs: Inputs,
-    scores: Scores,
+    scores: Scores | None,
     run: Run,
 ) -> Diagnostics:
-    """Find the images and layers with the largest drops, if the options ask for them; add notes on ONNX Runtime."""
+    """Find the images and layers with the largest drops, if the options ask for them; add notes on ONNX Runtime.
+
+    Without `scores`, in a process that is not the main one, it does nothing.
+    """
+    if scores is None:
+        return Diagnostics()
     output, images, device = run.config.output, inputs.calibration_images, run.ranks.device
     worst: list[ImageComparison] = []
     sensitivity = None
@@ -237,11 +266,12 @@ def onnx_runtime_notes(
     if not differ(mious, agreement):
         return notes
     image = normalize(images[0][0][None])
-    divergence = first_divergence(lowered.to("cpu"), quantizer_sites(sim), path, image)
+    divergence = first_divergence(compare_layers(lowered, quantizer_sites(sim), path, image))
+    where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
     return [
         *notes,
         f"{INT8_ONNX_RUNTIME} is far from {INT8_SIMULATED}: {mious[1]:.2f} and {mious[0]:.2f} mIoU, {agreement:.2f} % "
-        f"of the pixels predicted alike. {divergence or 'No layer diverges.'} (Compared on the first image.)",
+        f"of the pixels predicted alike. {where} (Compared on the first image.)",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The state of one run: its device, stage times, notes and temporary files."""
+"""The state of one run: its device, stage times, notes, temporary files and processes."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.backends import FP32, INT8_SIMULATED, ONNX_FILE
@@ -20,14 +20,16 @@ from ffnet.options import option_values
 from ffnet.report import result as results
 from ffnet.report.delivery import RESULT_MEGABYTES
 from ffnet.report.predictions import prediction_writer, predictions_megabytes
-from ffnet.report.result import Calibration, CheckpointInfo, Details, Result
+from ffnet.report.result import Calibration, CheckpointInfo, Details, NpuResult, Result
 from ffnet.variants import VARIANTS, Published
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Run:
-    """One run of the pipeline on one rank. As a context manager it removes the run's temporary files."""
+    """One run of the pipeline on one rank. As a context manager it releases what the run keeps open."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config = config
@@ -36,7 +38,7 @@ class Run:
         self.runtime = Runtime(ranks.device, options.batch_size, options.num_workers, progress)
         self.notes: list[str] = []  # sentences for the report
         self._stage_seconds: dict[str, float] = {}
-        self._temporary_files = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         if ranks.is_main and ranks.device.type == "cpu" and options.use_cuda is None and not config.model.onnx:
             logger.warning("No CUDA device found: running on the CPU.")
 
@@ -44,18 +46,24 @@ class Run:
         return self
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._temporary_files.close()
+        self._resources.close()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure the wall time of a stage."""
+        """Measure the wall time of a stage, also of one that fails."""
         begin = time.perf_counter()
-        yield
-        self._stage_seconds[name] = time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._stage_seconds[name] = time.perf_counter() - begin
 
     def temporary_folder(self) -> Path:
         """Create a folder that is removed at the end of the run."""
-        return Path(self._temporary_files.enter_context(tempfile.TemporaryDirectory()))
+        return Path(self.keep(tempfile.TemporaryDirectory()))
+
+    def keep(self, resource: contextlib.AbstractContextManager[T]) -> T:
+        """Enter a context manager that is left at the end of the run."""
+        return self._resources.enter_context(resource)
 
     @property
     def saved_backends(self) -> tuple[str, ...]:
@@ -94,6 +102,7 @@ class Run:
         details: Details,
         checkpoint: CheckpointInfo | None = None,
         calibration: Calibration | None = None,
+        npu: NpuResult | None = None,
     ) -> Result:
         """Return the Result of the run; `model`: name of a variant, or path of an ONNX file."""
         published = VARIANTS[model].published if model in VARIANTS else Published()
@@ -110,6 +119,7 @@ class Run:
             calibration=calibration,
             backends=results.backend_results(details.scores),
             agreement=results.agreement(details.scores),
+            npu=npu,
             stage_seconds=self._stage_seconds,
             options=option_values(self.config),
             command=self.config.command,

@@ -1,6 +1,8 @@
-"""Numbers and names in messages."""
+"""Numbers, names and tables in messages."""
 
 from collections.abc import Sequence
+
+Rows = Sequence[Sequence[str]]  # of cells; the first one is the heading
 
 
 def count(number: int, noun: str) -> str:
@@ -12,3 +14,10 @@ def list_names(names: Sequence[str], most: int = 8) -> str:
     """Return the first names of a list, shortened to 80 characters each, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name[:80] for name in names[:most]) + more
+
+
+def format_table(rows: Rows) -> str:
+    """Return rows as aligned lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join((row[0].ljust(widths[0]), *line[1:])) for row, line in zip(rows, lines, strict=True))

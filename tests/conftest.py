@@ -1,5 +1,6 @@
 """Fixtures that several test packages share."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on images this small a second thread only costs time
@@ -13,7 +14,9 @@ from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.variants import VARIANTS
 from tests.helpers.cityscapes_tree import write_tree
-from tests.helpers.networks import TOY, golden_state, random_batches, toy_model
+from tests.helpers.exports import export_simulation
+from tests.helpers.networks import TOY, golden_state, random_batches, three_layer_network, toy_model
+from tests.helpers.simulations import simulate
 
 
 @pytest.fixture
@@ -55,11 +58,20 @@ def toy_lowered(toy_sim):
     return lower(toy_sim)
 
 
+@pytest.fixture(scope="session")
+def small_export():
+    """A network of three layers, exported: torch.export takes a multiple of the time for the toy network."""
+    model = three_layer_network()
+    sim = simulate(model, quant_scheme="tf")
+    raise_weight_scales(sim)
+    return export_simulation(model, sim, random_batches()[0])
+
+
 def pytest_collection_modifyitems(config, items):
-    """Deselect tests marked cuda if torch finds no GPU; pytest reports their number."""
-    if torch.cuda.is_available():
-        return
-    elsewhere = [item for item in items if item.get_closest_marker("cuda")]
+    """Deselect tests that need a GPU or the NPU's runtime where there is none; pytest reports their number."""
+    available = {"cuda": torch.cuda.is_available(), "npu": importlib.util.find_spec("onnxruntime_qnn")}
+    missing = [marker for marker, found in available.items() if not found]
+    elsewhere = [item for item in items if any(map(item.get_closest_marker, missing))]
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if item not in elsewhere]

@@ -56,6 +56,11 @@ ERRORS = {
     "--output-dir full": "already holds thesis.txt",
     "--save-predictions full": "already holds thesis.txt",
     "--export full": "already holds thesis.txt",
+    "--npu sm8570": "Did you mean",
+    "--npu-images 5": "has no effect without --npu",
+    "--npu-fallback": "has no effect without --npu",
+    "--npu --npu-images 0": "at least 1",
+    "--npu --default-param-bw 5": "5 bits",
 }
 
 
@@ -102,7 +107,7 @@ def test_the_dataset_path_comes_from_the_environment(monkeypatch):
 
 def test_every_field_of_the_config_has_one_option():
     targets = [option.target for group in OPTIONS.values() for option in group]
-    sections = ("model", "data", "quantization", "runtime", "output")
+    sections = ("model", "data", "quantization", "npu", "runtime", "output")
     fields = [f"{name}.{field.name}" for name in sections for field in dataclasses.fields(getattr(Config(), name))]
     assert sorted(targets) == sorted([*fields, "list_models"])
 
@@ -114,6 +119,37 @@ def test_option_values_include_defaults_and_can_be_written_as_json():
 
 def test_a_repeated_command_quotes_what_the_shell_would_split():
     assert cli.parse_args(["--demo", "--output-dir", "my results"]).command.endswith("--output-dir 'my results'")
+
+
+@pytest.mark.parametrize(
+    ("options", "chip", "images"),
+    (
+        ([], None, 50),
+        (["--npu"], "sm8750", 50),
+        (["--npu", "Snapdragon-8-Gen-3", "--npu-images", "all"], "sm8650", "all"),
+        (["--npu", "qcs6490", "--npu-images", "3"], "qcs6490", 3),
+    ),
+)
+def test_the_chip_is_a_part_name_and_sm8750_if_none_is_named(options, chip, images, monkeypatch):
+    monkeypatch.setattr(cli, "check_npu_package", lambda: None)
+    npu = cli.parse_args(["--demo", *options]).npu
+    assert (npu.chip, npu.images) == (chip, images)
+
+
+def test_a_missing_npu_package_is_reported_before_torch_is_imported():
+    script = "import sys; sys.modules['onnxruntime_qnn'] = None; import importlib.util, ffnet_quanteval\n"
+    script += "importlib.util.find_spec = lambda *_: None\n"
+    script += "print(ffnet_quanteval.main(['--demo', '--npu']), 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["2", "False"] and "--npu: onnxruntime-qnn " in run.stderr
+
+
+def test_the_chips_are_listed_without_importing_torch():
+    script = "import sys, ffnet_quanteval\nassert ffnet_quanteval.main(['--npu', 'list']) == 0\n"
+    script += "assert 'torch' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", script], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[0].split() == ["part", "name", "soc_model", "architecture"]
+    assert "Snapdragon 8 Elite " in run.stdout
 
 
 def test_names_that_are_not_utf8_are_refused():

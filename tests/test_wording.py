@@ -1,6 +1,6 @@
-"""Numbers and names in messages, worked by hand."""
+"""Numbers, names and tables in messages, worked by hand."""
 
-from ffnet.wording import count, list_names
+from ffnet.wording import count, format_table, list_names
 
 
 def test_counts_agree_with_their_nouns():
@@ -11,3 +11,11 @@ def test_long_lists_are_shortened():
     assert list_names(("a", "b")) == "a, b"
     assert list_names(("a", "b", "c"), most=2) == "a, b and 1 more"
     assert list_names(["x" * 100]) == "x" * 80
+
+
+def test_tables_align_the_first_column_to_the_left_and_the_others_to_the_right():
+    assert format_table([("backend", "mIoU"), ("FP32", "79.20"), ("x", "-")]).splitlines() == [
+        "backend   mIoU",
+        "FP32     79.20",
+        "x            -",
+    ]

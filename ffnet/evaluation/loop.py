@@ -40,7 +40,6 @@ def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Iterator[t
         yield normalize(batch.to(runtime.device, non_blocking=True))
 
 
-@torch.inference_mode()
 def evaluate(
     backends: Mapping[str, Backend] | PreparedBackends,
     images: Dataset[Sample],
@@ -62,17 +61,37 @@ def evaluate(
     Raises:
         UserError: if logits are not finite, or if the GPU's memory does not suffice for one image.
     """
+    scores = _no_scores(())
+    for scores in running_scores(backends, images, runtime, writer):  # noqa: B007 - the last one is wanted
+        pass
+    return scores
+
+
+@torch.inference_mode()
+def running_scores(
+    backends: Mapping[str, Backend] | PreparedBackends,
+    images: Dataset[Sample],
+    runtime: Runtime = Runtime(),
+    writer: Writer | None = None,
+    title: str = "evaluate",
+) -> Iterator[Scores]:
+    """Yield what `evaluate` returns, of no image and then of all images so far, after every batch.
+
+    `title` stands before the progress bar; see `evaluate` for the rest.
+    """
     prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
     done, unsaved = _no_scores(prepared.backends), None
+    yield done
     loader = data_loader(images, runtime)
-    with tqdm(loader, "evaluate", unit="batch", dynamic_ncols=True, disable=not runtime.progress) as bar:
+    with tqdm(loader, title, unit="batch", dynamic_ncols=True, disable=not runtime.progress) as bar:
         for batch in bar:
             for scores, predictions in _score_in_pieces(prepared, batch, runtime.device, done.batch_size):
                 if writer and not unsaved:
                     unsaved = _write(writer, done.images, predictions)
                 done = concatenate(done, scores)
             bar.set_postfix_str(", ".join(f"{name} {done.miou(name):.2f}" for name in prepared.backends))
-    return replace(done, unsaved=unsaved)
+            done = replace(done, unsaved=unsaved)
+            yield done
 
 
 @torch.inference_mode()

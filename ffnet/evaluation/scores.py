@@ -39,8 +39,11 @@ class Scores:
 
 
 def merge_shards(shards: Sequence[Scores]) -> Scores:
-    """Merge the scores of ranks that each took every n-th image; the times are those of the slowest rank."""
-    return _combine(shards, _interleave, max)
+    """Merge the scores of ranks that each took every n-th image; the times are those of the slowest rank.
+
+    A rank that stopped early may have fewer images than the others.
+    """
+    return _combine(shards, interleave, max)
 
 
 def concatenate(*batches: Scores) -> Scores:
@@ -61,9 +64,7 @@ def _combine(pieces: Sequence[Scores], join: Callable[..., np.ndarray], reduce_t
     )
 
 
-def _interleave(shards: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the array from which shard k of n holds the rows k, k + n, k + 2n, ..."""
-    whole = np.empty((sum(map(len, shards)), *shards[0].shape[1:]), shards[0].dtype)
-    for rank, rows in enumerate(shards):
-        whole[rank :: len(shards)] = rows
-    return whole
+def interleave(shards: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the array from which shard k of n holds the rows k, k + n, k + 2n, ... as far as they exist."""
+    places = [np.arange(rank, rank + len(rows) * len(shards), len(shards)) for rank, rows in enumerate(shards)]
+    return np.concatenate(shards)[np.argsort(np.concatenate(places))]

@@ -3,6 +3,7 @@
 Modules in reading order:
 
 - `formats`: file names and bit widths of an export; needs no torch
+- `chips`: the chips whose NPU can be named; needs no torch
 - `export`: a calibrated simulation to the files that device runtimes take
 - `validation`: whether a file is an ONNX network that may be run
 - `runtime`: the ONNX Runtime backend

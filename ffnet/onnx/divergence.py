@@ -1,12 +1,17 @@
-"""Find the first layer, in order of execution, whose integers differ between ONNX Runtime and the simulation.
+"""Compare the quantized activations of an executed file with the simulation's, layer by layer.
 
-Each simulated layer gets the values that ONNX Runtime computed for its inputs, so a difference is the layer's own.
-Correct kernels differ from the simulation only for values halfway between two integers: at most 0.1 % of them.
+Each layer is compared twice. Its own differences are those that remain if the simulated layer gets the values that the
+runtime computed for its inputs. The differences in all also hold those that its inputs bring along.
+
+Correct kernels of ONNX Runtime differ from the simulation only for values halfway between two integers: at most 0.1 %
+of them. The NPU rounds otherwise.
 """
 
 import contextlib
+import copy
 import functools
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,47 +25,66 @@ from ffnet.quantization.lowering import FakeQuantize
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, QuantizerSite
 from ffnet.wording import count
 
+Execute = Callable[[Path, np.ndarray], Mapping[str, np.ndarray]]
+
 TOLERATED = 0.01  # share of a layer's values that may be one quantization step off
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """How far a layer's quantized values in ONNX Runtime are from the simulation's."""
+class Difference:
+    """How far the quantized values of a layer are from the simulation's."""
+
+    differing: float  # share of values that are not equal
+    mean_steps: float  # mean difference, in quantization steps
+    largest_steps: int  # largest difference of a value, in quantization steps
+
+
+@dataclass(frozen=True)
+class LayerDivergence:
+    """The differences of one quantized activation."""
 
     layer: str  # name of the tensor in the exported file; "image" is the quantized input
-    differing: float  # share of values that are not equal
-    steps: int  # largest difference of a value, in quantization steps
+    own: Difference  # for the same input
+    total: Difference  # each for its own input, from the same image on
 
-    def __str__(self) -> str:
+    def describe(self, runtime: str) -> str:
+        """Return the layer's own differences as a sentence; `runtime`: the name of what ran the file."""
         return (
-            f"For the same input, {100 * self.differing:.2f} % of the values of {self.layer} differ between ONNX "
-            f"Runtime and the simulation, by at most {count(self.steps, 'quantization step')}."
+            f"For the same input, {100 * self.own.differing:.2f} % of the values of {self.layer} differ between "
+            f"{runtime} and the simulation, by at most {count(self.own.largest_steps, 'quantization step')}."
         )
 
 
-def first_divergence(
-    lowered: torch.fx.GraphModule, sites: Sequence[QuantizerSite], path: Path, image: torch.Tensor
-) -> Divergence | None:
-    """Return the first layer at which ONNX Runtime and the simulation diverge; None if all values are equal.
+def first_divergence(layers: Sequence[LayerDivergence]) -> LayerDivergence | None:
+    """Return the first layer at which a runtime and the simulation diverge; None if all values are equal.
 
-    That is the first layer of which more than 1 % of the values differ, or one value by more than one quantization
-    step. If there is none, it is the first layer of which any value differs. The arguments are those of compare_layers.
+    That is the first layer of which, for the same input, more than 1 % of the values differ, or one value by more than
+    one quantization step. If there is none, it is the first layer of which any value differs.
     """
-    divergences = compare_layers(lowered, sites, path, image)
-    large = (each for each in divergences if each.differing > TOLERATED or each.steps > 1)
-    return next(large, next((each for each in divergences if each.steps), None))
+    large = (each for each in layers if each.own.differing > TOLERATED or each.own.largest_steps > 1)
+    return next(large, next((each for each in layers if each.own.largest_steps), None))
+
+
+def largest_divergence(layers: Sequence[LayerDivergence]) -> LayerDivergence | None:
+    """Return the layer whose own differences are the largest on average; None if all values are equal."""
+    return max((each for each in layers if each.own.largest_steps), key=lambda each: each.own.mean_steps, default=None)
 
 
 def compare_layers(
-    lowered: torch.fx.GraphModule, sites: Sequence[QuantizerSite], path: Path, image: torch.Tensor
-) -> list[Divergence]:
+    lowered: torch.fx.GraphModule,
+    sites: Sequence[QuantizerSite],
+    path: Path,
+    image: torch.Tensor,
+    execute: Execute | None = None,
+) -> list[LayerDivergence]:
     """Return the divergence of each quantized activation, in order of execution.
 
     Args:
-        lowered: the network that `lower` returned for the exported simulation, on the CPU and not compiled.
+        lowered: the network that `lower` returned for the exported simulation, not compiled.
         sites: the simulation's quantizer sites.
         path: of the exported `model.onnx`.
-        image: normalized, (1, 3, H, W) float32, of the file's size.
+        image: normalized, (1, 3, H, W) float32, of the file's size, on the CPU.
+        execute: returns all outputs of a file by name for an image; `run_with_onnx_runtime` if None.
 
     Raises:
         UserError: if the file has other layers.
@@ -68,47 +92,72 @@ def compare_layers(
     proto = onnx.load(path)
     types = _quantized_activations(proto)
     compared = {site.tensor: site for site in sites if site.kind == ACTIVATION and site.tensor}
-    missing = [tensor for tensor in compared if tensor not in types]
+    missing = [tensor for tensor in compared if f"{tensor}_q" not in types]
     if missing or not compared:
         layer = f"layer {missing[0]}" if missing else "quantized layer"
         raise UserError(f"{path}: this file has no {layer}. Compare a file that was exported from this network.")
-    executed = _executed_integers(path, proto, types, image)
-    found: list[Divergence] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        _write_integer_outputs(proto, types, file)
+        executed = (execute or run_with_onnx_runtime)(file, image.numpy())
+    lowered = copy.deepcopy(lowered).to("cpu")  # the evaluation may still need the original on a GPU
+    simulated: dict[str, torch.Tensor] = {}
+    own: dict[str, Difference] = {}
+
+    def keep(tensor: str, quantizer: FakeQuantize, _: object, output: torch.Tensor) -> None:
+        narrow = quantizer.qmax - quantizer.qmin < 256  # a large network has a billion values
+        simulated[tensor] = _integers(quantizer, output).to(torch.uint8 if narrow else torch.int32)
 
     def compare(tensor: str, quantizer: FakeQuantize, _: object, output: torch.Tensor) -> torch.Tensor:
-        simulated = torch.round(output / quantizer.scale).to(torch.int32) + quantizer.zero_point - quantizer.qmin
-        integers = executed.pop(tensor)
-        distance = (simulated - integers).abs()
-        found.append(Divergence(tensor, float((distance > 0).float().mean()), int(distance.max())))
+        integers = _counted_from_smallest(executed[f"{tensor}_q"])
+        own[tensor] = _difference(_integers(quantizer, output), integers)
         return (integers + quantizer.qmin - quantizer.zero_point) * quantizer.scale
 
-    with contextlib.ExitStack() as hooks, torch.inference_mode():
-        for tensor, site in compared.items():
-            quantizer = lowered.get_submodule(site.lowered_name)
-            hooks.enter_context(quantizer.register_forward_hook(functools.partial(compare, tensor)))
-        lowered(image)
-    return found
+    for hook in (keep, compare):
+        with contextlib.ExitStack() as hooks, torch.inference_mode():
+            for tensor, site in compared.items():
+                quantizer = lowered.get_submodule(site.lowered_name)
+                hooks.enter_context(quantizer.register_forward_hook(functools.partial(hook, tensor)))
+            lowered(image)
+    totals = (_difference(simulated[tensor], _counted_from_smallest(executed[f"{tensor}_q"])) for tensor in own)
+    return [LayerDivergence(tensor, own[tensor], total) for tensor, total in zip(own, totals, strict=True)]
+
+
+def _integers(quantizer: FakeQuantize, output: torch.Tensor) -> torch.Tensor:
+    """Return the integers behind a quantized tensor, counted from the smallest, int32."""
+    return torch.round(output / quantizer.scale).to(torch.int32) + quantizer.zero_point - quantizer.qmin
+
+
+def _counted_from_smallest(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int32)) - int(np.iinfo(array.dtype).min)
+
+
+def _difference(simulated: torch.Tensor, executed: torch.Tensor) -> Difference:
+    steps = (simulated.to(torch.int32) - executed).abs()
+    return Difference(float((steps > 0).double().mean()), float(steps.double().mean()), int(steps.max()))
+
+
+def _write_integer_outputs(proto: onnx.ModelProto, types: Mapping[str, int], file: Path) -> None:
+    """Write a network with the given integer tensors as its outputs; `proto` is changed."""
+    # Outputs in float would keep layers from running on integer kernels.
+    outputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in types.items()]
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    onnx.save(proto, file)
 
 
 def _quantized_activations(proto: onnx.ModelProto) -> dict[str, int]:
-    """Return {tensor: ONNX's number of its integer type} of all activations that a QuantizeLinear quantizes."""
+    """Return {output of a QuantizeLinear of an activation: ONNX's number of its integer type}."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     return {
-        node.output[0].removesuffix("_q"): constants[node.input[2]].data_type
+        node.output[0]: constants[node.input[2]].data_type
         for node in proto.graph.node
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants
     }
 
 
-def _executed_integers(
-    path: Path, proto: onnx.ModelProto, types: Mapping[str, int], image: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Return {tensor: its integers in ONNX Runtime, counted from the smallest, int32}; `proto` is changed."""
-    # The integers themselves: an output in float would keep the layer from running on an integer kernel.
-    outputs = [onnx.helper.make_tensor_value_info(f"{tensor}_q", kind, None) for tensor, kind in types.items()]
-    del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
-    feed = {INPUT_TENSOR: image.numpy()}
-    arrays = run_session(open_session(path, proto), [output.name for output in outputs], feed, path)
-    integers = (torch.from_numpy(array.astype(np.int32)) - int(np.iinfo(array.dtype).min) for array in arrays)
-    return dict(zip(types, integers, strict=True))
+def run_with_onnx_runtime(path: Path, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Return all outputs of a file by name for a normalized image (1, 3, H, W) float32."""
+    session = open_session(path)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, run_session(session, names, {INPUT_TENSOR: image}, path), strict=True))

@@ -4,12 +4,15 @@
 - `model_fp32.onnx`: the equalized float network, whose tensors `model.encodings` names; QAIRT and AI Hub take the pair
 - `model.encodings`: AIMET's encodings
 - `manifest.json`: where the files come from, their hashes, and how to prepare inputs and use outputs
+- `npu/<chip>/`, if requested: `model.onnx` compiled for a chip with an NPU
 
 Nodes and tensors carry the names of the network's layers, such as `head.layers.1.fam_4.layers.2`.
 """
 
 import ast
 import contextlib
+import dataclasses
+import importlib.metadata
 import json
 import logging
 import os
@@ -26,11 +29,16 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from datasets.cityscapes import CLASSES
+from ffnet.config import NpuConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.preprocessing import MEAN, STD
 from ffnet.files import check_output_folder, sha256_of
-from ffnet.onnx import formats
+from ffnet.onnx import formats, npu_worker
+from ffnet.onnx.chips import CHIPS
 from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MANIFEST_FILE, MODEL_FILE
+from ffnet.onnx.npu import NpuProcess
+from ffnet.onnx.npu_worker import NpuSession, NpuTarget
+from ffnet.onnx.rewriting import fold_float_constants, keep_scale_in_resizes
 from ffnet.quantization.quantsim import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites
 
@@ -52,8 +60,9 @@ def export(
     folder: Path | str,
     provenance: Mapping[str, Any],
     force: bool = False,
+    npu: NpuConfig | None = None,
 ) -> Path:
-    """Write the four files of an export into `folder`, completely or not at all, and return the folder.
+    """Write the files of an export into `folder`, completely or not at all, and return the folder.
 
     Args:
         sim: a calibrated simulation whose biases fit into int32 (`raise_weight_scales`); it stays as it is.
@@ -61,13 +70,15 @@ def export(
         folder: may be missing.
         provenance: what is exported, for manifest.json.
         force: write into a folder that holds other files, which are kept.
+        npu: also compile model.onnx for the NPU of this chip.
 
     Raises:
-        UserError: if the folder can't be used, or if the simulation has quantizers that no exported file can express.
+        UserError: if the folder can't be used, if the simulation has quantizers that no exported file can express, or
+            if the file can't be compiled for the chip.
         RuntimeError: if the Q/DQ nodes of model.onnx differ from the quantizers of `sim`.
     """
     folder = Path(folder)
-    check_output_folder("--export", folder, EXPORT_FILES, force)
+    check_output_folder("--export", folder, (*EXPORT_FILES, formats.NPU_FOLDER), force)
     _check_sites(sim)
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +86,8 @@ def export(
     work.mkdir()
     try:
         write_models(sim, size, work)
+        if npu and npu.chip:
+            provenance = {**provenance, "npu": write_npu_context(work, npu)}
         write_manifest(work, size, provenance)
         move_files(work, folder)
     finally:
@@ -103,9 +116,12 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
     encodings_file = (work / FLOAT_MODEL_FILE).with_suffix(".encodings").rename(work / formats.ENCODINGS_FILE)
     _rename_encodings(encodings_file, layer_tensors(float_network.graph))
     _restore_weights(float_network.graph, sim.model)
-    for proto, name in ((quantized, MODEL_FILE), (float_network, FLOAT_MODEL_FILE)):
-        name_layers(proto.graph)
-        _save(proto, work / name)
+    name_layers(quantized.graph)
+    name_layers(float_network.graph)
+    fold_float_constants(quantized)
+    keep_scale_in_resizes(quantized.graph)
+    _save(quantized, work / MODEL_FILE)
+    _save(float_network, work / FLOAT_MODEL_FILE)
     check_export(sim, quantized)
 
 
@@ -184,14 +200,24 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
-    """Raise a RuntimeError unless the Q/DQ nodes of a file have the scale and zero point of every quantizer."""
+    """Raise a RuntimeError unless a file expresses every quantizer.
+
+    Its Q/DQ nodes must have the quantizer's scale and zero point. A weight without them, of a layer with a float input,
+    must be a constant with the quantized values.
+    """
     found = file_quantizers(proto)
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for site in quantizer_sites(sim):
-        scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
-        zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
-        if site.tensor not in found:
+        if site.kind == WEIGHT and site.tensor in constants and site.tensor not in found:
+            value = site.quantizer(sim.model.get_submodule(site.layer).get_parameter(str(site.key))).detach().cpu()
+            same = np.array_equal(onnx.numpy_helper.to_array(constants[site.tensor]), value.numpy())
+        elif site.tensor in found:
+            scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
+            zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
+            same = all(map(np.array_equal, found[site.tensor], (scale, zero_point)))
+        else:
             raise RuntimeError(f"{MODEL_FILE} has no quantizer at {site.tensor}.")
-        if not all(map(np.array_equal, found[site.tensor], (scale, zero_point))):
+        if not same:
             raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {site.tensor} than the simulation.")
 
 
@@ -215,9 +241,24 @@ def _smallest(dtype: np.dtype) -> int:
     return 0 if dtype.name.startswith("u") else -(2 ** (int(dtype.name.removeprefix("int")) - 1))
 
 
+def write_npu_context(work: Path, npu: NpuConfig) -> dict[str, Any]:
+    """Write `model.onnx` as compiled for a chip into the folder `work`, and return what the manifest says about it."""
+    chip = CHIPS[str(npu.chip)]
+    file = work / formats.NPU_FOLDER / chip.part / formats.CONTEXT_FILE
+    file.parent.mkdir(parents=True)
+    with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
+        session: NpuSession = process.call(npu_worker.write_context, file)
+    return {
+        "chip": dataclasses.asdict(chip),
+        "file": file.relative_to(work).as_posix(),
+        "versions": {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")},
+        **dataclasses.asdict(session),
+    }
+
+
 def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, Any]) -> None:
     """Write manifest.json into `work`: `provenance`, hashes, and how images become inputs and outputs train ids."""
-    files = [work / name for name in EXPORT_FILES if name != MANIFEST_FILE]
+    files = sorted(path for path in work.rglob("*") if path.is_file())
     manifest = {
         **provenance,
         "opset": formats.OPSET,
@@ -234,7 +275,9 @@ def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, A
             "postprocess": "upsample bilinearly (corners not aligned) to the image's size, then argmax over channels",
             "classes": list(CLASSES),
         },
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
+        "files": {
+            str(file.relative_to(work)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files
+        },
     }
     (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -248,5 +291,6 @@ def move_files(work: Path, folder: Path) -> None:
         work.rename(folder)
         return
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    for name in EXPORT_FILES:
-        (work / name).replace(folder / name)
+    shutil.rmtree(folder / formats.NPU_FOLDER, ignore_errors=True)  # compiled from the file that is replaced
+    for path in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
+        path.replace(folder / path.name)

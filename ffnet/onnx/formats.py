@@ -7,6 +7,8 @@ FLOAT_MODEL_FILE = "model_fp32.onnx"
 ENCODINGS_FILE = "model.encodings"
 MANIFEST_FILE = "manifest.json"
 EXPORT_FILES = (MODEL_FILE, FLOAT_MODEL_FILE, ENCODINGS_FILE, MANIFEST_FILE)
+NPU_FOLDER = "npu"  # of an export; holds a folder with CONTEXT_FILE and its binary for each chip
+CONTEXT_FILE = "model_ctx.onnx"  # the network as compiled for a chip
 OPSET = 21  # the first with 4-bit and 16-bit QuantizeLinear
 PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # of which ONNX has integers and ONNX Runtime kernels
 
@@ -17,8 +19,8 @@ def check_bit_widths(param_bw: int, output_bw: int) -> None:
         if bits not in supported:
             raise UserError(
                 f"--default-{what}-bw: {bits} bits are not among the bit widths of ONNX Runtime's kernels "
-                f"({', '.join(map(str, supported))}). Use one of these, or remove --export and --execute (with "
-                "--demo: add --no-execute)."
+                f"({', '.join(map(str, supported))}). Use one of these, or remove --export, --execute and --npu "
+                "(with --demo: add --no-execute)."
             )
     if param_bw == output_bw == 16:
         raise UserError(

@@ -1,6 +1,7 @@
 """Charts as SVG, each for light and for dark pages."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datasets.cityscapes import CLASSES
+from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
 from ffnet.report.result import Result
@@ -85,6 +87,27 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     _legend(upper)
     for axes in (upper, lower):
         axes.grid(axis="y")
+    return _chart(figure)
+
+
+@STYLE
+def npu_chart(layers: Sequence[LayerDivergence]) -> Chart:
+    """Draw how far the NPU is from the simulation at each quantized activation, from input to output."""
+    figure = Figure((WIDTH, 4.6))
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    positions = range(len(layers))
+    for axes, values in (
+        (upper, lambda difference: 100 * difference.differing),
+        (lower, lambda difference: difference.mean_steps),
+    ):
+        axes.plot(positions, [values(layer.total) for layer in layers], color=ORANGE, label="from the image on")
+        axes.bar(
+            positions, [values(layer.own) for layer in layers], color=BLUE, label="layer alone, for the same input"
+        )
+        axes.grid(axis="y")
+    upper.set(ylabel="differing values, percent", ylim=(0, None))
+    lower.set(ylabel="mean difference, steps", xlabel="quantized activations from input to output", ylim=(0, None))
+    _legend(upper)
     return _chart(figure)
 
 

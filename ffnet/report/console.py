@@ -1,19 +1,23 @@
 """The report on the console, and the table of models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from datasets.cityscapes import CLASSES
+from ffnet.ai_hub import MIOU_IMAGES, SOURCE, galaxy_s25
+from ffnet.evaluation.bootstrap import Interval
 from ffnet.model import build_model
-from ffnet.report.result import Result, miou_drop
+from ffnet.report.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
-from ffnet.wording import count
-
-Rows = Sequence[Sequence[str]]  # of cells; the first one is the heading
+from ffnet.wording import Rows, count, format_table
 
 IOU_DROP = 1.0  # percentage points; classes whose IoU drops at least as much are shown in red
 SENSITIVE_QUANTIZERS = 10  # rows of the sensitivity table
+S25_COLUMNS = ("S25 float mIoU", "S25 W8A8 mIoU", "S25 W8A8 ms")
+S25_NOTE = f"""\
+S25: on a Galaxy S25, from {SOURCE}; mIoU on {MIOU_IMAGES} images (W8A8 by ONNX), latency by TFLite/DLC/ONNX.
+There the input of the two pre_down models is 512x1024: their S25 mIoU is not comparable with that at 1024x2048."""
 BOLD, RED, RESET = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
@@ -21,23 +25,23 @@ def format_console(result: Result, color: bool = False) -> str:
     """Return the whole report as text; `color` adds bold headings and shows classes with a large IoU drop in red."""
     title = f"{result.model} on {count(result.images, 'image')} of {result.dataset}, {result.device}"
     heading = "\n".join((title, *(f"Note: {note}" for note in result.notes)))
-    builders = (_backends_table, _agreement_table, _classes_table, _sensitivity_table, _stages_table)
-    tables = [format_table(rows) for build in builders if (rows := build(result))]
+    contents = (
+        _backends_table(result.backends, result.published),
+        _agreement_table(result.agreement),
+        *(_npu_tables(result.npu) if result.npu else ()),
+        _classes_table(result),
+        _sensitivity_table(result),
+        _stages_table(result),
+    )
+    tables = [format_table(rows) for rows in contents if rows]
     if color:
         tables = [_colored(table, result) for table in tables]
     return "\n\n".join((heading, *tables))
 
 
-def format_table(rows: Rows) -> str:
-    """Return rows as aligned lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join((row[0].ljust(widths[0]), *line[1:])) for row, line in zip(rows, lines, strict=True))
-
-
 def format_models() -> str:
-    """Return the table of the published variants: parameters, sizes in pixels, published mIoU in percent."""
-    rows = [["model", "parameters", "input", "output", "FP32 mIoU", "INT8 mIoU"]]
+    """Return the table of the published variants: parameters, sizes in pixels, mIoU in percent, latency."""
+    rows = [["model", "parameters", "input", "output", "FP32 mIoU", "INT8 mIoU", *S25_COLUMNS]]
     for variant in VARIANTS.values():
         if not variant.is_demo:
             with torch.device("meta"):  # without memory for the weights
@@ -45,8 +49,19 @@ def format_models() -> str:
             strides = (1, _output_stride(variant))
             sizes = ("x".join(str(length // stride) for length in INPUT_SIZE) for stride in strides)
             published = (_number(miou, 1) for miou in (variant.published.fp32, variant.published.int8))
-            rows.append([variant.name, f"{parameters / 1e6:.2f} M", *sizes, *published])
-    return format_table(rows)
+            s25 = _galaxy_s25_cells(variant.name)
+            rows.append([variant.name, f"{parameters / 1e6:.2f} M", *sizes, *published, *s25])
+    return f"{format_table(rows)}\n\n{S25_NOTE}"
+
+
+def _galaxy_s25_cells(name: str) -> list[str]:
+    """Return the cells of S25_COLUMNS for a variant."""
+    result = galaxy_s25(name)
+    if result is None:
+        return ["-"] * len(S25_COLUMNS)
+    latency = (result.latency.tflite, result.latency.dlc, result.latency.onnx)
+    mious = (_number(miou, 1) for miou in (result.float_miou, result.w8a8_miou.onnx))
+    return [*mious, "/".join(_number(value, 1) for value in latency)]
 
 
 def _output_stride(variant: Variant) -> int:
@@ -55,20 +70,39 @@ def _output_stride(variant: Variant) -> int:
     return 4 * first_stage * (2 if variant.pre_down else 1)
 
 
-def _backends_table(result: Result) -> Rows:
-    published = result.published
-    rows = [["backend", "mIoU %", "mIoU drop", *(("published %", "drop") if published else ()), "images/s"]]
-    for name, entry in result.backends.items():
-        row = [name, _number(entry.miou), _number(result.drop(name))]
-        if published:
-            row += [_number(published.get(name), 1), _number(miou_drop(published, name), 1)]
-        rows.append([*row, _number(entry.images_per_second)])
-    return rows
+def _backends_table(backends: Mapping[str, BackendResult], published: Mapping[str, float]) -> Rows:
+    """Return the metrics of every backend; intervals and published values have columns only if there are any."""
+    entries, drops = backends.values(), miou_drops(backends)
+    columns = [
+        ["backend", *backends],
+        ["mIoU %", *(_number(entry.miou) for entry in entries)],
+        _interval_column([entry.miou_interval for entry in entries]),
+        ["mIoU drop", *map(_number, drops.values())],
+        _interval_column([entry.drop_interval for entry in entries]),
+    ]
+    if published:
+        columns.append(["published %", *(_number(published.get(name), 1) for name in backends)])
+        columns.append(["drop", *(_number(miou_drop(published, name), 1) for name in backends)])
+    columns.append(["images/s", *(_number(entry.images_per_second) for entry in entries)])
+    return list(zip(*filter(None, columns), strict=True))
 
 
-def _agreement_table(result: Result) -> Rows:
-    rows = [(pair.replace("|", " and "), _number(value)) for pair, value in result.agreement.items()]
+def _interval_column(intervals: Sequence[Interval | None]) -> list[str]:
+    """Return the column of 95 % confidence intervals; empty if all are None."""
+    return ["95 % CI", *map(_interval, intervals)] if any(intervals) else []
+
+
+def _agreement_table(agreement: Mapping[str, float]) -> Rows:
+    rows = [(pair.replace("|", " and "), _number(value)) for pair, value in agreement.items()]
     return [("prediction agreement", "pixels %"), *rows] if rows else []
+
+
+def _npu_tables(npu: NpuResult) -> tuple[Rows, Rows]:
+    """Return the metrics and the agreement of every backend on the images that the NPU ran."""
+    (_, *columns), *rows = _backends_table(npu.backends, npu.published)
+    (_, percent), *pairs = _agreement_table(npu.agreement)
+    where = f"on the {count(len(npu.images), 'image')} of the NPU"
+    return [(where, *columns), *rows], [(f"prediction agreement {where}", percent), *pairs]
 
 
 def _classes_table(result: Result) -> Rows:
@@ -105,6 +139,10 @@ def _colored(table: str, result: Result) -> str:
     heading, *rows = table.split("\n")
     rows = [f"{RED}{row}{RESET}" if row.startswith(large_drops) else row for row in rows]
     return "\n".join((f"{BOLD}{heading}{RESET}", *rows))
+
+
+def _interval(limits: Interval | None) -> str:
+    return f"[{_number(limits[0])}, {_number(limits[1])}]" if limits else "-"
 
 
 def _number(value: float | None, digits: int = 2, sign: str = "") -> str:

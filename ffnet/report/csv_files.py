@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from datasets.cityscapes import CLASSES, image_name
 from ffnet.evaluation import metrics
 from ffnet.files import write_atomically
+from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.result import Result, percent
 
@@ -47,6 +48,18 @@ def write_sensitivity(path: Path, sensitivity: Sensitivity) -> Path:
     rows = [asdict(row) | {"gain_only_disabled": sensitivity.gain(row)} for row in sensitivity.rows]
     cells = [[_decimal(value) if isinstance(value, float | None) else value for value in row.values()] for row in rows]
     return _write(path, [rows[0].keys(), *cells])
+
+
+def write_npu_layers(path: Path, layers: Sequence[LayerDivergence]) -> Path:
+    """Write npu_layers.csv: how far the NPU is from the simulation at each quantized activation, in graph order."""
+    differences = ("differing %", "mean difference in steps", "largest difference in steps")
+    heading = ("layer", *differences, *(f"{name}, same input" for name in differences))
+    rows = [(layer.layer, *_difference_cells(layer.total), *_difference_cells(layer.own)) for layer in layers]
+    return _write(path, [heading, *rows])
+
+
+def _difference_cells(difference: Difference) -> tuple[str, str, int]:
+    return _decimal(100 * difference.differing), f"{difference.mean_steps:.6f}", difference.largest_steps
 
 
 def _percentages(shares: Iterable[np.floating | float]) -> list[str]:

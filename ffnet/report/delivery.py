@@ -5,16 +5,16 @@ import os
 import sys
 from pathlib import Path
 
-from ffnet.backends import FP32
+from ffnet.backends import FP32, INT8_NPU
 from ffnet.cli import PROGRAM
 from ffnet.config import OutputConfig
 from ffnet.files import write_atomically
 from ffnet.report.console import format_console, format_models
-from ffnet.report.csv_files import write_per_class, write_per_image, write_sensitivity
+from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_sensitivity
 from ffnet.report.html import render
-from ffnet.report.result import Result
+from ffnet.report.result import Result, miou_drops
 
-RESULT_FILES = ("result.json", "report.html", "per_class.csv", "per_image.csv", "sensitivity.csv")
+RESULT_FILES = ("result.json", "report.html", "per_class.csv", "per_image.csv", "sensitivity.csv", "npu_layers.csv")
 RESULT_MEGABYTES = 20  # upper bound of their total size
 
 
@@ -62,7 +62,8 @@ def print_lines(*lines: str) -> None:
 
 def write_files(result: Result, folder: Path) -> list[Path]:
     """Write the files of a result, each whole or not at all, remove stale ones of earlier runs, return the paths."""
-    sensitivity = result.details.diagnostics.sensitivity
+    diagnostics = result.details.diagnostics
+    sensitivity, npu_layers = diagnostics.sensitivity, diagnostics.npu_layers
     written = [
         write_atomically(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n"),
         write_per_class(folder / "per_class.csv", result),
@@ -71,16 +72,23 @@ def write_files(result: Result, folder: Path) -> list[Path]:
     ]
     if sensitivity:
         written.append(write_sensitivity(folder / "sensitivity.csv", sensitivity))
+    if npu_layers:
+        written.append(write_npu_layers(folder / "npu_layers.csv", npu_layers))
     for name in set(RESULT_FILES) - {path.name for path in written}:
         (folder / name).unlink(missing_ok=True)
     return written
 
 
 def excessive_drops(result: Result, fail_under: float | None) -> list[str]:
-    """Return a message for every backend whose mIoU drop exceeds `fail_under` or is unknown."""
+    """Return a message for every backend whose mIoU drop exceeds `fail_under` or is unknown.
+
+    The NPU's drop is that on the images that it ran.
+    """
+    drops = miou_drops(result.backends)
+    if result.npu:
+        drops[INT8_NPU] = miou_drops(result.npu.backends)[INT8_NPU]
     messages = []
-    for name in result.backends:
-        drop = result.drop(name)
+    for name, drop in drops.items():
         if fail_under is not None and name != FP32 and (drop is None or drop > fail_under):
             text = "unknown, because no pixel is labelled" if drop is None else f"{drop:.2f} percentage points"
             messages.append(f"--fail-under {fail_under:g}: the mIoU drop of {name} is {text}.")

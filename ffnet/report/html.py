@@ -8,9 +8,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.cityscapes import CLASSES, COLORS
-from ffnet.report.charts import class_chart, sensitivity_chart
+from ffnet.evaluation.bootstrap import Interval
+from ffnet.report.charts import class_chart, npu_chart, sensitivity_chart
 from ffnet.report.images import MARKS
-from ffnet.report.result import BackendResult, Result, miou_drop
+from ffnet.report.result import BackendResult, Result, miou_drop, miou_drops
 
 FOLDER = Path(__file__).parent
 ENVIRONMENT = Environment(
@@ -33,7 +34,9 @@ def render(result: Result) -> str:
         marks=MARKS.values(),
         class_chart=class_chart,
         sensitivity_chart=sensitivity_chart,
+        npu_chart=npu_chart,
         miou_drop=miou_drop,
+        miou_drops=miou_drops,
         style=(FOLDER / "report.css").read_text("utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -52,10 +55,15 @@ def number(value: float | None, digits: int = 2, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}z.{digits}f}".replace("-", "−")
 
 
+def interval(limits: Interval | None) -> str:
+    """Return an interval as text without a line break; a dash for None."""
+    return f"[{number(limits[0])},\N{NO-BREAK SPACE}{number(limits[1])}]" if limits else "–"
+
+
 def data_uri(content: bytes | str, mime: str) -> str:
     """Return a data URI, which holds its content."""
     content = content.encode() if isinstance(content, str) else content
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-ENVIRONMENT.filters |= {"number": number, "data_uri": data_uri}
+ENVIRONMENT.filters |= {"number": number, "interval": interval, "data_uri": data_uri}

@@ -13,10 +13,12 @@ import torch
 from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32
 from ffnet.evaluation import metrics
+from ffnet.evaluation.bootstrap import Interval, MiouIntervals, miou_intervals
 from ffnet.evaluation.scores import Scores
+from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.images import ImageComparison
-from ffnet.wording import count
+from ffnet.wording import count, list_names
 
 PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scikit-image")
 
@@ -26,6 +28,8 @@ class BackendResult:
     """The metrics of one backend over all images; None for a metric that is undefined."""
 
     miou: float | None  # percent, mean over the classes that occur
+    miou_interval: Interval | None  # 95 % confidence interval of `miou` in percent
+    drop_interval: Interval | None  # of the mIoU drop against FP32 in percentage points; None for FP32 and without FP32
     iou: dict[str, float | None]  # class -> percent; None if the class occurs in neither labels nor predictions
     pixel_accuracy: float | None  # percent of the scored pixels
     images_per_second: float  # in the network, without decoding and scoring
@@ -50,11 +54,41 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class NpuResult:
+    """The evaluation on the NPU. All backends were scored again on the images that the NPU ran."""
+
+    chip: str  # part name
+    name: str  # marketing name
+    soc_model: int  # Qualcomm's number of the chip
+    architecture: str  # of the NPU, such as "v79"
+    hardware: bool  # run by an NPU in this PC; otherwise emulated
+    version: str  # of onnxruntime-qnn
+    processes: int  # that ran images at the same time
+    cpu_nodes: list[str]  # names of the nodes that ran on the CPU
+    requested_images: int  # number of images to run; more than `images` if the evaluation ended early
+    images: list[str]  # names of the images that were scored
+    backends: dict[str, BackendResult]  # in evaluation order: the others, then the NPU
+    agreement: dict[str, float]  # "FP32|INT8 NPU" -> percent of pixels predicted alike
+    published: dict[str, float]  # backend -> mIoU that Qualcomm AI Hub published for this chip, percent
+
+    def describe(self) -> str:
+        """Return a sentence on what ran the network, on how many images and with which nodes on the CPU."""
+        how = "this PC's NPU" if self.hardware else f"the NPU of {self.chip} ({self.name}), emulated"
+        early = ", and then ended early" if len(self.images) < self.requested_images else ""
+        nodes = f"Nodes that ran on the CPU: {list_names(self.cpu_nodes, most=50) or 'none'}."
+        return (
+            f"{how} by onnxruntime-qnn {self.version}, ran {len(self.images)} of "
+            f"{count(self.requested_images, 'image')}{early}. {nodes}"
+        )
+
+
+@dataclass(frozen=True)
 class Diagnostics:
     """Which images and quantizers cost accuracy; shown by the report and not in `result.json`."""
 
     worst_images: tuple[ImageComparison, ...] = ()
     sensitivity: Sensitivity | None = None
+    npu_layers: tuple[LayerDivergence, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +115,7 @@ class Result:
     calibration: Calibration | None  # None for --onnx
     backends: dict[str, BackendResult]  # in evaluation order: FP32 first, or the ONNX file alone
     agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels predicted alike
+    npu: NpuResult | None  # None without --npu, and if the NPU finished no image
     stage_seconds: dict[str, float]  # stage -> wall time
     options: dict[str, Any]  # every option by its name with underscores, defaults included
     command: str  # the command line that repeats the run
@@ -94,7 +129,7 @@ class Result:
 
     def drop(self, backend: str) -> float | None:
         """Return the mIoU drop of a backend against FP32 in percentage points; None if they can't be compared."""
-        return miou_drop({name: entry.miou for name, entry in self.backends.items()}, backend)
+        return miou_drops(self.backends)[backend]
 
     def iou_change(self, backend: str, label: str) -> float | None:
         """Return how far a class's IoU is above that of the first backend, in percentage points; None if undefined."""
@@ -108,15 +143,24 @@ def miou_drop(mious: Mapping[str, float | None], backend: str) -> float | None:
     return None if backend == FP32 or baseline is None or miou is None else baseline - miou
 
 
+def miou_drops(backends: Mapping[str, BackendResult]) -> dict[str, float | None]:
+    """Return the mIoU drop of every backend against FP32, as `miou_drop` does."""
+    mious = {name: entry.miou for name, entry in backends.items()}
+    return {name: miou_drop(mious, name) for name in backends}
+
+
 def backend_results(scores: Scores) -> dict[str, BackendResult]:
     """Return the metrics of every backend."""
-    return {name: _backend_result(scores, name) for name in scores.seconds}
+    intervals = miou_intervals(scores.confusion_matrices, FP32)
+    return {name: _backend_result(scores, name, intervals[name]) for name in scores.seconds}
 
 
-def _backend_result(scores: Scores, name: str) -> BackendResult:
+def _backend_result(scores: Scores, name: str, intervals: MiouIntervals) -> BackendResult:
     matrix = scores.total(name)
     return BackendResult(
         miou=percent(metrics.mean_iou(matrix)),
+        miou_interval=intervals.miou,
+        drop_interval=intervals.drop,
         iou={label: percent(value) for label, value in zip(CLASSES, metrics.iou(matrix), strict=True)},
         pixel_accuracy=percent(metrics.pixel_accuracy(matrix)),
         images_per_second=scores.images / scores.seconds[name],

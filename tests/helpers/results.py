@@ -6,15 +6,16 @@ import numpy as np
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores
+from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.report import result as results
 from ffnet.report.images import compare_images, worst_images
-from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
+from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
 
 PAIR = (FP32, INT8_SIMULATED)
 CPU = torch.device("cpu")
@@ -51,6 +52,7 @@ def small_result(scores=None, diagnostics=None, failure=None, **changes):
         calibration=Calibration(count, "calibrated on the images that are scored"),
         backends=results.backend_results(scores),
         agreement=results.agreement(scores),
+        npu=None,
         stage_seconds={"load": 1.25, "evaluate": 12.25},
         options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
         command="ffnet_quanteval.py --dataset-path '/a b/c'",
@@ -70,6 +72,39 @@ def small_sensitivity():
     return Sensitivity(rows, 10.0, 95.0, 8)
 
 
+def small_npu(**changes):
+    """The NPU's result on the two images of small_scores, with the predictions of the simulation there."""
+    matrices = small_scores().confusion_matrices
+    npu = NpuResult(
+        chip="sm8750",
+        name="Snapdragon 8 Elite",
+        soc_model=69,
+        architecture="v79",
+        hardware=False,
+        version="2.7.0",
+        processes=2,
+        cpu_nodes=[],
+        requested_images=2,
+        images=["ulm_000000_000019", "ulm_000001_000019"],
+        backends=results.backend_results(
+            small_scores(
+                confusion_matrices={FP32: matrices[FP32], INT8_NPU: matrices[INT8_SIMULATED]},
+                seconds={FP32: 0.5, INT8_NPU: 8.0},
+            )
+        ),
+        agreement={f"{FP32}|{INT8_NPU}": 93.75},
+        published={},
+    )
+    return dataclasses.replace(npu, **changes)
+
+
+def small_layers():
+    """Three layers whose differences grow."""
+    rows = {"image": (0.01, 0.01, 1), "conv0": (0.02, 0.025, 2), "logits": (0.3, 0.45, 5)}
+    own = Difference(0.01, 0.0125, 1)
+    return tuple(LayerDivergence(name, own, Difference(*total)) for name, total in rows.items())
+
+
 def noise_result(tree):
     """A Result with all diagnostics of three backends on the images of `tree`; no pole in INT8 simulated."""
     images = CityscapesSplit(tree, "val")
@@ -78,7 +113,7 @@ def noise_result(tree):
     matrices = scores.confusion_matrices[INT8_SIMULATED]
     matrices[:, 5] = matrices[:, :, 5] = 0
     worst = compare_images(worst_images(scores, 2), images, backends, scores, CPU)
-    return small_result(scores, Diagnostics(tuple(worst), small_sensitivity()))
+    return small_result(scores, Diagnostics(tuple(worst), small_sensitivity(), small_layers()), npu=small_npu())
 
 
 def noisy_backend(noise):

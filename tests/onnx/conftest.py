@@ -12,15 +12,6 @@ SMALL_EXPORT, TOY_EXPORT = "small_export", "toy_export"
 
 
 @pytest.fixture(scope="session")
-def small_export():
-    """A network of three layers, exported: torch.export takes a multiple of the time for the toy network."""
-    model = three_layer_network()
-    sim = simulate(model, quant_scheme="tf")
-    raise_weight_scales(sim)
-    return export_simulation(model, sim, random_batches()[0])
-
-
-@pytest.fixture(scope="session")
 def toy_export(toy_sim):
     """The toy simulation, exported."""
     return export_simulation(toy_model(), toy_sim, random_batches()[0])

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 
 from datasets.cityscapes import CLASSES
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.report.charts import class_chart, sensitivity_chart
-from tests.helpers.results import labels_and_predictions, scores_of, small_result, small_sensitivity
+from ffnet.report.charts import class_chart, npu_chart, sensitivity_chart
+from tests.helpers.results import labels_and_predictions, scores_of, small_layers, small_result, small_sensitivity
 
 
 def texts(svg):
@@ -31,6 +31,11 @@ def test_a_result_without_labelled_pixels_has_an_empty_class_chart():
 def test_the_sensitivity_chart_names_both_kinds_of_quantizers():
     labels = texts(sensitivity_chart(small_sensitivity()).light)
     assert {"weight", "activation", "quantizers from input to output"} <= set(labels)
+
+
+def test_the_npu_chart_shows_differences_in_total_and_of_the_layer_alone():
+    labels = texts(npu_chart(small_layers()).light)
+    assert {"from the image on", "layer alone, for the same input", "differing values, percent"} <= set(labels)
 
 
 def test_quantizers_without_noise_are_left_out_of_the_chart(recwarn):

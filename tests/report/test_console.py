@@ -1,13 +1,19 @@
 """The console's tables against a result worked by hand, and the table of models against the published one."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ffnet.ai_hub import ByRuntime, galaxy_s25
+from ffnet.backends import FP32, INT8_NPU
+from ffnet.report import console
 from ffnet.report.console import format_console, format_models
 from ffnet.report.result import Diagnostics
-from tests.helpers.results import small_result, small_sensitivity
+from ffnet.variants import VARIANTS
+from tests.helpers.results import small_npu, small_result, small_scores, small_sensitivity
 
 DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = json.loads((DATA / "variants.json").read_text())
@@ -24,9 +30,9 @@ def test_the_heading_names_model_images_and_notes():
 def test_tables_show_drops_published_values_and_changes():
     backends, agreement, classes, stages = format_console(small_result()).split("\n\n")[1:]
     assert backends.splitlines() == [
-        "backend         mIoU %  mIoU drop  published %  drop  images/s",
-        "FP32            100.00          -         79.2     -      4.00",
-        "INT8 simulated   83.75      16.25         78.9   0.3      2.00",
+        "backend         mIoU %           95 % CI  mIoU drop        95 % CI  published %  drop  images/s",
+        "FP32            100.00  [100.00, 100.00]          -              -         79.2     -      4.00",
+        "INT8 simulated   83.75   [70.83, 100.00]      16.25  [0.00, 29.17]         78.9   0.3      2.00",
     ]
     assert agreement.splitlines() == [
         "prediction agreement     pixels %",
@@ -38,6 +44,22 @@ def test_tables_show_drops_published_values_and_changes():
     ]
     assert classes.splitlines()[3].split() == ["building", "-", "-", "-"]
     assert stages.splitlines()[1].split() == ["load", "1.2"]
+
+
+def test_columns_of_confidence_intervals_appear_only_if_there_are_any():
+    one_image = small_scores(confusion_matrices={FP32: np.eye(19, dtype=np.int64)[None]}, seconds={FP32: 1.0})
+    assert "CI" not in format_console(small_result(one_image, agreement={}))
+    fp32_alone = {FP32: small_result().backends[FP32]}
+    assert format_console(small_result(backends=fp32_alone)).count("95 % CI") == 1
+
+
+def test_the_images_of_the_npu_have_their_own_tables():
+    text = format_console(small_result(npu=small_npu(published={FP32: 76.8, INT8_NPU: 76.5})))
+    (metrics,) = [part for part in text.split("\n\n") if part.startswith("on the 2 images of the NPU  ")]
+    rows = [line.split() for line in metrics.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["FP32", "INT8"]
+    assert rows[1][2] == "83.75" and rows[1][-3:] == ["76.5", "0.3", "0.25"]
+    assert "prediction agreement on the 2 images of the NPU  pixels %\nFP32 and INT8 NPU" in text
 
 
 def test_a_run_without_published_values_or_a_second_backend_has_no_columns_for_them():
@@ -62,9 +84,36 @@ def test_color_is_used_only_on_request():
     assert "\x1b[31mroad" in text and "\x1b[31mbuilding" not in text and "\x1b[1mbackend" in text
 
 
+def test_models_show_what_ai_hub_measured_on_a_galaxy_s25(monkeypatch):
+    names = (
+        "segmentation_ffnet40S_dBBB_mobile",
+        "segmentation_ffnet122NS_CCC_mobile_pre_down",
+        "segmentation_ffnet18_dAAA",
+    )
+    monkeypatch.setattr(console, "VARIANTS", {name: VARIANTS[name] for name in names})
+    table, note = format_models().split("\n\n")
+    heading, *rows = table.splitlines()
+    assert heading.endswith("FP32 mIoU  INT8 mIoU  S25 float mIoU  S25 W8A8 mIoU  S25 W8A8 ms")
+    assert [row.split()[-3:] for row in rows] == [
+        ["76.8", "76.5", "4.0/7.2/6.8"],
+        ["61.9", "61.4", "1.5/2.2/1.7"],
+        ["-", "-", "-"],
+    ]
+    assert "Qualcomm AI Hub, release of February 2026" in note and "512x1024" in note and note.count("\n") == 1
+
+
+def test_a_latency_that_was_not_published_is_a_dash(monkeypatch):
+    published = galaxy_s25("segmentation_ffnet54S_dBBB_mobile")
+    incomplete = dataclasses.replace(published, latency=ByRuntime(None, 16.8, None))
+    monkeypatch.setattr(console, "galaxy_s25", lambda name: incomplete)
+    monkeypatch.setattr(console, "VARIANTS", dict(list(VARIANTS.items())[:1]))
+    assert "-/16.8/-" in format_models()
+
+
 @pytest.mark.slow
 def test_models_are_the_published_ones():
-    listed = {line.split()[0]: line.split()[1:] for line in format_models().splitlines()[1:]}
+    table, _ = format_models().split("\n\n")
+    listed = {line.split()[0]: line.split()[1:-3] for line in table.splitlines()[1:]}
     assert set(listed) == {row["name"] for row in PUBLISHED}
     for row in PUBLISHED:
         millions, unit, size, _, fp32, _ = listed[row["name"]]

@@ -8,8 +8,8 @@ import pytest
 
 from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32, INT8_SIMULATED
-from ffnet.report.csv_files import write_per_class, write_per_image, write_sensitivity
-from tests.helpers.results import labels_and_predictions, scores_of, small_result, small_sensitivity
+from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_sensitivity
+from tests.helpers.results import labels_and_predictions, scores_of, small_layers, small_result, small_sensitivity
 
 
 def read(path):
@@ -70,3 +70,10 @@ def test_any_file_name_is_kept(tmp_path, name):
     path = write_per_image(tmp_path / "per_image.csv", dataclasses.replace(result, details=details))
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert next(csv.DictReader(file))["image"] == name
+
+
+def test_the_layers_of_the_npu_have_their_differences_in_total_and_for_the_same_input(tmp_path):
+    image, conv0, logits = read(write_npu_layers(tmp_path / "npu_layers.csv", small_layers()))
+    assert [row["layer"] for row in (image, conv0, logits)] == ["image", "conv0", "logits"]
+    assert list(conv0.values())[1:] == ["2.0000", "0.025000", "2", "1.0000", "0.012500", "1"]
+    assert list(conv0)[1:4] == ["differing %", "mean difference in steps", "largest difference in steps"]

@@ -13,7 +13,7 @@ from ffnet.config import OutputConfig
 from ffnet.errors import UserError
 from ffnet.report.delivery import RESULT_FILES, deliver
 from ffnet.report.result import Diagnostics
-from tests.helpers.results import small_result, small_scores, small_sensitivity
+from tests.helpers.results import small_layers, small_npu, small_result, small_scores, small_sensitivity
 
 
 def result_with_mious(**mious):
@@ -45,7 +45,7 @@ def test_color_is_used_on_a_terminal_unless_no_color_is_set(capsys, monkeypatch)
 
 
 def test_all_files_are_written_and_named(tmp_path, capsys):
-    result = small_result(diagnostics=Diagnostics(sensitivity=small_sensitivity()))
+    result = small_result(diagnostics=Diagnostics(sensitivity=small_sensitivity(), npu_layers=small_layers()))
     assert deliver(result, OutputConfig(output_dir=tmp_path)) == 0
     assert {path.name for path in tmp_path.iterdir()} == set(RESULT_FILES)
     last = capsys.readouterr().out.splitlines()[-1]
@@ -57,7 +57,9 @@ def test_stale_files_of_an_earlier_run_are_removed_and_other_files_stay(tmp_path
     for name in (*RESULT_FILES, "notes.txt"):
         (tmp_path / name).write_text("")
     deliver(small_result(), OutputConfig(output_dir=tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {*RESULT_FILES, "notes.txt"} - {"sensitivity.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *RESULT_FILES, "notes.txt",
+    } - {"sensitivity.csv", "npu_layers.csv"}  # fmt: skip
 
 
 def test_the_json_result_is_on_stdout_if_the_disk_is_full(tmp_path, capsys, monkeypatch):
@@ -103,6 +105,13 @@ def test_a_drop_beyond_fail_under_gives_status_1(capsys, int8, allowed, status):
     result = result_with_mious(FP32=80.0, INT8_simulated=int8)
     assert deliver(result, OutputConfig(fail_under=allowed)) == status
     assert (f"{INT8_SIMULATED} is " in capsys.readouterr().err) == bool(status)
+
+
+def test_fail_under_covers_the_drop_on_the_images_of_the_npu(capsys):
+    result = dataclasses.replace(result_with_mious(FP32=80.0, INT8_simulated=80.0), npu=small_npu())
+    assert deliver(result, OutputConfig(fail_under=16)) == 1
+    assert "the mIoU drop of INT8 NPU is 16.25 percentage points" in capsys.readouterr().err
+    assert deliver(result, OutputConfig(fail_under=17)) == 0
 
 
 def test_every_backend_that_exceeds_fail_under_is_named(capsys):

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import json
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from ffnet.report import html
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics
 from tests.helpers.browser import browser
 from tests.helpers.cityscapes_tree import write_tree
-from tests.helpers.results import noise_result, small_result
+from tests.helpers.results import noise_result, small_layers, small_npu, small_result
 
 VOID_TAGS = {"meta", "img", "source", "br", "link"}
 WINDOWS = {"desktop": (1280, 900, False), "phone": (390, 844, True)}
@@ -98,13 +99,13 @@ class Page(HTMLParser):
         assert len(self.ids) == len(set(self.ids))
 
     def numbers(self, table):
-        """{first cell: the others as numbers, None if empty} of a table's rows below the headings."""
-        return {first: [float(text) if text else None for text in rest] for first, *rest in self.tables[table][1:]}
+        """{first cell: the others as numbers or lists, None if empty} of a table's rows below the headings."""
+        return {first: [json.loads(text) if text else None for text in rest] for first, *rest in self.tables[table][1:]}
 
 
 def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
     page = Page(text)
-    content = result.to_json()
+    content = json.loads(json.dumps(result.to_json()))
     backends = content["backends"]
     assert list(backends) == [FP32, INT8_SIMULATED, INT8_ONNX_RUNTIME]
     assert list(page.numbers("backends")) == list(backends)
@@ -112,8 +113,11 @@ def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
         entry, published = backends[name], content["published"].get(name)
         drop = None if name == FP32 else backends[FP32]["miou"] - entry["miou"]
         published_drop = None if name == FP32 or published is None else 79.2 - published
-        metrics = [entry["miou"], drop, published, published_drop, entry["pixel_accuracy"], entry["images_per_second"]]
-        assert cells == metrics
+        accuracy = [entry["miou"], entry["miou_interval"], drop, entry["drop_interval"], published, published_drop]
+        assert cells == [*accuracy, entry["pixel_accuracy"], entry["images_per_second"]]
+    intervals = [entry[name] for name in ("miou_interval", "drop_interval") for entry in backends.values()]
+    assert [json.loads(value) for key, value in page.data if key == "data-interval"] == list(filter(None, intervals))
+    assert len(list(filter(None, intervals))) == 5
 
     classes = page.numbers("classes")
     assert list(classes) == list(CLASSES)
@@ -152,6 +156,17 @@ def test_the_numbers_of_images_and_quantizers_are_those_of_the_diagnostics(resul
     ]
 
 
+def test_the_section_on_the_npu_shows_its_metrics_and_layers():
+    diagnostics = Diagnostics(npu_layers=small_layers())
+    page = Page(html.render(small_result(npu=small_npu(), diagnostics=diagnostics)))
+    miou, drop = (float(page.numbers("npu-backends")["INT8 NPU"][column]) for column in (0, 2))
+    assert (miou, drop) == (83.75, 16.25)
+    assert [row[1:4] for row in page.tables["npu-layers"][1:]] == [
+        ["image", "1.0", "0.01"], ["conv0", "2.0", "0.025"], ["logits", "30.0", "0.45"],
+    ]  # fmt: skip
+    assert "npu-backends" not in Page(html.render(small_result())).tables
+
+
 def test_settings_options_and_command_are_those_of_the_result(result, text):
     page = Page(text)
     settings = dict(page.tables["settings"])
@@ -175,11 +190,12 @@ def test_pictures_are_the_panels(result, text):
 
 def test_sections_without_content_are_left_out():
     """As with --onnx."""
-    backends = {ONNX_FILE: small_result().backends[FP32]}
+    backends = {ONNX_FILE: dataclasses.replace(small_result().backends[FP32], miou_interval=None)}
     page = Page(html.render(small_result(
         backends=backends, agreement={}, published={}, notes=[], checkpoint=None, calibration=None,
     )))  # fmt: skip
     assert page.images == [] and "sensitivity" not in page.tables and len(page.tables["backends"][1]) == 5
+    assert "95 % CI" not in html.render(small_result(backends=backends))
     assert "checkpoint" not in dict(page.tables["settings"])
 
 
@@ -251,7 +267,7 @@ def tab(tmp_path_factory):
 def test_a_browser_finds_no_fault(page_file, tab, window, dark):
     width, height, phone = WINDOWS[window]
     assert tab.faults(page_file, width, height, dark, phone) == []
-    assert tab.evaluate("document.images.length") == 12
+    assert tab.evaluate("document.images.length") == 13
     sources = tab.evaluate("[...document.querySelectorAll('picture.chart img')].map(i => i.currentSrc)")
     charts = [base64.b64decode(source.partition(",")[2]).decode() for source in sources]
     assert len(charts) == 2 and all(("#c9d0da" in chart) == dark for chart in charts)

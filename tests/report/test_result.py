@@ -7,7 +7,7 @@ import pytest
 
 from ffnet.backends import FP32, INT8_SIMULATED, ONNX_FILE
 from ffnet.report import result
-from tests.helpers.results import PAIR, small_result, small_scores
+from tests.helpers.results import PAIR, small_npu, small_result, small_scores
 
 
 def test_metrics_are_percentages():
@@ -19,10 +19,20 @@ def test_metrics_are_percentages():
     assert result.agreement(small_scores()) == {"FP32|INT8 simulated": 100 * (15 / 16)}
 
 
+def test_the_confidence_intervals_span_the_resamples_of_the_two_images():
+    """A quarter of the resamples draw the wrong image alone, a quarter the right one alone."""
+    found = result.backend_results(small_scores())
+    assert found[FP32].miou_interval == (100, 100) and found[FP32].drop_interval is None
+    lowest = 100 * (3 / 4 + 2 / 3) / 2
+    assert found[INT8_SIMULATED].miou_interval == pytest.approx((lowest, 100))
+    assert found[INT8_SIMULATED].drop_interval == pytest.approx((0, 100 - lowest))
+
+
 def test_metrics_are_none_if_no_pixel_is_labelled():
     nothing = small_scores(confusion_matrices=dict.fromkeys(PAIR, np.zeros((2, 19, 19), np.int64)))
     entry = result.backend_results(nothing)[FP32]
     assert entry.miou is None and entry.pixel_accuracy is None and set(entry.iou.values()) == {None}
+    assert entry.miou_interval is None
     assert small_result(nothing).drop(INT8_SIMULATED) is None
 
 
@@ -52,9 +62,22 @@ def test_json_holds_every_field_but_the_details():
     content = json.loads(json.dumps(small_result().to_json()))
     assert list(content) == [
         "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "backends",
-        "agreement", "stage_seconds", "options", "command", "versions",
+        "agreement", "npu", "stage_seconds", "options", "command", "versions",
     ]  # fmt: skip
     assert content["checkpoint"] == {"path": "/weights/a.pth", "sha256": "0" * 64, "form": "state_dict"}
     assert content["calibration"]["images"] == 2
+    assert content["backends"][FP32]["miou_interval"] == [100, 100]
     matrix = content["backends"][INT8_SIMULATED]["confusion_matrix"]
     assert matrix == small_scores().total(INT8_SIMULATED).tolist()
+
+
+def test_the_npu_is_described_with_its_chip_images_and_nodes_on_the_cpu():
+    assert small_npu().describe() == (
+        "the NPU of sm8750 (Snapdragon 8 Elite), emulated by onnxruntime-qnn 2.7.0, ran 2 of 2 images. Nodes that ran "
+        "on the CPU: none."
+    )
+    changed = small_npu(hardware=True, requested_images=50, cpu_nodes=["conv0", "softmax"])
+    assert changed.describe() == (
+        "this PC's NPU by onnxruntime-qnn 2.7.0, ran 2 of 50 images, and then ended early. Nodes that ran on the CPU: "
+        "conv0, softmax."
+    )

@@ -1,0 +1,179 @@
+"""The evaluation on the NPU: some of the images, in processes that may crash and that take hours if there are many.
+
+Whatever ends it, the images that were done and all other results are kept.
+"""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import fx
+from torch.utils.data import Subset
+
+from datasets.cityscapes import CityscapesSplit, image_name
+from ffnet import ai_hub
+from ffnet.backends import FP32, INT8_NPU
+from ffnet.config import Config
+from ffnet.errors import UserError
+from ffnet.evaluation.compilation import PreparedBackends
+from ffnet.evaluation.loop import running_scores
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.scores import interleave, merge_shards
+from ffnet.onnx.chips import CHIPS
+from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
+from ffnet.onnx.npu import NpuBackend, run_once
+from ffnet.onnx.npu_worker import NpuTarget
+from ffnet.quantization.sites import QuantizerSite
+from ffnet.report import result as results
+from ffnet.report.result import NpuResult
+from ffnet.run import Run
+from ffnet.variants import INPUT_SIZE
+
+
+@dataclass(frozen=True)
+class NpuOutcome:
+    """What the NPU computed before the end or a failure."""
+
+    result: NpuResult | None = None  # None if no image was finished, and in processes that are not the main one
+    layers: tuple[LayerDivergence, ...] = ()
+    failure: BaseException | None = None
+
+
+def open_npu(path: Path, run: Run) -> NpuBackend:
+    """Compile a file for the chip that the run names; raise a UserError if that is impossible."""
+    npu = run.config.npu
+    with run.stage("compile for the NPU"):
+        return run.keep(NpuBackend(NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback)))
+
+
+def run_on_npu(
+    backend: NpuBackend,
+    prepared: PreparedBackends,
+    images: CityscapesSplit,
+    run: Run,
+    simulated: tuple[fx.GraphModule, Sequence[QuantizerSite]] | None = None,
+) -> NpuOutcome:
+    """Score the NPU beside the other backends and, if `simulated` is given, compare its layers with the simulation's.
+
+    `simulated`: the lowered simulation, and its quantizer sites.
+    """
+    with run.stage("evaluate on the NPU"):
+        outcome = evaluate_on_npu(backend, prepared, images, run)
+    backend.close()
+    if outcome.result is None or outcome.failure or simulated is None:
+        return outcome
+    try:
+        with run.stage("compare layers with the NPU"):
+            layers = compare_with_npu(backend.target, *simulated, images)
+    except KeyboardInterrupt as interrupt:
+        return replace(outcome, failure=interrupt)
+    except Exception as error:
+        return replace(outcome, failure=UserError(f"The layers of {INT8_NPU} could not be compared: {error}"))
+    run.notes += divergence_notes(layers)
+    return replace(outcome, layers=tuple(layers))
+
+
+def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> NpuOutcome:
+    """Score all backends and the NPU on the same images, spread evenly over the split.
+
+    The other backends predict these images again, which takes little time beside the NPU's, so that no predictions need
+    to be kept. Every rank takes its share of the images; the main process returns the results of all.
+    """
+    indices = evenly_spaced(len(images), run.config.npu.images)
+    own = indices[run.ranks.rank :: run.ranks.world_size]
+    both = replace(prepared, backends={**prepared.backends, INT8_NPU: backend})
+    runtime = replace(run.runtime, batch_size=len(backend.processes), num_workers=0)
+    failure: BaseException | None = None
+    try:
+        for scores in running_scores(both, Subset(images, own.tolist()), runtime, title=f"evaluate {INT8_NPU}"):
+            done = scores
+    except KeyboardInterrupt as interrupt:
+        failure = interrupt
+    except Exception as error:
+        failure = UserError(f"The other results are complete, but {INT8_NPU} is not: {error}")
+    shards = run.ranks.gather((own[: done.images], done, failure))
+    if shards is None:
+        return NpuOutcome()
+    merged = merge_shards([scores for _, scores, _ in shards])
+    failure = next((failure for *_, failure in shards if failure), None)
+    if not merged.images:
+        return NpuOutcome(failure=failure)
+    names = [image_name(images.images[index]) for index in interleave([own for own, *_ in shards])]
+    chip = backend.target.chip
+    result = NpuResult(
+        chip=chip.part,
+        name=chip.name,
+        soc_model=chip.soc_model,
+        architecture=chip.architecture,
+        hardware=backend.session.hardware,
+        version=importlib.metadata.version("onnxruntime-qnn"),
+        processes=len(backend.processes) * run.ranks.world_size,
+        cpu_nodes=list(backend.session.cpu_nodes),
+        requested_images=len(indices),
+        images=names,
+        backends=results.backend_results(merged),
+        agreement=results.agreement(merged),
+        published=published_mious(run.config),
+    )
+    run.notes += [f"{INT8_NPU}: {result.describe()}", *ai_hub_notes(run.config)]
+    return NpuOutcome(result, failure=failure)
+
+
+def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
+    """Return the indices of `wanted` of `number` images, from the first to the last."""
+    return np.linspace(0, number - 1, number if wanted == "all" else min(number, wanted)).round().astype(np.int64)
+
+
+def compare_with_npu(
+    target: NpuTarget, lowered: fx.GraphModule, sites: Sequence[QuantizerSite], images: CityscapesSplit
+) -> list[LayerDivergence]:
+    """Return how far each quantized activation of the NPU is from the simulation's on the first image."""
+
+    def execute(file: Path, image: np.ndarray) -> dict[str, np.ndarray]:
+        return run_once(replace(target, path=file), image)
+
+    return compare_layers(lowered, sites, target.path, normalize(images[0][0][None]), execute)
+
+
+def published_mious(config: Config) -> dict[str, float]:
+    """Return what Qualcomm AI Hub published for the same model, chip, images and input size, in percent by backend."""
+    published = ai_hub.galaxy_s25(config.model.name)
+    comparable = config.npu.chip == ai_hub.GALAXY_S25 and not config.data.demo and config.data.split == "val"
+    if published is None or not comparable or published.input_size != INPUT_SIZE or config.model.onnx:
+        return {}
+    mious = {FP32: published.float_miou, INT8_NPU: published.w8a8_miou.onnx}
+    return {backend: miou for backend, miou in mious.items() if miou is not None}
+
+
+def ai_hub_notes(config: Config) -> list[str]:
+    """Return a note on what Qualcomm AI Hub published for the same model and chip, if it did."""
+    published = ai_hub.RESULTS.get(config.model.name)
+    latency = published and published.latency.get(str(config.npu.chip))
+    if published is None or latency is None or config.model.onnx:
+        return []
+    times = "/".join("-" if value is None else f"{value:g}" for value in dataclasses.astuple(latency))
+    height, width = published.input_size
+    return [
+        f"{ai_hub.SOURCE}: latency of this model, W8A8 at {height}x{width}, on {ai_hub.DEVICES[str(config.npu.chip)]} "
+        f"by TFLite/DLC/ONNX: {times} ms. The emulated NPU tells nothing about latency."
+    ]
+
+
+def divergence_notes(layers: Sequence[LayerDivergence]) -> list[str]:
+    """Return notes that name the first layer of divergence, and the one that adds most to it."""
+    first, largest = first_divergence(layers), largest_divergence(layers)
+    if first is None or largest is None:
+        return [f"{INT8_NPU}: on the first image, all quantized values are those of the simulation."]
+    differences = [
+        f"{100 * layer.own.differing:.2f} % of its values differ for the same input, by "
+        f"{layer.own.mean_steps:.4f} quantization steps on average and at most {layer.own.largest_steps}"
+        for layer in (first, largest)
+    ]
+    return [
+        f"{INT8_NPU}: on the first image, the first layer of divergence from the simulation is {first.layer} "
+        f"({differences[0]}), and {largest.layer} adds most ({differences[1]})."
+    ]

@@ -1,0 +1,134 @@
+"""Run exported files on Qualcomm's NPU, emulated on a PC or in hardware, in processes of their own."""
+
+import contextlib
+import multiprocessing
+import signal
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ffnet.backends import INT8_NPU
+from ffnet.errors import UserError
+from ffnet.onnx import npu_worker
+from ffnet.onnx.npu_worker import NpuTarget
+from ffnet.onnx.runtime import resize
+from ffnet.onnx.validation import check_onnx
+
+
+class NpuProcess:
+    """A process that calls the functions of `npu_worker` for one target, one after the other."""
+
+    def __init__(self, target: NpuTarget) -> None:
+        self._target = target
+        self._files = contextlib.ExitStack()
+        log = Path(self._files.enter_context(tempfile.TemporaryDirectory())) / "log"
+        log.touch()
+        context = multiprocessing.get_context("spawn")
+        self._connection, remote = context.Pipe()
+        self._process = context.Process(target=npu_worker.serve, args=(remote, log), daemon=True)
+        self._process.start()
+        remote.close()
+
+    def send(self, function: Any, *arguments: Any) -> None:
+        """Have the process call a function; its target comes first among the arguments."""
+        try:
+            self._connection.send((function, self._target, *arguments))
+        except OSError as error:
+            raise self._ended() from error
+
+    def receive(self) -> Any:
+        """Return the result of the call, or raise its error.
+
+        Raises:
+            UserError: if the file can't be compiled or run, or if the process has ended.
+        """
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        """Call a function in the process and return its result."""
+        self.send(function, *arguments)
+        return self.receive()
+
+    def close(self) -> None:
+        """End the process at once, also in the middle of a call."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._files.close()
+
+    def __enter__(self) -> "NpuProcess":
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def _ended(self) -> UserError:
+        """Return the error for a process that ended although it was still needed."""
+        self._process.join()
+        code = self._process.exitcode or 0
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        cause = "Perhaps the memory did not suffice" if code == -signal.SIGKILL else "Qualcomm's library crashed in it"
+        return UserError(
+            f"{INT8_NPU}: the process that runs {self._target.path} for {self._target.chip.part} {how}. {cause}. Run "
+            "again with --npu-images 1 to see whether it happens again, or without --npu."
+        )
+
+
+class NpuBackend:
+    """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process.
+
+    On the hardware one process suffices. The software uses about one and a half cores for an image, so there are as
+    many processes as torch uses threads.
+    """
+
+    def __init__(self, target: NpuTarget) -> None:
+        """Compile the file; raise a UserError if that is impossible."""
+        self.target = target
+        self.header = check_onnx(target.path)
+        self._processes = contextlib.ExitStack()
+        first = self._processes.enter_context(NpuProcess(target))
+        try:
+            self.session: npu_worker.NpuSession = first.call(npu_worker.describe_session)
+        except BaseException:
+            self.close()
+            raise
+        others = 0 if self.session.hardware else torch.get_num_threads() - 1
+        self.processes = [first, *(self._processes.enter_context(NpuProcess(target)) for _ in range(others))]
+
+    def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
+        arrays = resize(images.cpu(), self.header.input_shape[2:]).contiguous().split(len(self.processes))
+        return torch.from_numpy(np.concatenate([self._run(group.numpy()) for group in arrays]))
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        """Return the logits of at most as many images as there are processes."""
+        busy = self.processes[: len(images)]
+        for process, image in zip(busy, images, strict=True):
+            process.send(npu_worker.run, image[None])
+        return np.concatenate([process.receive()[self.header.output_name] for process in busy])
+
+    def close(self) -> None:
+        """End the processes at once."""
+        self._processes.close()
+
+    def __enter__(self) -> "NpuBackend":
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Return all outputs of a file by name for one image (1, 3, H, W) float32, in a fresh process."""
+    with NpuProcess(target) as process:
+        return process.call(npu_worker.run, image)
