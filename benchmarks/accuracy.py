@@ -1,69 +1,41 @@
 """Compare the INT8 mIoU of this project's export with that of ONNX Runtime's static quantization.
 
-    python -m benchmarks.accuracy                                   # a few minutes on two cores
-    python -m benchmarks.accuracy --images 4 --calibration-images 4 --json
+    python -m benchmarks.accuracy                                   # a quarter of an hour on two cores
+    python -m benchmarks.accuracy --npu-images 0                    # a few minutes; does not need onnxruntime-qnn
+    python -m benchmarks.accuracy --images 4 --calibration-images 4 --npu-images 2 --json
 
 Both tools start from the same FP32 networks, the demo's and ill-conditioned copies of them, and calibrate on the same
-images of the train split. ONNX Runtime then runs all files on the same images of the val split. The baseline is used as
-its documentation advises: preprocessed FP32 file, QDQ, int8 weights with a scale per channel, uint8 activations.
+images of the train split. ONNX Runtime then runs all files on the same images of the val split, and Qualcomm's NPU,
+emulated, on some of them. The baseline is used as its documentation advises: preprocessed FP32 file, QDQ, signed
+weights with a scale per channel, uint8 activations.
 """
 
 import argparse
-import contextlib
-import io
+import dataclasses
 import json
-import logging
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from onnxruntime import quantization
-from onnxruntime.quantization.shape_inference import quant_pre_process
-
-from datasets.cityscapes import CityscapesSplit
-from datasets.streetscenes.scenes import ensure_scenes
-from demo.ill_conditioned import ill_conditioned
 from ffnet.backends import FP32
-from ffnet.checkpoints.download import default_cache_dir
-from ffnet.checkpoints.loading import load_checkpoint
-from ffnet.evaluation.loop import calibration_batches, evaluate
-from ffnet.evaluation.runtime import Runtime
-from ffnet.inputs import DEMO_FOLDER
-from ffnet.model import FFNet
-from ffnet.onnx.export import export, export_float
-from ffnet.onnx.formats import MODEL_FILE
-from ffnet.onnx.runtime import OnnxBackend
-from ffnet.quantization.quantsim import quantize
-from ffnet.quantization.sites import INPUT_TENSOR
-from ffnet.report.console import format_table
-from ffnet.report.result import versions
+from ffnet.onnx.npu_package import check_npu_package
 from ffnet.variants import DEMO_VARIANTS
+from ffnet.wording import count, format_table, list_names
 
-PROJECT = "ffnet_quanteval"
-BASELINES = ("MinMax", "Entropy", "Percentile")  # names of onnxruntime.quantization.CalibrationMethod
-RUNTIME = Runtime(batch_size=1)
+NPU_IMAGES = 8
+FAILS = "fails"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the mIoU of every network in FP32 and quantized by both tools."""
     args = parse_args(argv)
-    root = ensure_scenes(args.cache_dir)
-    images = CityscapesSplit(root, "val", args.images)
-    calibration_images = CityscapesSplit(root, "train", args.calibration_images)
-    mious = {}
-    for name in args.model_name or DEMO_VARIANTS:
-        model = load_checkpoint(name, DEMO_FOLDER / f"{name}.pth").model
-        mious[name] = compare(model, images, calibration_images)
-        mious[f"{name}, ill-conditioned"] = compare(ill_conditioned(model), images, calibration_images)
-    result = {
-        "images": len(images),
-        "calibration_images": len(calibration_images),
-        "miou": mious,
-        "versions": versions(),
-    }
-    print(json.dumps(result, indent=1) if args.json else format_result(result))
+    if args.npu_images:
+        check_npu_package()
+    # The only lazy import: the processes that run the NPU import this module again, and torch and AIMET take seconds.
+    from benchmarks import accuracy_measurements as measurements
+
+    result = measurements.measure(args)
+    print(json.dumps(result, indent=1, default=dataclasses.asdict) if args.json else format_result(result))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,79 +44,60 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-name", action="append", choices=DEMO_VARIANTS, help="only this network; default both")
     parser.add_argument("--images", type=int, metavar="N", help="number of val images to score; default all")
     parser.add_argument("--calibration-images", type=int, metavar="N", help="number of train images; default all")
-    parser.add_argument("--cache-dir", type=Path, default=default_cache_dir(), metavar="DIR", help="(%(default)s)")
+    parser.add_argument(
+        "--npu-images",
+        type=int,
+        default=NPU_IMAGES,
+        metavar="N",
+        help="number of these val images, spread evenly, that the NPU runs; 0: without the NPU (%(default)s)",
+    )
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: torch hub's cache folder")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args(argv)
 
 
-def compare(model: FFNet, images: CityscapesSplit, calibration_images: CityscapesSplit) -> dict[str, float]:
-    """Return the mIoU in percent of the FP32 network, of this project's export and of the baselines."""
-    size = images.height, images.width
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        fp32_file = folder / "fp32.onnx"
-        export_float(model, size, fp32_file)
-        sim = quantize(model, calibration_images, runtime=RUNTIME)
-        files = {FP32: fp32_file, PROJECT: export(sim, size, folder / PROJECT, {}) / MODEL_FILE}
-        for method in BASELINES:
-            files[method] = folder / f"{method}.onnx"
-            quantize_with_baseline(fp32_file, files[method], method, calibration_images)
-        scores = evaluate({name: OnnxBackend(file) for name, file in files.items()}, images, RUNTIME)
-    return {name: scores.miou(name) for name in files}
-
-
-class CalibrationReader(quantization.CalibrationDataReader):
-    """Give ONNX Runtime's quantization the batches that this project calibrates on, in the same order."""
-
-    def __init__(self, images: CityscapesSplit) -> None:
-        self.batches = iter(calibration_batches(images, RUNTIME))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next batch by the name of the network's input; None at the end."""
-        batch = next(self.batches, None)
-        return None if batch is None else {INPUT_TENSOR: batch.numpy()}
-
-
-def quantize_with_baseline(source: Path, target: Path, method: str, images: CityscapesSplit) -> None:
-    """Write the INT8 file that onnxruntime.quantization makes of the FP32 file `source`."""
-    prepared = target.with_suffix(".prepared.onnx")
-    with contextlib.redirect_stdout(io.StringIO()), quiet_logging():
-        quant_pre_process(source, prepared)
-        quantization.quantize_static(
-            prepared,
-            target,
-            CalibrationReader(images),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            activation_type=quantization.QuantType.QUInt8,
-            calibrate_method=quantization.CalibrationMethod[method],
-        )
-
-
-@contextlib.contextmanager
-def quiet_logging() -> Iterator[None]:
-    """Keep onnxruntime.quantization from logging each of its steps to the root logger."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def format_result(result: dict[str, Any]) -> str:
-    """Return the mIoU as a table with a row per network."""
-    columns = (FP32, PROJECT, *BASELINES)
+    """Return the mIoU as tables: of all files by ONNX Runtime, and of all files by ONNX Runtime and by the NPU."""
+    columns = list(next(iter(result["miou"].values())))
     rows = [("mIoU %", *columns)]
     rows += [(network, *(f"{mious[name]:.2f}" for name in columns)) for network, mious in result["miou"].items()]
-    return "\n".join(
-        (
-            f"All files run by ONNX Runtime {result['versions']['onnxruntime']} on {result['images']} val images, "
-            f"calibrated on {result['calibration_images']} train images",
-            f"{PROJECT}: cross-layer equalization and TF-Enhanced; others: onnxruntime.quantization.quantize_static",
-            format_table(rows),
-        )
+    lines = [
+        f"W8A8: all files run by ONNX Runtime {result['versions']['onnxruntime']} on {result['images']} val images, "
+        f"calibrated on {result['calibration_images']} train images",
+        "ffnet_quanteval: cross-layer equalization and TF-Enhanced; others: onnxruntime.quantization.quantize_static",
+        format_table(rows),
+    ]
+    return "\n".join(lines + (format_npu(result["npu"], columns) if result["npu"] else []))
+
+
+def format_npu(npu: dict[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return the lines about the NPU; `npu`: the entry of the result, `columns`: names of the files."""
+    scores = npu["scores"]
+    table: list[tuple[str, ...]] = [("mIoU %", "", "run by", *columns)]
+    for network, bits in dict.fromkeys((score.network, score.bit_widths) for score in scores):
+        if bits != FP32:
+            files = {each.tool: each for each in scores if each.network == network and each.bit_widths in (FP32, bits)}
+            table.append((network, bits, "CPU", *(f"{files[name].cpu_miou:.2f}" for name in columns)))
+            table.append((network, bits, "NPU", *(format_miou(files[name].npu_miou) for name in columns)))
+    title = (
+        f"All files run by ONNX Runtime on the CPU and by the NPU of {npu['chip']}, emulated by onnxruntime-qnn "
+        f"{npu['version']}, on the same {count(len(npu['images']), 'val image')}"
     )
+    exceptions = [describe_npu(score) for score in scores if score.failure or score.cpu_nodes]
+    return ["", title, format_table(table), *exceptions, "All other files run on the NPU without nodes on the CPU."]
+
+
+def format_miou(miou: float | None) -> str:
+    """Return an mIoU, or that the file can't be run."""
+    return FAILS if miou is None else f"{miou:.2f}"
+
+
+def describe_npu(score: Any) -> str:
+    """Return why the NPU does not run a file, or which nodes; `score`: an `accuracy_measurements.FileScore`."""
+    file = f"{score.network}, {score.bit_widths}, {score.tool}"
+    if score.failure:
+        return f"{file} {FAILS}: {score.failure}"
+    return f"{file}: {count(len(score.cpu_nodes), 'node')} on the CPU, {list_names(score.cpu_nodes)}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import fx
 from torch.utils.data import Subset
 
@@ -33,6 +34,8 @@ from ffnet.report.result import NpuResult
 from ffnet.run import Run
 from ffnet.variants import INPUT_SIZE
 
+MAX_PROCESSES = 16  # that run images at the same time; one takes about 0.4 GB for a large network
+
 
 @dataclass(frozen=True)
 class NpuOutcome:
@@ -46,8 +49,11 @@ class NpuOutcome:
 def open_npu(path: Path, run: Run) -> NpuBackend:
     """Compile a file for the chip that the run names; raise a UserError if that is impossible."""
     npu = run.config.npu
+    processes = min(torch.get_num_threads(), MAX_PROCESSES)
+    if npu.images != "all":
+        processes = min(processes, npu.images)
     with run.stage("compile for the NPU"):
-        return run.keep(NpuBackend(NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback)))
+        return run.keep(NpuBackend(NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback), processes))
 
 
 def run_on_npu(

@@ -248,11 +248,13 @@ def write_npu_context(work: Path, npu: NpuConfig) -> dict[str, Any]:
     file.parent.mkdir(parents=True)
     with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
         session: NpuSession = process.call(npu_worker.write_context, file)
+    description = dataclasses.asdict(session)
+    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
     return {
         "chip": dataclasses.asdict(chip),
         "file": file.relative_to(work).as_posix(),
-        "versions": {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")},
-        **dataclasses.asdict(session),
+        "versions": {**versions, "qairt": description.pop("qairt")},
+        **description,
     }
 
 

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +34,7 @@ class NpuProcess:
         self._process.start()
         remote.close()
 
-    def send(self, function: Any, *arguments: Any) -> None:
+    def send(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have the process call a function; its target comes first among the arguments."""
         try:
             self._connection.send((function, self._target, *arguments))
@@ -54,7 +55,7 @@ class NpuProcess:
             raise answer
         return answer
 
-    def call(self, function: Any, *arguments: Any) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the process and return its result."""
         self.send(function, *arguments)
         return self.receive()
@@ -85,14 +86,10 @@ class NpuProcess:
 
 
 class NpuBackend:
-    """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process.
+    """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process."""
 
-    On the hardware one process suffices. The software uses about one and a half cores for an image, so there are as
-    many processes as torch uses threads.
-    """
-
-    def __init__(self, target: NpuTarget) -> None:
-        """Compile the file; raise a UserError if that is impossible."""
+    def __init__(self, target: NpuTarget, processes: int = 1) -> None:
+        """Compile the file; raise a UserError if that is impossible. On the hardware there is one process only."""
         self.target = target
         self.header = check_onnx(target.path)
         self._processes = contextlib.ExitStack()
@@ -102,7 +99,7 @@ class NpuBackend:
         except BaseException:
             self.close()
             raise
-        others = 0 if self.session.hardware else torch.get_num_threads() - 1
+        others = 0 if self.session.hardware else processes - 1
         self.processes = [first, *(self._processes.enter_context(NpuProcess(target)) for _ in range(others))]
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:

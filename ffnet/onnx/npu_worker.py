@@ -41,6 +41,7 @@ class NpuSession:
     """How a file runs on the NPU."""
 
     hardware: bool  # an NPU in this PC runs it; otherwise the software does
+    qairt: str  # version of Qualcomm's libraries in the package
     cpu_nodes: tuple[str, ...]  # names of the nodes that run on the CPU
     inputs: tuple[dict[str, Any], ...]  # name, shape and dtype
     outputs: tuple[dict[str, Any], ...]
@@ -112,7 +113,7 @@ def _compile(target: NpuTarget, log: Path, settings: dict[str, str]) -> tuple[on
     try:
         session = onnxruntime.InferenceSession(str(target.path), options)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(_refusal(target, log.read_text(errors="replace")[begin:], error)) from error
+        raise UserError(_refusal(target, log.read_bytes()[begin:].decode(errors="replace"), error)) from error
     groups = session.get_provider_graph_assignment_info()
     cpu_nodes = tuple(node.name for group in groups if group.ep_name != PLUGIN for node in group.get_nodes())
     if cpu_nodes and not target.fallback:
@@ -124,7 +125,8 @@ def _compile(target: NpuTarget, log: Path, settings: dict[str, str]) -> tuple[on
         tuple({"name": each.name, "shape": each.shape, "dtype": each.type} for each in values)
         for values in (session.get_inputs(), session.get_outputs())
     )
-    return session, NpuSession(hardware, cpu_nodes, inputs, outputs)
+    qairt = _qnn().build_and_package_info.qnn_version
+    return session, NpuSession(hardware, qairt, cpu_nodes, inputs, outputs)
 
 
 def _refusal(target: NpuTarget, log: str, error: Exception) -> str:

@@ -73,7 +73,7 @@ class NpuResult:
 
     def describe(self) -> str:
         """Return a sentence on what ran the network, on how many images and with which nodes on the CPU."""
-        how = "this PC's NPU" if self.hardware else f"the NPU of {self.chip} ({self.name}), emulated"
+        how = "this PC's NPU, driven" if self.hardware else f"the NPU of {self.chip} ({self.name}), emulated"
         early = ", and then ended early" if len(self.images) < self.requested_images else ""
         nodes = f"Nodes that ran on the CPU: {list_names(self.cpu_nodes, most=50) or 'none'}."
         return (

@@ -78,6 +78,6 @@ def test_the_npu_is_described_with_its_chip_images_and_nodes_on_the_cpu():
     )
     changed = small_npu(hardware=True, requested_images=50, cpu_nodes=["conv0", "softmax"])
     assert changed.describe() == (
-        "this PC's NPU by onnxruntime-qnn 2.7.0, ran 2 of 50 images, and then ended early. Nodes that ran on the CPU: "
-        "conv0, softmax."
+        "this PC's NPU, driven by onnxruntime-qnn 2.7.0, ran 2 of 50 images, and then ended early. Nodes that "
+        "ran on the CPU: conv0, softmax."
     )
