@@ -14,6 +14,7 @@ from ffnet import cli
 from ffnet.config import LIST_CHIPS
 from ffnet.errors import UserError
 from ffnet.onnx.chips import format_chips
+from ffnet.printing import print_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = cli.parse_args(argv)
         if config.npu.chip == LIST_CHIPS:
-            print(format_chips())
+            print_lines(format_chips())
             return 0
         log_to_stderr(config.runtime.quiet)
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.

@@ -1,4 +1,4 @@
-"""The evaluation on the NPU: some of the images, in processes that may crash and that take hours if there are many.
+"""Evaluate on the NPU: some of the images, because each takes long, and in processes of their own, which may crash.
 
 Whatever ends it, the images that were done and all other results are kept.
 """
@@ -146,10 +146,15 @@ def compare_with_npu(
 
 
 def published_mious(config: Config) -> dict[str, float]:
-    """Return what Qualcomm AI Hub published for the same model, chip, images and input size, in percent by backend."""
+    """Return the mIoU that Qualcomm AI Hub published, in percent by backend; empty if it is not comparable.
+
+    Model, chip, split, input size and bit widths must be the same. Which 50 images AI Hub took is not known.
+    """
     published = ai_hub.galaxy_s25(config.model.name)
-    comparable = config.npu.chip == ai_hub.GALAXY_S25 and not config.data.demo and config.data.split == "val"
-    if published is None or not comparable or published.input_size != INPUT_SIZE or config.model.onnx:
+    w8a8 = (config.quantization.param_bw, config.quantization.output_bw) == (8, 8)
+    same_images = not config.data.demo and config.data.split == "val"
+    comparable = config.npu.chip == ai_hub.GALAXY_S25 and same_images and w8a8 and not config.model.onnx
+    if published is None or not comparable or published.input_size != INPUT_SIZE:
         return {}
     mious = {FP32: published.float_miou, INT8_NPU: published.w8a8_miou.onnx}
     return {backend: miou for backend, miou in mious.items() if miou is not None}
@@ -165,7 +170,7 @@ def ai_hub_notes(config: Config) -> list[str]:
     height, width = published.input_size
     return [
         f"{ai_hub.SOURCE}: latency of this model, W8A8 at {height}x{width}, on {ai_hub.DEVICES[str(config.npu.chip)]} "
-        f"by TFLite/DLC/ONNX: {times} ms. The emulated NPU tells nothing about latency."
+        f"by TFLite/DLC/ONNX: {times} ms. An emulation tells nothing about latency."
     ]
 
 

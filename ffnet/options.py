@@ -24,13 +24,18 @@ def _model_name(text: str) -> str:
 def _chip(text: str) -> str:
     """Return the part name of a chip, or LIST_CHIPS."""
     try:
-        return LIST_CHIPS if text == LIST_CHIPS else find_chip(text).part
+        return LIST_CHIPS if text.lower() == LIST_CHIPS else find_chip(text).part
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _number_or_all(text: str) -> int | str:
-    return text if text == "all" else _integer(1)(text)
+    if text.lower() == "all":
+        return "all"
+    try:
+        return _integer(1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{str(error).removesuffix('.')}, nor `all`.") from error
 
 
 def _boolean(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Options: what they become, and which errors are found in them without torch."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,14 @@ def test_the_chips_are_listed_without_importing_torch():
     run = subprocess.run([sys.executable, "-c", script], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[0].split() == ["part", "name", "soc_model", "architecture"]
     assert "Snapdragon 8 Elite " in run.stdout
+
+
+def test_a_reader_of_the_list_of_chips_may_close_the_pipe(monkeypatch):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as closed_pipe:
+        monkeypatch.setattr(sys, "stdout", closed_pipe)
+        assert ffnet_quanteval.main(["--npu", "list"]) == 0
 
 
 def test_names_that_are_not_utf8_are_refused():

@@ -12,7 +12,7 @@ import pytest
 import ffnet_quanteval
 from ffnet.ai_hub import GALAXY_S25
 from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
-from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig
+from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
 from ffnet.npu_stage import ai_hub_notes, divergence_notes, evenly_spaced, published_mious
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.onnx.formats import MODEL_FILE
@@ -134,5 +134,6 @@ def test_published_values_stand_beside_a_run_only_if_they_are_comparable():
         Config(model=ModelConfig(ZOO_MODEL), data=DataConfig(split="train"), npu=NpuConfig(GALAXY_S25)),
         Config(model=ModelConfig(ZOO_MODEL), npu=NpuConfig("sm8650")),
         Config(model=ModelConfig("segmentation_ffnet78S_BCC_mobile_pre_down"), npu=NpuConfig(GALAXY_S25)),
+        Config(model=ModelConfig(ZOO_MODEL), quantization=QuantizationConfig(param_bw=4), npu=NpuConfig(GALAXY_S25)),
     )
-    assert [published_mious(other) for other in others] == [{}, {}, {}]
+    assert [published_mious(other) for other in others] == [{}, {}, {}, {}]

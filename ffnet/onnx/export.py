@@ -287,12 +287,25 @@ def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, A
 def move_files(work: Path, folder: Path) -> None:
     """Rename `work` to `folder`, or, if that holds files, replace each file of the export by the new one.
 
-    The manifest is removed first and moved last, so that a folder with a manifest is complete.
+    The manifest is removed first and moved last, so that a folder with a manifest is complete. Networks that an earlier
+    export compiled for chips are removed: they belong to the file that is replaced.
     """
     if not folder.exists() or not any(folder.iterdir()):
         work.rename(folder)
         return
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / formats.NPU_FOLDER, ignore_errors=True)  # compiled from the file that is replaced
-    for path in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
-        path.replace(folder / path.name)
+    _remove_contexts(folder / formats.NPU_FOLDER)
+    files = [path.relative_to(work) for path in work.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: file.name == MANIFEST_FILE):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (work / file).replace(folder / file)
+
+
+def _remove_contexts(folder: Path) -> None:
+    """Remove the compiled networks of an earlier export, and the folders that are empty then; keep all other files."""
+    for path in folder.glob(f"*/{Path(formats.CONTEXT_FILE).stem}*"):
+        if path.parent.name in CHIPS:
+            path.unlink()
+    for empty in (*folder.glob("*/"), folder):
+        with contextlib.suppress(OSError):  # it is not empty, or does not exist
+            empty.rmdir()

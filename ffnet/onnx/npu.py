@@ -4,7 +4,8 @@ import contextlib
 import multiprocessing
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from ffnet.errors import UserError
 from ffnet.onnx import npu_worker
 from ffnet.onnx.npu_worker import NpuTarget
 from ffnet.onnx.runtime import resize
-from ffnet.onnx.validation import check_onnx
+from ffnet.onnx.validation import OnnxHeader, check_onnx
 
 
 class NpuProcess:
@@ -31,7 +32,8 @@ class NpuProcess:
         context = multiprocessing.get_context("spawn")
         self._connection, remote = context.Pipe()
         self._process = context.Process(target=npu_worker.serve, args=(remote, log), daemon=True)
-        self._process.start()
+        with _interrupt_blocked():
+            self._process.start()
         remote.close()
 
     def send(self, function: Callable[..., Any], *arguments: Any) -> None:
@@ -92,15 +94,17 @@ class NpuBackend:
         """Compile the file; raise a UserError if that is impossible. On the hardware there is one process only."""
         self.target = target
         self.header = check_onnx(target.path)
-        self._processes = contextlib.ExitStack()
-        first = self._processes.enter_context(NpuProcess(target))
-        try:
-            self.session: npu_worker.NpuSession = first.call(npu_worker.describe_session)
-        except BaseException:
-            self.close()
-            raise
-        others = 0 if self.session.hardware else processes - 1
-        self.processes = [first, *(self._processes.enter_context(NpuProcess(target)) for _ in range(others))]
+        _check_static(target, self.header)
+        with contextlib.ExitStack() as stack:  # ends the processes if one of them fails
+            self.processes = [stack.enter_context(NpuProcess(target))]
+            self.session: npu_worker.NpuSession = self.processes[0].call(npu_worker.describe_session)
+            others = 0 if self.session.hardware else processes - 1
+            self.processes += [stack.enter_context(NpuProcess(target)) for _ in range(others)]
+            for process in self.processes[1:]:
+                process.send(npu_worker.describe_session)
+            for process in self.processes[1:]:
+                process.receive()
+            self._stack = stack.pop_all()
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
@@ -116,7 +120,7 @@ class NpuBackend:
 
     def close(self) -> None:
         """End the processes at once."""
-        self._processes.close()
+        self._stack.close()
 
     def __enter__(self) -> "NpuBackend":
         return self
@@ -129,3 +133,30 @@ def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
     """Return all outputs of a file by name for one image (1, 3, H, W) float32, in a fresh process."""
     with NpuProcess(target) as process:
         return process.call(npu_worker.run, image)
+
+
+def _check_static(target: NpuTarget, header: OnnxHeader) -> None:
+    """Raise a UserError if a file takes inputs of any length in some dimension: then the NPU runs none of its nodes."""
+    if None in header.input_shape:
+        shape = ", ".join("?" if length is None else str(length) for length in header.input_shape)
+        raise UserError(
+            f"--npu {target.chip.part}: {target.path} has an input of variable shape ({shape}), and the NPU needs a "
+            "fixed one. Export the network with batch size 1 and a fixed height and width."
+        )
+
+
+@contextlib.contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Block Ctrl-C here and in processes that are started meanwhile, which would print a traceback while starting.
+
+    Without effect on Windows.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

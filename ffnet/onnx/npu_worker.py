@@ -7,9 +7,11 @@ The plugin prints on stdout and stderr past Python and can crash: `serve` keeps 
 """
 
 import functools
+import multiprocessing
 import os
 import re
 import signal
+import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,9 +52,11 @@ class NpuSession:
 def serve(connection: Connection, log: Path) -> None:
     """Call the functions that arrive with their arguments, and send back results or errors, until the other end closes.
 
-    Everything that is printed in this process goes to the file `log`. Ctrl-C is left to the main process.
+    Everything that is printed in this process goes to the file `log`. Ctrl-C is left to the main process. If that is
+    killed, this process ends, too, also in the middle of a call.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -66,6 +70,13 @@ def serve(connection: Connection, log: Path) -> None:
         except Exception as error:
             answer = error
         connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def describe_session(target: NpuTarget, log: Path) -> NpuSession:
@@ -148,10 +159,20 @@ def _first_line(error: Exception) -> str:
 
 @functools.cache
 def _qnn() -> Any:
-    """Import the optional plugin and register it with ONNX Runtime."""
-    import onnxruntime_qnn
+    """Import the optional plugin and register it with ONNX Runtime.
 
-    onnxruntime.register_execution_provider_library(PLUGIN, onnxruntime_qnn.get_library_path())
+    Raises:
+        UserError: if it can't be loaded, for example because a library of the system is missing.
+    """
+    try:
+        import onnxruntime_qnn
+
+        onnxruntime.register_execution_provider_library(PLUGIN, onnxruntime_qnn.get_library_path())
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise UserError(
+            f"--npu: onnxruntime-qnn can't be loaded ({_first_line(error)}). Install it again with `pip install -r "
+            "requirements-npu.txt`, or remove --npu."
+        ) from error
     return onnxruntime_qnn
 
 

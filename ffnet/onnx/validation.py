@@ -92,6 +92,8 @@ def _check_operators(proto: onnx.ModelProto) -> None:
     if version > newest:
         raise _InvalidError(f"has opset {version}, and the installed onnx knows at most {newest}. Update onnx.")
     for node in proto.graph.node:
+        if node.op_type == "EPContext":
+            raise _InvalidError("was compiled for one chip and runs there only. Give the model.onnx it was made from.")
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         if node.domain in DOMAINS:
             if not onnx.defs.has(node.op_type, version):

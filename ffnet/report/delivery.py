@@ -9,6 +9,7 @@ from ffnet.backends import FP32, INT8_NPU
 from ffnet.cli import PROGRAM
 from ffnet.config import OutputConfig
 from ffnet.files import write_atomically
+from ffnet.printing import print_lines
 from ffnet.report.console import format_console, format_models
 from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_sensitivity
 from ffnet.report.html import render
@@ -50,14 +51,6 @@ def print_models() -> int:
     """Print the table of models and return the exit status."""
     print_lines(format_models())
     return 0
-
-
-def print_lines(*lines: str) -> None:
-    """Print lines to stdout. It is no error if the reader has closed its end of the pipe."""
-    try:
-        print(*lines, sep="\n", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_files(result: Result, folder: Path) -> list[Path]:

@@ -161,6 +161,20 @@ def test_an_export_leaves_the_simulation_as_it_was(export_case):
         assert torch.equal(export_case.sim.model(export_case.inputs), export_case.logits)
 
 
+def test_a_new_export_removes_compiled_networks_of_the_old_one_and_no_other_file(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for name in ("sm8550/model_ctx.onnx", "sm8550/model_ctx_qnn.bin", "sm8450/model_ctx.onnx", "mine/a"):
+        (old / "npu" / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / "npu" / name).write_text("old")
+    (new / "npu" / "sm8550").mkdir(parents=True)
+    for name in ("npu/sm8550/model_ctx.onnx", MODEL_FILE):
+        (new / name).write_text("new")
+    export_module.move_files(new, old)
+    files = {str(path.relative_to(old)): path.read_text() for path in old.rglob("*") if path.is_file()}
+    assert files == {"npu/sm8550/model_ctx.onnx": "new", MODEL_FILE: "new", "npu/mine/a": "old"}
+    assert sorted(path.name for path in (old / "npu").iterdir()) == ["mine", "sm8550"]
+
+
 @pytest.mark.parametrize("stage", ("write_models", "write_manifest", "move_files"))
 def test_an_interrupted_export_leaves_nothing(stage, small_export, copied_models, tmp_path, monkeypatch):
     def interrupt(*_):

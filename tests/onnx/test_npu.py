@@ -3,6 +3,10 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -41,6 +45,11 @@ def network_with_erf():
     ]
     graph = helper.make_graph(nodes, "erf", [image], [logits], [])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def sleep(target, log):
+    """A call that takes longer than any test."""
+    time.sleep(600)
 
 
 def session_of(target):
@@ -90,6 +99,49 @@ def test_a_compiled_network_gives_the_same_logits_in_a_fresh_process(small_expor
     image = small_export.inputs[:1].numpy()
     expected, loaded = (run_once(each, image)["logits"] for each in (target, NpuTarget(context, CHIP)))
     assert np.array_equal(expected, loaded)
+
+
+def test_a_file_with_a_variable_input_shape_is_refused(tmp_path):
+    path = save(tmp_path / "variable.onnx", convolution_network(shape=(1, 3, "height", "width")))
+    with pytest.raises(UserError, match=r"sm8750: .*variable\.onnx has an input of variable shape \(1, 3, \?, \?\)"):
+        NpuBackend(NpuTarget(path, CHIP, fallback=True))
+
+
+def test_ctrl_c_does_not_end_a_process_that_is_still_starting(target):
+    with NpuProcess(target) as process:
+        (child,) = multiprocessing.active_children()
+        os.kill(child.pid, signal.SIGINT)
+        assert not process.call(npu_worker.describe_session).hardware
+
+
+def test_a_process_ends_in_the_middle_of_a_call_if_the_main_process_is_killed():
+    script = "import os; from tests.onnx import test_npu as tests; import multiprocessing, time\n"
+    script += "process = tests.NpuProcess(tests.NpuTarget(tests.MODEL_FILE, tests.CHIP)); process.send(tests.sleep)\n"
+    script += "print(*(child.pid for child in multiprocessing.active_children()), flush=True); time.sleep(5)\n"
+    script += "os.kill(os.getpid(), 9)"
+    run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert run.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while is_running(int(run.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("libcdsprpc.so: cannot open shared object file")
+
+    monkeypatch.setattr("onnxruntime.register_execution_provider_library", fail)
+    with pytest.raises(UserError, match=r"--npu: onnxruntime-qnn can't be loaded \(libcdsprpc.so: cannot open"):
+        npu_worker._qnn.__wrapped__()
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,11 @@ HOSTILE = {
     "no height": (convolution_network(shape=(1, 3, 0, 8)), "input 'image0'"),
     "endless side": (convolution_network(shape=(1, 3, 2**20, 8)), "8192"),
     "21 channels out": (convolution_network(channels=21), "output 'logits'.*21"),
+    "compiled for a chip": (convolution_network(domain="com.microsoft", op="EPContext"), "compiled for one chip"),
     "custom operator": (convolution_network(domain="evil", op="Conv"), "custom operator evil.Conv"),
     "operator of ONNX Runtime's": (
-        convolution_network(domain="com.microsoft", op="EPContext"),
-        "com.microsoft.EPContext",
+        convolution_network(domain="com.microsoft", op="FusedConv"),
+        "com.microsoft.FusedConv",
     ),
     "unknown operator": (convolution_network(op="Convolve"), "Convolve"),
     "branches": (branching(), "If, which branches"),
