@@ -5,7 +5,6 @@ python ffnet_quanteval.py --dataset-path /data/cityscapes --model-name segmentat
 """
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,41 +13,42 @@ from ffnet import cli
 from ffnet.config import LIST_CHIPS
 from ffnet.errors import UserError
 from ffnet.onnx.chips import format_chips
-from ffnet.printing import print_lines
+from ffnet.signals import interrupt_status, signals_as_interrupts
+from ffnet.streams import prepared_streams, print_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the evaluation that the command line (`sys.argv` if None) asks for, and return the exit status.
 
-    0: success; 1: --fail-under is exceeded; 2: an option, a file or the environment is wrong; 130: interrupted.
+    0: success; 1: --fail-under is exceeded; 2: an option, a file or the environment is wrong; 130: interrupted
+    (Ctrl-C); 143: ended by SIGTERM; 129: ended by SIGHUP.
     """
-    replace_closed_streams()
-    try:
-        config = cli.parse_args(argv)
-        if config.npu.chip == LIST_CHIPS:
-            print_lines(format_chips())
-            return 0
-        log_to_stderr(config.runtime.quiet)
-        # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
-        from ffnet import pipeline
-        from ffnet.report import delivery
-
-        if config.list_models:
-            return delivery.print_models()
-        result = pipeline.score_onnx(config) if config.model.onnx else pipeline.quantize_and_score(config)
-        return delivery.deliver(result, config.output) if result else 0
-    except KeyboardInterrupt:
-        return 130
-    except (UserError, DatasetError, OSError) as error:
-        print(f"{cli.PROGRAM}: error: {describe_error(error)}", file=sys.stderr)
-        return 2
+    with prepared_streams():
+        try:
+            with signals_as_interrupts():
+                return run(argv)
+        except KeyboardInterrupt as interrupt:
+            return interrupt_status(interrupt)
+        except (UserError, DatasetError, OSError) as error:
+            print(f"{cli.PROGRAM}: error: {describe_error(error)}", file=sys.stderr)
+            return 2
 
 
-def replace_closed_streams() -> None:
-    """Open stdout and stderr on the null device if the program was started with them closed."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+def run(argv: Sequence[str] | None) -> int:
+    """Do what the command line asks for, and return the exit status."""
+    config = cli.parse_args(argv)
+    if config.npu.chip == LIST_CHIPS:
+        print_lines(format_chips())
+        return 0
+    log_to_stderr(config.runtime.quiet)
+    # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
+    from ffnet import pipeline
+    from ffnet.report import delivery
+
+    if config.list_models:
+        return delivery.print_models()
+    result = pipeline.score_onnx(config) if config.model.onnx else pipeline.quantize_and_score(config)
+    return delivery.deliver(result, config.output) if result else 0
 
 
 def log_to_stderr(quiet: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch.utils.data import Subset
@@ -183,7 +184,7 @@ def run_on_npu(path: Path, images: Images) -> NpuScore:
     """Score a file on the emulated NPU; nodes that it refuses run on the CPU."""
     target = NpuTarget(path, CHIPS[DEFAULT_CHIP], fallback=True)
     try:
-        with NpuBackend(target) as backend:
+        with NpuBackend(target, torch.get_num_threads()) as backend:
             runtime = replace(RUNTIME, batch_size=len(backend.processes))
             scores = evaluate({INT8_NPU: backend}, Subset(images.scored, images.npu.tolist()), runtime)
     except UserError as error:

@@ -25,6 +25,7 @@ from ffnet.files import check_output_folder
 from ffnet.onnx.formats import EXPORT_FILES, NPU_FOLDER, check_bit_widths
 from ffnet.onnx.npu_package import check_npu_package
 from ffnet.options import DATASET_VARIABLE, FLAGS, OPTIONS, lookup
+from ffnet.streams import print_lines
 from ffnet.variants import DEMO_VARIANTS
 
 PROGRAM = "ffnet_quanteval.py"
@@ -58,10 +59,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises UserError instead of printing the usage and exiting."""
+    """A parser that raises UserError instead of printing the usage and exiting, also if its help can't be printed."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def print_help(self, file: object = None) -> None:
+        print_lines(self.format_help().rstrip())
 
 
 def _build_parser() -> _Parser:

@@ -28,11 +28,18 @@ from ffnet.onnx.chips import CHIPS
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
 from ffnet.onnx.npu import NpuBackend, run_once
 from ffnet.onnx.npu_worker import NpuTarget
+from ffnet.published import (
+    Comparison,
+    ImageSetup,
+    PublishedResults,
+    QuantizationSetup,
+    compare_with_published,
+    quantization_setup,
+)
 from ffnet.quantization.sites import QuantizerSite
 from ffnet.report import result as results
 from ffnet.report.result import NpuResult
 from ffnet.run import Run
-from ffnet.variants import INPUT_SIZE
 
 MAX_PROCESSES = 16  # that run images at the same time; one takes about 0.4 GB for a large network
 
@@ -110,6 +117,8 @@ def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: Cit
         return NpuOutcome(failure=failure)
     names = [image_name(images.images[index]) for index in interleave([own for own, *_ in shards])]
     chip = backend.target.chip
+    setup = ImageSetup(run.config.data.split, len(names), (images.height, images.width))
+    published = compare_with_ai_hub(run.config, setup)
     result = NpuResult(
         chip=chip.part,
         name=chip.name,
@@ -123,9 +132,9 @@ def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: Cit
         images=names,
         backends=results.backend_results(merged),
         agreement=results.agreement(merged),
-        published=published_mious(run.config),
+        published=dict(published.mious),
     )
-    run.notes += [f"{INT8_NPU}: {result.describe()}", *ai_hub_notes(run.config)]
+    run.notes += [f"{INT8_NPU}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
     return NpuOutcome(result, failure=failure)
 
 
@@ -145,19 +154,24 @@ def compare_with_npu(
     return compare_layers(lowered, sites, target.path, normalize(images[0][0][None]), execute)
 
 
-def published_mious(config: Config) -> dict[str, float]:
-    """Return the mIoU that Qualcomm AI Hub published, in percent by backend; empty if it is not comparable.
+def compare_with_ai_hub(config: Config, images: ImageSetup) -> Comparison:
+    """Return the mIoU that Qualcomm AI Hub published and that is comparable with the run's, and a note if it is not.
 
-    Model, chip, split, input size and bit widths must be the same. Which 50 images AI Hub took is not known.
+    AI Hub does not say which images it used and how it calibrated: number and size of the images and bit widths are
+    compared. It published the mIoU on a Galaxy S25 only.
     """
-    published = ai_hub.galaxy_s25(config.model.name)
-    w8a8 = (config.quantization.param_bw, config.quantization.output_bw) == (8, 8)
-    same_images = not config.data.demo and config.data.split == "val"
-    comparable = config.npu.chip == ai_hub.GALAXY_S25 and same_images and w8a8 and not config.model.onnx
-    if published is None or not comparable or published.input_size != INPUT_SIZE:
-        return {}
-    mious = {FP32: published.float_miou, INT8_NPU: published.w8a8_miou.onnx}
-    return {backend: miou for backend, miou in mious.items() if miou is not None}
+    results = ai_hub.galaxy_s25(config.model.name)
+    if results is None or config.npu.chip != ai_hub.GALAXY_S25 or config.model.onnx or config.data.demo:
+        return Comparison()
+    height, width = results.input_size
+    published = PublishedResults(
+        {FP32: results.float_miou, INT8_NPU: results.w8a8_miou.onnx},
+        ImageSetup("val", ai_hub.MIOU_IMAGES, results.input_size),
+        QuantizationSetup(8, 8, from_file=False),
+        f"{ai_hub.SOURCE}: mIoU of this model on {results.device} by ONNX",
+        f"on {ai_hub.MIOU_IMAGES} images of {height}x{width} pixels",
+    )
+    return compare_with_published(published, images, quantization_setup(config))
 
 
 def ai_hub_notes(config: Config) -> list[str]:

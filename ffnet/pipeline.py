@@ -25,6 +25,7 @@ from ffnet.onnx.export import export
 from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.inspection import inspect_onnx
 from ffnet.onnx.runtime import OnnxBackend
+from ffnet.published import Comparison, ImageSetup, compare_with_variant, quantization_setup
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.lowering import lower
@@ -34,6 +35,7 @@ from ffnet.quantization.sites import quantizer_sites
 from ffnet.report.images import ImageComparison, compare_images, worst_images
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
 from ffnet.run import Run
+from ffnet.variants import VARIANTS
 from ffnet.wording import count, list_names
 
 MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
@@ -79,7 +81,8 @@ def quantize_and_score(config: Config) -> Result | None:
         diagnostics = replace(diagnostics, npu_layers=outcome.layers)
         details = Details(scores, tuple(inputs.images.images), diagnostics, failure or outcome.failure)
         info = CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form)
-        return run.result(config.model.name, details, info, calibration, outcome.result)
+        published = published_results(config, inputs.images, checkpoint, calibration)
+        return run.result(config.model.name, details, info, calibration, outcome.result, published)
 
 
 def score_onnx(config: Config) -> Result | None:
@@ -107,6 +110,19 @@ def score_onnx(config: Config) -> Result | None:
             return None
         details = Details(scores, tuple(images.images), failure=outcome.failure)
         return run.result(str(path), details, npu=outcome.result)
+
+
+def published_results(
+    config: Config, images: CityscapesSplit, checkpoint: Checkpoint, calibration: Calibration
+) -> Comparison:
+    """Return the published mIoU that is comparable with the run's, and a note if it is not; nothing in the demo."""
+    if config.data.demo:
+        return Comparison()
+    return compare_with_variant(
+        VARIANTS[config.model.name],
+        ImageSetup(config.data.split, len(images), (images.height, images.width)),
+        quantization_setup(config, calibration.images, checkpoint.equalized),
+    )
 
 
 def set_encodings(sim: QuantizationSimModel, inputs: Inputs, run: Run) -> Calibration:

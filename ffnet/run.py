@@ -10,18 +10,18 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import FP32, INT8_SIMULATED, ONNX_FILE
+from ffnet.backends import INT8_SIMULATED, ONNX_FILE
 from ffnet.config import Config
 from ffnet.distributed import Ranks
 from ffnet.evaluation.loop import Writer
 from ffnet.evaluation.runtime import Runtime
 from ffnet.files import create_output_folder
 from ffnet.options import option_values
+from ffnet.published import Comparison
 from ffnet.report import result as results
 from ffnet.report.delivery import RESULT_MEGABYTES
 from ffnet.report.predictions import prediction_writer, predictions_megabytes
 from ffnet.report.result import Calibration, CheckpointInfo, Details, NpuResult, Result
-from ffnet.variants import VARIANTS, Published
 
 logger = logging.getLogger(__name__)
 
@@ -103,18 +103,17 @@ class Run:
         checkpoint: CheckpointInfo | None = None,
         calibration: Calibration | None = None,
         npu: NpuResult | None = None,
+        published: Comparison = Comparison(),
     ) -> Result:
         """Return the Result of the run; `model`: name of a variant, or path of an ONNX file."""
-        published = VARIANTS[model].published if model in VARIANTS else Published()
-        mious = {FP32: published.fp32, INT8_SIMULATED: published.int8}
         demo_note = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
         return Result(
             model=model,
             dataset=self.dataset,
             images=len(details.image_paths),
             device=results.device_name(self.ranks.device),
-            notes=[demo_note, *self.notes] if self.config.data.demo else self.notes,
-            published={backend: miou for backend, miou in mious.items() if miou is not None},
+            notes=[*([demo_note] if self.config.data.demo else []), *published.notes, *self.notes],
+            published=dict(published.mious),
             checkpoint=checkpoint,
             calibration=calibration,
             backends=results.backend_results(details.scores),

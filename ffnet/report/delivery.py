@@ -8,12 +8,14 @@ from pathlib import Path
 from ffnet.backends import FP32, INT8_NPU
 from ffnet.cli import PROGRAM
 from ffnet.config import OutputConfig
+from ffnet.errors import UserError
 from ffnet.files import write_atomically
-from ffnet.printing import print_lines
 from ffnet.report.console import format_console, format_models
 from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_sensitivity
 from ffnet.report.html import render
 from ffnet.report.result import Result, miou_drops
+from ffnet.signals import interrupt_status
+from ffnet.streams import print_lines
 
 RESULT_FILES = ("result.json", "report.html", "per_class.csv", "per_image.csv", "sensitivity.csv", "npu_layers.csv")
 RESULT_MEGABYTES = 20  # upper bound of their total size
@@ -22,35 +24,52 @@ RESULT_MEGABYTES = 20  # upper bound of their total size
 def deliver(result: Result, output: OutputConfig) -> int:
     """Print the report, write the files of `output.output_dir`, print errors on stderr, and return the exit status.
 
-    It is 1 if an mIoU drop exceeds `output.fail_under`, 2 after an error, 130 after Ctrl-C, and otherwise 0.
+    It is 1 if an mIoU drop exceeds `output.fail_under`, 2 after an error, 128 and the number of the signal if one ended
+    the run (130 after Ctrl-C), and otherwise 0.
     """
-    print_lines(format_console(result, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    errors, folder = [], output.output_dir
-    if folder:
-        try:
-            written = write_files(result, folder)
-            print_lines("", f"Written to {folder}: {', '.join(path.name for path in written)}")
-        except OSError as error:
-            print_lines(json.dumps(result.to_json()))
-            problem = f"--output-dir {folder}: the files can't be written ({error})."
-            errors.append(f"{problem} The content of result.json is the last line on stdout.")
+    errors = _print(format_console(result, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    if output.output_dir:
+        errors += _write(result, output.output_dir)
     failure, unsaved = result.details.failure, result.details.scores.unsaved
     if unsaved:
         errors.append(f"--save-predictions: {unsaved}. The predictions of this image and of later ones are not saved.")
     if failure and not isinstance(failure, KeyboardInterrupt):
         errors.append(str(failure))
     drops = [] if errors or failure else excessive_drops(result, output.fail_under)
-    for message in (*(f"error: {error}" for error in errors), *drops):
+    for message in (*(f"error: {error}" for error in dict.fromkeys(errors)), *drops):
         print(f"{PROGRAM}: {message}", file=sys.stderr)
     if errors:
         return 2
-    return 130 if failure else int(bool(drops))
+    return interrupt_status(failure) if isinstance(failure, KeyboardInterrupt) else int(bool(drops))
 
 
 def print_models() -> int:
     """Print the table of models and return the exit status."""
     print_lines(format_models())
     return 0
+
+
+def _print(*lines: str) -> list[str]:
+    """Print lines to stdout and return the error if that is impossible, because the files are written all the same."""
+    try:
+        print_lines(*lines)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _write(result: Result, folder: Path) -> list[str]:
+    """Write the files and print their names or, if that is impossible, the content of result.json; return errors."""
+    try:
+        written = write_files(result, folder)
+    except OSError as error:
+        problem = f"--output-dir {folder}: the files can't be written ({error})."
+        unprinted = _print(json.dumps(result.to_json()))
+        return [
+            problem if unprinted else f"{problem} The content of result.json is the last line on stdout.",
+            *unprinted,
+        ]
+    return _print("", f"Written to {folder}: {', '.join(path.name for path in written)}")
 
 
 def write_files(result: Result, folder: Path) -> list[Path]:

@@ -69,7 +69,7 @@ class NpuResult:
     images: list[str]  # names of the images that were scored
     backends: dict[str, BackendResult]  # in evaluation order: the others, then the NPU
     agreement: dict[str, float]  # "FP32|INT8 NPU" -> percent of pixels predicted alike
-    published: dict[str, float]  # backend -> mIoU that Qualcomm AI Hub published for this chip, percent
+    published: dict[str, float]  # backend -> mIoU that Qualcomm AI Hub published if it is comparable, percent
 
     def describe(self) -> str:
         """Return a sentence on what ran the network, on how many images and with which nodes on the CPU."""
@@ -110,7 +110,7 @@ class Result:
     images: int  # number of images scored
     device: str
     notes: list[str]  # sentences to read with the metrics
-    published: dict[str, float]  # backend -> published mIoU on Cityscapes val, percent
+    published: dict[str, float]  # backend -> published mIoU on Cityscapes val if it is comparable, percent
     checkpoint: CheckpointInfo | None  # None for --onnx
     calibration: Calibration | None  # None for --onnx
     backends: dict[str, BackendResult]  # in evaluation order: FP32 first, or the ONNX file alone

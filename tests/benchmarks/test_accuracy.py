@@ -55,7 +55,7 @@ def test_reasons_of_failures_and_nodes_on_the_cpu_stand_below_the_table():
 
 
 def test_a_file_that_the_npu_refuses_is_reported_without_its_folder(tmp_path, monkeypatch):
-    def refuse(target):
+    def refuse(target, processes):
         raise UserError(f"{target.path} can't be compiled.")
 
     monkeypatch.setattr(accuracy_measurements, "NpuBackend", refuse)

@@ -13,6 +13,7 @@ from ffnet.config import OutputConfig
 from ffnet.errors import UserError
 from ffnet.report.delivery import RESULT_FILES, deliver
 from ffnet.report.result import Diagnostics
+from ffnet.signals import Terminated
 from tests.helpers.results import small_layers, small_npu, small_result, small_scores, small_sensitivity
 
 
@@ -90,7 +91,9 @@ def test_unsaved_predictions_are_an_error_after_the_report(capsys):
     assert "error: --save-predictions: /p/a_pred_labelIds.png: No space left on device. " in printed.err
 
 
-@pytest.mark.parametrize(("failure", "status"), ((UserError("diagnostics failed"), 2), (KeyboardInterrupt(), 130)))
+@pytest.mark.parametrize(
+    ("failure", "status"), ((UserError("diagnostics failed"), 2), (KeyboardInterrupt(), 130), (Terminated(15), 143))
+)
 def test_results_are_delivered_even_if_the_run_failed_afterwards(tmp_path, capsys, failure, status):
     assert deliver(small_result(failure=failure), OutputConfig(output_dir=tmp_path)) == status
     printed = capsys.readouterr()
