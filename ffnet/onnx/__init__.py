@@ -7,6 +7,7 @@ Modules in reading order:
 - `export`: a calibrated simulation to the files that device runtimes take
 - `validation`: whether a file is an ONNX network that may be run
 - `runtime`: the ONNX Runtime backend
-- `inspection`: which convolutions of a file run on integer kernels, and why others do not
+- `inspection`: which convolutions of a file run on integer kernels
+- `float_convolutions`: why others do not
 - `divergence`: the first layer whose integers differ between ONNX Runtime and the simulation
 """
