@@ -12,58 +12,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from ffnet.onnx.graph_index import GraphIndex, node_name
 from ffnet.wording import list_names
 
 KERNEL_TYPES = ("int8", "uint8")
 CLIPPING = ("Relu", "Clip")  # the activations that merge with the quantizer after them
 INPUTS = ("input", "weight", "bias")
-
-
-@dataclass(frozen=True)
-class GraphIndex:
-    """The nodes and constants of a graph by the names of tensors."""
-
-    producers: Mapping[str, onnx.NodeProto]
-    consumers: Mapping[str, list[onnx.NodeProto]]
-    constants: Mapping[str, onnx.TensorProto]
-    outputs: frozenset[str]  # of the graph
-
-    @classmethod
-    def of(cls, graph: onnx.GraphProto) -> "GraphIndex":
-        """Index a graph."""
-        consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in dict.fromkeys(node.input):
-                consumers.setdefault(name, []).append(node)
-        constants = {tensor.name: tensor for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                constants[node.output[0]] = node.attribute[0].t
-        return cls(
-            {output: node for node in graph.node for output in node.output},
-            consumers,
-            constants,
-            frozenset(output.name for output in graph.output),
-        )
-
-    def value(self, name: str) -> np.ndarray | None:
-        """Return a constant's value; None if the tensor is not a constant of this file."""
-        tensor = self.constants.get(name)
-        if tensor is None or tensor.data_location == tensor.EXTERNAL:
-            return None
-        return onnx.numpy_helper.to_array(tensor)
-
-    def integer_type(self, node: onnx.NodeProto) -> str:
-        """Return the integer type that a QuantizeLinear or DequantizeLinear node writes or reads, such as "uint8"."""
-        named = (self.constants.get(name) for name in (*node.input[2:3], node.input[0]))
-        tensor = next((tensor for tensor in named if tensor is not None), None)
-        output_type = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
-        kind = output_type if tensor is None or tensor.data_type == onnx.TensorProto.FLOAT else tensor.data_type
-        return onnx.TensorProto.DataType.Name(kind or onnx.TensorProto.UINT8).lower()
-
-    def consumers_of(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Return the nodes that take a node's first output."""
-        return self.consumers.get(node.output[0], [])
 
 
 @dataclass(frozen=True)
@@ -100,22 +54,14 @@ class Surroundings:
         if what == "output":
             return self.graph.integer_type(self.quantizers[0]) if self.quantizers else "float"
         source = self.sources[what]
-        return self.graph.integer_type(source) if source is not None and is_dequantizer(source) else "float"
+        return (
+            self.graph.integer_type(source) if source is not None and source.op_type == "DequantizeLinear" else "float"
+        )
 
     def scale(self, what: str) -> np.ndarray | None:
         """Return the scale of "input", "weight" or "bias"; None if it is not a constant."""
         source = self.sources[what]
         return None if source is None else self.graph.value(source.input[1])
-
-
-def is_dequantizer(node: onnx.NodeProto) -> bool:
-    """Return whether a node is a DequantizeLinear."""
-    return node.op_type == "DequantizeLinear"
-
-
-def node_name(node: onnx.NodeProto) -> str:
-    """Return the name of a node, or of its output if it has none."""
-    return node.name or node.output[0]
 
 
 def float_reason(convolution: onnx.NodeProto, graph: GraphIndex) -> str:
@@ -130,7 +76,7 @@ def _unquantized(around: Surroundings) -> str | None:
     missing = []
     for what in ("input", "weight"):
         source = around.sources[what]
-        if source is None or not is_dequantizer(source):
+        if source is None or source.op_type != "DequantizeLinear":
             missing.append(f"{what} ({source.name or source.op_type})" if source is not None else what)
     if not around.quantizers:
         (*_, last) = around.following or [None]
@@ -160,10 +106,10 @@ def _activation(around: Surroundings) -> str | None:
     if around.activation is None:
         return None
     quantizer = around.quantizers[0]
-    scale = around.graph.value(quantizer.input[1])
-    zero_point = around.graph.value(quantizer.input[2]) if quantizer.input[2:] else np.uint8(0)
-    if scale is None or zero_point is None or scale.size != 1:
+    quantization = around.graph.quantization(quantizer)
+    if quantization is None or quantization[0].size != 1:
         return None
+    scale, zero_point = quantization
     limits = np.iinfo(around.graph.integer_type(quantizer))
     low, high = ((limit - zero_point.item()) * scale.item() for limit in (limits.min, limits.max))
     bounds = _bounds(around.activation, around.graph)
@@ -194,7 +140,7 @@ def _bias(around: Surroundings) -> str | None:
     if "bias" not in around.sources or around.convolution.input[2] in around.graph.constants:
         return None  # ONNX Runtime quantizes constants itself
     source = around.sources["bias"]
-    if source is None or not is_dequantizer(source):
+    if source is None or source.op_type != "DequantizeLinear":
         return f"its bias ({source.name or source.op_type if source else 'an input'}) is computed and not quantized"
     if (kind := around.type_of("bias")) != "int32":
         return f"its bias is quantized as {kind}, and an integer kernel needs int32"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import onnx
 
-from ffnet.onnx.float_convolutions import GraphIndex, float_reason, node_name
+from ffnet.onnx.float_convolutions import float_reason
+from ffnet.onnx.graph_index import GraphIndex, node_name
 from ffnet.onnx.runtime import open_session
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 
