@@ -32,5 +32,6 @@ def describe_head(proto: onnx.ModelProto, output_name: str, output: torch.Tensor
         return None
     return (
         f"The file returns {what}, which are resized to the size of the labels in place of logits. At the borders of "
-        "objects the predictions can differ slightly from those of logits; export it without that operator to compare."
+        "objects this gives other predictions, and mostly a lower mIoU (2.5 percentage points in the demo). Export the "
+        "network without that operator to score its logits."
     )

@@ -1,6 +1,7 @@
 """ONNX files that no exporter of this project wrote."""
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -99,3 +100,65 @@ def quantized_convolution(
     ]
     graph = helper.make_graph(nodes, "quantized", values[:1], values[1:], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def color_network(colors, end=(), pool=None):
+    """An onnx.ModelProto that finds the nearest of 19 colors for every pixel: (1, 3, 64, 128) -> (1, 19, h, w).
+
+    Args:
+        colors: (19, 3), in the values and channels that the network is to take.
+        end: operators after the logits, along the channels.
+        pool: average squares of so many pixels first.
+    """
+    colors = np.asarray(colors, np.float64)
+    scale = np.square(colors).mean()  # logits of a moderate size
+    constants = [
+        constant("weight", (2 * colors / scale)[:, :, None, None]),
+        constant("bias", -np.square(colors).sum(1) / scale),
+    ]
+    nodes, last = [], "image"
+    if pool:
+        nodes.append(
+            helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[pool] * 2, strides=[pool] * 2)
+        )
+        last = "pooled"
+    # The Max hides the network's own operations on its input: it changes no value.
+    constants.append(constant("least", -1e9))
+    nodes.append(helper.make_node("Max", [last, "least"], ["same"], "hide"))
+    nodes.append(helper.make_node("Conv", ["same", "weight", "bias"], ["scores"], "conv"))
+    last = "scores"
+    for operator in end:
+        nodes.append(helper.make_node(operator, [last], [operator], operator.lower(), axis=1))
+        last = operator
+    nodes[-1].output[0] = "logits"
+    size = [length // (pool or 1) for length in (64, 128)]
+    shapes = {"image": (1, 3, 64, 128), "logits": (1, 19, *size)}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph(nodes, "colors", values[:1], values[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def normalizing_inside(proto, kind=TensorProto.FLOAT):
+    """The same network for images in 0..1, as Qualcomm AI Hub exports it; for uint8, as its --quantize_io does."""
+    changed = onnx.ModelProto.FromString(proto.SerializeToString())
+    graph = changed.graph
+    image, logits = graph.input[0].name, graph.output[0].name
+    for node in graph.node:
+        node.input[:] = ["normalized" if name == image else name for name in node.input]
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    for name, value in (("mean", mean), ("std", std)):
+        graph.initializer.append(constant(name, np.reshape(value, (1, 3, 1, 1))))
+    real = image if kind == TensorProto.FLOAT else "real"
+    graph.node.insert(0, helper.make_node("Sub", [real, "mean"], ["centred"], "sub"))
+    graph.node.insert(1, helper.make_node("Div", ["centred", "std"], ["normalized"], "div"))
+    if kind != TensorProto.FLOAT:
+        graph.input[0].type.tensor_type.elem_type = kind
+        graph.initializer.extend([constant("pixel", 1 / 255), constant("zero", 0, kind)])
+        graph.node.insert(0, helper.make_node("DequantizeLinear", [image, "pixel", "zero"], ["real"], "real"))
+        dequantizer = graph.node[-1]
+        quantizer = next(node for node in graph.node if node.output[0] == dequantizer.input[0])
+        assert (quantizer.op_type, dequantizer.op_type) == ("QuantizeLinear", "DequantizeLinear")
+        quantizer.output[0] = logits
+        graph.node.remove(dequantizer)
+        graph.output[0].type.tensor_type.elem_type = kind
+    return changed
