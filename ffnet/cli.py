@@ -114,6 +114,8 @@ REQUIRES = {  # option -> the option without which it has no effect
     "quantization.partial_encodings": "quantization.encodings",
     "output.sensitivity_images": "output.sensitivity",
     "output.worst": "output.output_dir",
+    "model.onnx_input": "model.onnx",
+    "model.onnx_channels": "model.onnx",
     "npu.images": "npu.chip",
     "npu.fallback": "npu.chip",
 }

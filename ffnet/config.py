@@ -11,6 +11,8 @@ from typing import Literal
 from ffnet.variants import DEFAULT_MODEL
 
 LIST_CHIPS = "list"  # in place of a chip: print the table of chips
+VALUE_RANGES = ("normalized", "0-1", "0-255")  # of an ONNX file's input
+CHANNEL_ORDERS = ("rgb", "bgr")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class ModelConfig:
     name: str = DEFAULT_MODEL  # a key of VARIANTS; not used with `onnx`
     checkpoint: Path | None = None  # None: the published file, or the demo's
     onnx: Path | None = None  # evaluate this ONNX file instead of a checkpoint
+    onnx_input: str | None = None  # of VALUE_RANGES; None: find out
+    onnx_channels: str | None = None  # of CHANNEL_ORDERS; None: find out
     cache_dir: Path | None = None  # for downloads and rendered scenes; None: torch hub's folder
 
 

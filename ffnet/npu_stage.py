@@ -26,6 +26,7 @@ from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import interleave, merge_shards
 from ffnet.onnx.chips import CHIPS
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
+from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.npu import NpuBackend, run_once
 from ffnet.onnx.npu_worker import NpuTarget
 from ffnet.published import (
@@ -53,14 +54,15 @@ class NpuOutcome:
     failure: BaseException | None = None
 
 
-def open_npu(path: Path, run: Run) -> NpuBackend:
+def open_npu(path: Path, run: Run, input_format: InputFormat = NORMALIZED_RGB) -> NpuBackend:
     """Compile a file for the chip that the run names; raise a UserError if that is impossible."""
     npu = run.config.npu
     processes = min(torch.get_num_threads(), MAX_PROCESSES)
     if npu.images != "all":
         processes = min(processes, npu.images)
+    target = NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback)
     with run.stage("compile for the NPU"):
-        return run.keep(NpuBackend(NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback), processes))
+        return run.keep(NpuBackend(target, processes, input_format))
 
 
 def run_on_npu(

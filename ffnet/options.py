@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffnet.config import LIST_CHIPS, Config
+from ffnet.config import CHANNEL_ORDERS, LIST_CHIPS, VALUE_RANGES, Config
 from ffnet.onnx.chips import DEFAULT_CHIP, find_chip
 from ffnet.variants import DEFAULT_MODEL, VARIANTS, closest_names
 
@@ -132,6 +132,10 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--cache-dir", "model.cache_dir", "for downloads and rendered scenes (default: $TORCH_HOME/hub/ffnet)",
                FOLDER),
         Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),
+        Option("--onnx-input", "model.onnx_input", "range of the values that the ONNX file takes (default: found out)",
+               {"choices": VALUE_RANGES}),
+        Option("--onnx-channels", "model.onnx_channels", "order of the channels that it takes (default: found out)",
+               {"choices": CHANNEL_ORDERS}),
     ),
     "images": (
         Option("--demo", "data.demo", "evaluate a small FFNet on rendered street scenes; needs no data set", FLAG),

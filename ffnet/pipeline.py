@@ -25,6 +25,7 @@ from ffnet.onnx.export import export
 from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.inspection import inspect_onnx
 from ffnet.onnx.runtime import OnnxBackend
+from ffnet.onnx_stage import open_onnx
 from ffnet.published import Comparison, ImageSetup, compare_with_variant, quantization_setup
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import LoadedEncodings, load_encodings
@@ -99,10 +100,8 @@ def score_onnx(config: Config) -> Result | None:
         with run.stage("open images"):
             images = ranks.main_process_first(open_images, config)
             run.create_output_folders(images)
-        with run.stage("load ONNX file"):
-            backend = OnnxBackend(path)
-            run.notes += inspect_onnx(path).lines()
-        npu = open_npu(path, run) if config.npu.chip else None
+        backend = open_onnx(path, images, run)
+        npu = open_npu(path, run, backend.input_format) if config.npu.chip else None
         prepared = prepare({ONNX_FILE: backend}, images, run)
         scores = score(prepared, images, run)
         outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()

@@ -13,6 +13,12 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return inputs.contiguous(memory_format=memory_format(images.device))
 
 
+def denormalize(inputs: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of normalized images, as whole numbers float32: the inverse of `normalize`."""
+    mean, std = (torch.tensor(values, device=inputs.device).view(3, 1, 1) for values in (MEAN, STD))
+    return ((inputs * std + mean) * 255).round()
+
+
 def memory_format(device: torch.device) -> torch.memory_format:
     """Return the memory format for fast convolutions; on a CPU, channels_last saves a third of their time."""
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format

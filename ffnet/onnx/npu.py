@@ -16,6 +16,7 @@ import torch
 from ffnet.backends import INT8_NPU
 from ffnet.errors import UserError
 from ffnet.onnx import npu_worker
+from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.npu_worker import NpuTarget
 from ffnet.onnx.runtime import resize
 from ffnet.onnx.validation import OnnxHeader, check_onnx
@@ -90,9 +91,10 @@ class NpuProcess:
 class NpuBackend:
     """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process."""
 
-    def __init__(self, target: NpuTarget, processes: int = 1) -> None:
+    def __init__(self, target: NpuTarget, processes: int = 1, input_format: InputFormat = NORMALIZED_RGB) -> None:
         """Compile the file; raise a UserError if that is impossible. On the hardware there is one process only."""
         self.target = target
+        self.input_format = input_format
         self.header = check_onnx(target.path)
         _check_static(target, self.header)
         with contextlib.ExitStack() as stack:  # ends the processes if one of them fails
@@ -108,11 +110,13 @@ class NpuBackend:
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
-        arrays = resize(images.cpu(), self.header.input_shape[2:]).contiguous().split(len(self.processes))
-        return torch.from_numpy(np.concatenate([self._run(group.numpy()) for group in arrays]))
+        images = resize(self.input_format.convert(images.cpu()), self.header.input_shape[2:]).contiguous()
+        arrays = self.header.encode(images.numpy())
+        groups = [arrays[start : start + len(self.processes)] for start in range(0, len(arrays), len(self.processes))]
+        return torch.from_numpy(self.header.decode(np.concatenate([self._run(group) for group in groups])))
 
     def _run(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits of at most as many images as there are processes."""
+        """Return the file's output for at most as many images as there are processes."""
         busy = self.processes[: len(images)]
         for process, image in zip(busy, images, strict=True):
             process.send(npu_worker.run, image[None])

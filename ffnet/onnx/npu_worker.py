@@ -85,7 +85,7 @@ def describe_session(target: NpuTarget, log: Path) -> NpuSession:
 
 
 def run(target: NpuTarget, image: np.ndarray, log: Path) -> dict[str, np.ndarray]:
-    """Return the outputs of a file by name for its input, (1, 3, H, W) float32."""
+    """Return the outputs of a file by name for its input, (1, 3, H, W) of the file's type."""
     session, *_ = _open_session(target, log)
     names = [output.name for output in session.get_outputs()]
     try:

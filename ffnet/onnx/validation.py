@@ -8,15 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
 from ffnet.errors import UserError
+from ffnet.onnx.graph_index import GraphIndex, node_name
+from ffnet.onnx.quantized_values import INTEGERS, QuantizedValues, of_input, of_output
 from ffnet.variants import NUM_CLASSES
 
 MAX_BYTES = 2**30  # of a file with its external data; the largest FFNet has 0.4 GB
 MAX_SIDE = 8192  # of an image
 MAX_ELEMENTS = 2**30  # of one tensor inside
+SHAPE_OPERATORS = ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity", "Transpose")  # that may follow an ArgMax
 DOMAINS = ("", "ai.onnx")
 # ONNX Runtime's own quantized operators, which its quantizer writes where ONNX has none.
 MICROSOFT_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearConcat", "QLinearMul")
@@ -44,6 +48,16 @@ class OnnxHeader:
     input_shape: tuple[int | None, ...]  # (N, 3, H, W)
     output_name: str
     output_shape: tuple[int | None, ...]  # (N, 19, h, w)
+    input_values: QuantizedValues | None = None  # what the integers of the input stand for; None: it is float32
+    output_values: QuantizedValues | None = None
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Return images float32 in the type of the file's input."""
+        return images if self.input_values is None else self.input_values.quantize(images)
+
+    def decode(self, logits: np.ndarray) -> np.ndarray:
+        """Return the file's output as float32."""
+        return logits if self.output_values is None else self.output_values.dequantize(logits)
 
 
 def check_onnx(path: Path | str) -> OnnxHeader:
@@ -151,15 +165,17 @@ def _header(proto: onnx.ModelProto, path: Path) -> OnnxHeader:
     _check_sizes(inferred.graph)
     constants = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in constants]
-    input_name, input_shape = _single_value(inputs, "input", 3)
-    output_name, output_shape = _single_value(inferred.graph.output, "output", NUM_CLASSES)
+    image, logits = _single(inputs, "input", 3), _single(inferred.graph.output, "output", NUM_CLASSES)
+    _check_class_ids(logits, GraphIndex.of(inferred.graph))
+    input_shape, output_shape = _image_shape(image, "input", 3), _image_shape(logits, "output", NUM_CLASSES)
+    input_values, output_values = _quantized_values(image, logits, proto, path.parent)
     batch, _, height, width = input_shape
     if batch not in (1, None):
         raise _InvalidError(f"takes batches of {batch} images only. Export it with batch size 1 or a variable one.")
     if max(height or 0, width or 0) > MAX_SIDE:
         raise _InvalidError(f"takes images of {height}x{width}. Export it with sides of at most {MAX_SIDE}.")
     opset = next(entry.version for entry in proto.opset_import if entry.domain in DOMAINS)
-    return OnnxHeader(opset, input_name, input_shape, output_name, output_shape)
+    return OnnxHeader(opset, image.name, input_shape, logits.name, output_shape, input_values, output_values)
 
 
 def _check_sizes(graph: onnx.GraphProto) -> None:
@@ -171,20 +187,62 @@ def _check_sizes(graph: onnx.GraphProto) -> None:
             raise _InvalidError(f"computes {tensor}; no FFNet has one as large. {EXPORT_AGAIN}")
 
 
-def _single_value(
-    values: Sequence[onnx.ValueInfoProto], kind: str, channels: int
-) -> tuple[str, tuple[int | None, ...]]:
-    """Return name and shape of the only input or output, which must be float32 of (N, channels, H, W)."""
+def _single(values: Sequence[onnx.ValueInfoProto], kind: str, channels: int) -> onnx.ValueInfoProto:
+    """Return the only input or output."""
     if len(values) != 1:
         raise _InvalidError(f"has {len(values)} {kind}s. Export it with one {kind} of {channels} channels.")
-    (value,) = values
+    return values[0]
+
+
+def _check_class_ids(output: onnx.ValueInfoProto, graph: GraphIndex) -> None:
+    """Check that the output is not the class per pixel."""
+    node = graph.producers.get(output.name)
+    while node is not None and node.op_type in SHAPE_OPERATORS:
+        node = graph.producers.get(node.input[0])
+    if node is not None and node.op_type == "ArgMax":
+        raise _InvalidError(
+            f"has the output {output.name!r} of class ids ({node_name(node)}, ArgMax). Export it without ArgMax: "
+            "the evaluation needs logits, which it resizes to the labels before it chooses the class."
+        )
+
+
+def _image_shape(value: onnx.ValueInfoProto, kind: str, channels: int) -> tuple[int | None, ...]:
+    """Return the shape of an input or output, which must be (N, channels, H, W) of float32 or quantized values."""
     tensor = value.type.tensor_type
     dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
     lengths_valid = all(length is None or length > 0 for length in shape)
-    if dtype != "FLOAT" or len(shape) != 4 or shape[1] != channels or not lengths_valid:
+    known_type = dtype == "FLOAT" or tensor.elem_type in INTEGERS
+    if not known_type or len(shape) != 4 or shape[1] != channels or not lengths_valid:
         shown = ", ".join("?" if length is None else str(length) for length in shape)
+        last = f" Its channels are last; on AI Hub, leave out --force_channel_last_{kind}." * (shape[3:] == (channels,))
         raise _InvalidError(
             f"has the {kind} {value.name!r} of {dtype} ({shown}). Export it as float32 (N, {channels}, height, width)."
+            f"{last}"
         )
-    return value.name, shape
+    return shape
+
+
+def _quantized_values(
+    image: onnx.ValueInfoProto, logits: onnx.ValueInfoProto, proto: onnx.ModelProto, folder: Path
+) -> tuple[QuantizedValues | None, QuantizedValues | None]:
+    """Return what the integers of input and output stand for; None for float32."""
+    kinds = (image.type.tensor_type.elem_type, logits.type.tensor_type.elem_type)
+    if not any(kind in INTEGERS for kind in kinds):
+        return None, None
+    onnx.external_data_helper.load_external_data_for_model(proto, str(folder))
+    graph = GraphIndex.of(proto.graph)
+    found: list[QuantizedValues | None] = []
+    for value, kind, find, node in (
+        (image, "input", of_input, "DequantizeLinear nodes read it"),
+        (logits, "output", of_output, "QuantizeLinear node writes it"),
+    ):
+        is_integer = value.type.tensor_type.elem_type in INTEGERS
+        values = find(value, graph) if is_integer else None
+        if is_integer and values is None:
+            raise _InvalidError(
+                f"has the {kind} {value.name!r} of integers, and no {node} with one constant scale. Export it as "
+                "float32."
+            )
+        found.append(values)
+    return found[0], found[1]

@@ -2,10 +2,15 @@
 
 import torch
 
-from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.preprocessing import denormalize, normalize
 
 
 def test_images_are_normalized_with_the_published_mean_and_deviation():
     image = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert torch.allclose(normalize(image).flatten(), torch.tensor(expected), atol=1e-6)
+
+
+def test_normalized_bytes_are_restored_exactly():
+    image = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    assert torch.equal(denormalize(normalize(image)), image.float())

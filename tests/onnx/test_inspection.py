@@ -2,6 +2,7 @@
 
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx.inspection import inspect_onnx
@@ -10,6 +11,8 @@ from tests.helpers.exports import export_simulation, exported
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches
 from tests.helpers.onnx_files import convolution_network, save
 from tests.helpers.simulations import simulate, small_network
+
+BIAS_SCALE = "the scale of its bias is not that of its input times that of its weight"
 
 
 def test_all_convolutions_run_on_integer_kernels(small_export):
@@ -30,7 +33,7 @@ def test_only_the_first_two_convolutions_of_a_pre_down_network_run_in_float():
     facts = inspect_onnx(exported(PRE_DOWN).folder / MODEL_FILE)
     assert (facts.integer, facts.convolutions) == (29, 31)
     assert list(facts.floats) == ["smoothing", "backbone_model.conv0"]
-    assert "input (smoothing) is not quantized" in facts.floats["backbone_model.conv0"]
+    assert facts.floats["backbone_model.conv0"] == "its input (smoothing) and weight are not quantized"
     assert "The convolution backbone_model.conv0 runs in float: its input" in list(facts.lines())[-1]
 
 
@@ -67,15 +70,24 @@ def exported_without_cache(model, folder):
 
 
 @pytest.mark.slow
-def test_convolutions_after_a_max_pool_are_named(tmp_path):
-    facts = inspect_onnx(exported_without_cache(small_network(), tmp_path / "export").folder / MODEL_FILE)
-    assert facts.floats
-    assert all("follows the max pool pool, after" in reason for reason in facts.floats.values())
+def test_convolutions_after_a_max_pool_run_in_float_because_aimet_gives_their_biases_another_scale(tmp_path):
+    path = exported_without_cache(small_network(), tmp_path / "export").folder / MODEL_FILE
+    facts = inspect_onnx(path)
+    assert list(facts.floats) == ["block.conv1", "block.downsample.0", "adapter.layers.0"]
+    assert set(facts.floats.values()) == {BIAS_SCALE}
+    proto = onnx.load(path)
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    pool_scale = numpy_helper.to_array(constants["pool_scale"])
+    for layer in facts.floats:
+        scale = constants[f"{layer}.bias_scale"]
+        weight_scale = numpy_helper.to_array(constants[f"{layer}.weight_scale"]).flatten()
+        scale.CopyFrom(numpy_helper.from_array(pool_scale * weight_scale, scale.name))
+    assert not inspect_onnx(save(tmp_path / "other.onnx", proto)).floats
 
 
 @pytest.mark.slow
-def test_convolutions_after_the_max_pool_of_a_published_network_are_named(tmp_path):
+def test_convolutions_after_the_max_pool_of_a_published_network_run_in_float_for_the_same_reason(tmp_path):
     model = golden_model("segmentation_ffnet18_dAAC")
     facts = inspect_onnx(exported_without_cache(model, tmp_path / "export").folder / MODEL_FILE)
     assert list(facts.floats) == [f"backbone_model.layer1.0.{layer}" for layer in ("conv1", "downsample.0")]
-    assert all("follows the max pool" in reason for reason in facts.floats.values())
+    assert set(facts.floats.values()) == {BIAS_SCALE}

@@ -39,6 +39,29 @@ def huge_inside():
     return proto
 
 
+def class_ids(keepdims):
+    """A network that ends in an ArgMax."""
+    proto = convolution_network()
+    proto.graph.node[0].output[0] = "scores"
+    proto.graph.node.append(helper.make_node("ArgMax", ["scores"], ["ids"], "argmax", axis=1, keepdims=keepdims))
+    proto.graph.node.append(helper.make_node("Identity", ["ids"], ["logits"]))
+    shape = (1, 1, 8, 8) if keepdims else (1, 8, 8)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.INT64, shape))
+    return proto
+
+
+def integer_input(*scales):
+    """A network whose input is uint8 and read by a DequantizeLinear for each of the scales."""
+    proto = convolution_network()
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    for number, scale in enumerate(scales):
+        proto.graph.initializer.append(numpy_helper.from_array(np.float32(scale), f"scale{number}"))
+        node = helper.make_node("DequantizeLinear", ["image0", f"scale{number}"], [f"real{number}"])
+        proto.graph.node.insert(number, node)
+    proto.graph.node[-1].input[0] = "real0"
+    return proto
+
+
 HOSTILE = {
     "empty": (b"", "not an ONNX file"),
     "text": (b"hello, this is no network", "not an ONNX file"),
@@ -55,6 +78,13 @@ HOSTILE = {
     "batch of 4": (convolution_network(shape=(4, 3, 8, 8)), "batches of 4"),
     "no height": (convolution_network(shape=(1, 3, 0, 8)), "input 'image0'"),
     "endless side": (convolution_network(shape=(1, 3, 2**20, 8)), "8192"),
+    "channels last": (
+        convolution_network(shape=(1, 8, 8, 3)),
+        "rules|channels are last; on AI Hub, leave out --force_c",
+    ),
+    "class ids": (class_ids(1), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
+    "class ids without a dimension": (class_ids(0), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
+    "integers of two scales": (integer_input(0.1, 0.2), "input 'image0' of integers, and no DequantizeLinear"),
     "21 channels out": (convolution_network(channels=21), "output 'logits'.*21"),
     "compiled for a chip": (convolution_network(domain="com.microsoft", op="EPContext"), "compiled for one chip"),
     "custom operator": (convolution_network(domain="evil", op="Conv"), "custom operator evil.Conv"),
