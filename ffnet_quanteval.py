@@ -13,6 +13,7 @@ from datasets import DatasetError
 from ffnet import cli
 from ffnet.config import LIST_CHIPS
 from ffnet.errors import UserError
+from ffnet.home import ensure_home
 from ffnet.onnx.chips import format_chips
 
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(format_chips())
             return 0
         log_to_stderr(config.runtime.quiet)
+        ensure_home()
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
         from ffnet import pipeline
         from ffnet.report import delivery
