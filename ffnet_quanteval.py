@@ -12,6 +12,7 @@ from datasets import DatasetError
 from ffnet import cli
 from ffnet.config import LIST_CHIPS
 from ffnet.errors import UserError
+from ffnet.home import ensure_home
 from ffnet.onnx.chips import format_chips
 from ffnet.signals import interrupt_status, signals_as_interrupts
 from ffnet.streams import prepared_streams, print_lines
@@ -41,6 +42,7 @@ def run(argv: Sequence[str] | None) -> int:
         print_lines(format_chips())
         return 0
     log_to_stderr(config.runtime.quiet)
+    ensure_home()
     # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
     from ffnet import pipeline
     from ffnet.report import delivery

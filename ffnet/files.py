@@ -1,5 +1,6 @@
 """Output folders and files: checked before the work, written whole or not at all."""
 
+import codecs
 import hashlib
 import os
 import shutil
@@ -75,6 +76,22 @@ def write_atomically(path: Path, data: bytes | str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a UTF-8 file without the byte order mark that some editors write.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not UTF-8.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # also begins UTF-32
+        raise ValueError("the file is UTF-16 text. Save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file is not UTF-8 text ({error})") from error
 
 
 def sha256_of(path: Path) -> str:

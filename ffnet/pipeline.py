@@ -155,6 +155,8 @@ def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | No
     if loaded is None:
         return calibrated
     sentences = [f"Encodings, bit widths and symmetry are those of {config.quantization.encodings}."]
+    if loaded.prefix:
+        sentences.append(f"The prefix {loaded.prefix!r}, which a wrapper adds, was removed from its names.")
     lists = {
         "Quantizers that the file does not cover": loaded.missing,
         "Entries that belong to no quantizer and were ignored": loaded.unexpected,
@@ -168,7 +170,7 @@ def quantization_notes(
     config: Config, checkpoint: Checkpoint, raised: Mapping[str, int], calibration: Calibration
 ) -> list[str]:
     """Return the report's notes on how the network was quantized; `raised`: see raise_weight_scales."""
-    notes = []
+    notes = list(checkpoint.notes)
     if checkpoint.equalized:
         notes.append("The checkpoint is already equalized, so cross-layer equalization was not applied again.")
     elif not config.quantization.cle:

@@ -63,6 +63,12 @@ def test_quantizers_that_a_file_does_not_cover_are_named_and_calibrated():
     )
 
 
+def test_a_prefix_that_was_removed_from_the_names_in_a_file_is_said():
+    loaded = LoadedEncodings((), (), (), "module.model.")
+    removed = "The prefix 'module.model.', which a wrapper adds, was removed from its names."
+    assert describe_encodings(FROM_FILE, 0, loaded) == f"{OF_FILE} {removed}"
+
+
 def test_of_many_names_the_first_eight_are_listed():
     described = describe_encodings(FROM_FILE, 0, LoadedEncodings((), tuple("abcdefghi"), ()))
     assert described.endswith(" were ignored (9): a, b, c, d, e, f, g, h and 1 more.")
@@ -78,5 +84,7 @@ def test_the_notes_say_how_the_network_was_quantized():
         "Weight scales were raised so that biases fit into int32: stem.conv1, head.",
         "Calibrated on 4 images.",
     ]
+    changed = dataclasses.replace(CHECKPOINT, notes=("Removed.",))
+    assert quantization_notes(Config(), changed, {}, CALIBRATION) == ["Removed.", "Calibrated on 4 images."]
     for config in (Config(), without_cle):
         assert quantization_notes(config, equalized, {}, CALIBRATION) == [already, "Calibrated on 4 images."]

@@ -35,6 +35,7 @@ def describe(path: Path, contents: CheckpointContents, sha256: str) -> Iterator[
     yield f"{path}: {FORMS[contents.form]}"
     yield f"sha256 {sha256}"
     yield f"matches {', '.join(variants) or 'no FFNet variant'}"
+    yield from contents.notes()
     for name in contents.names:
         yield f"would import {name}"
     for text in contents.code:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ffnet.checkpoints.loading import InvalidCheckpointError
 from ffnet.files import sha256_of, write_atomically
+from ffnet.home import ensure_home
 from ffnet.variants import Variant
 
 ZOO = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"
@@ -29,7 +30,8 @@ TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
 
 
 def default_cache_dir() -> Path:
-    """Return the folder `ffnet` in torch hub's cache folder, which depends on TORCH_HOME."""
+    """Return the folder `ffnet` in torch hub's cache folder, which depends on TORCH_HOME and on the home folder."""
+    ensure_home()
     return Path(torch.hub.get_dir()) / "ffnet"
 
 
@@ -51,6 +53,9 @@ def download_published(variant: Variant, cache_dir: Path) -> Path:
     url, name = published_file(variant)
     path = Path(cache_dir) / name
     try:
+        if record_of(path).exists() and path.exists():  # complete; the folder may be read-only
+            check_sha256(path, path)
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # another process may be downloading the same file
             if path.exists():
@@ -58,9 +63,8 @@ def download_published(variant: Variant, cache_dir: Path) -> Path:
             else:
                 download(url, path)
     except OSError as error:
-        raise InvalidCheckpointError(
-            f"{path}: the file cannot be written or read ({error}). Name another --cache-dir."
-        ) from error
+        remedy = f"Give --checkpoint {path}" if path.exists() else "Set TORCH_HOME, or name another --cache-dir"
+        raise InvalidCheckpointError(f"{path}: the file cannot be written or read ({error}). {remedy}.") from error
     return path
 
 
@@ -107,9 +111,14 @@ def download_once(url: str, path: Path) -> None:
             raise OSError(f"{damaged} arrived damaged")
 
 
+def record_of(path: Path) -> Path:
+    """Return the path of the file that holds the sha256 of the first download of `path`."""
+    return path.with_name(path.name + ".sha256")
+
+
 def check_sha256(file: Path, path: Path) -> None:
     """Compare the sha256 of `file` with the one recorded for `path`, or record it if none is."""
-    record = path.with_name(path.name + ".sha256")
+    record = record_of(path)
     sha256 = sha256_of(file)
     if not record.exists():
         write_atomically(record, f"{sha256}  {path.name}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from ffnet.checkpoints.matching import match_state_dict
+from ffnet.checkpoints.matching import converted_dtypes, match_state_dict
 from ffnet.checkpoints.problems import DOWNLOAD_AGAIN, CheckpointProblem
 from ffnet.checkpoints.unpickling import (
     MAX_BYTES,
@@ -22,9 +22,11 @@ from ffnet.checkpoints.unpickling import (
 )
 from ffnet.errors import UserError
 from ffnet.model import FFNet
+from ffnet.prefixes import common_prefix
 from ffnet.variants import VARIANTS, Variant
 
 MAX_HEADER = 2**20  # bytes of a safetensors header
+COUNTER = "n_averaged"  # torch's AveragedModel has this buffer beside the network
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch before 1.6 began with
 OTHER_FILES = {  # first bytes of files that are not checkpoints -> what they are, and what to do
     b"version https://git-lfs": ("a git-lfs pointer, not the file itself", "Fetch the file with `git lfs pull`."),
@@ -48,13 +50,15 @@ class Checkpoint:
     equalized: bool  # batch norms are folded and cross-layer equalization is done; it must not be done again
     sha256: str  # of the file at `path`
     path: Path
+    notes: tuple[str, ...] = ()  # sentences on what was removed or converted
 
 
 def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     """Load a file's weights into the network of `variant`, which may be a name in VARIANTS.
 
-    Keys, shapes and dtypes must be the model's, and so must the hyperparameters that a pickled module carries. One
-    unexpected key is accepted: `smoothing.weight`, because a model without pre_down has the weights of its pre_down
+    Keys and shapes must be the model's, and so must the hyperparameters that a pickled module carries. What torch's
+    strict loading accepts is accepted: other dtypes are converted, and `num_batches_tracked` may be missing. One
+    unexpected key is accepted too: `smoothing.weight`, because a model without pre_down has the weights of its pre_down
     sibling.
 
     Raises:
@@ -64,11 +68,17 @@ def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     contents, sha256 = read_checkpoint(path, variant.release_file)
     with errors_naming(path):
         model = match_state_dict(variant, contents)
-    return Checkpoint(model, contents.form, contents.equalized, sha256, Path(path))
+    notes = contents.notes()
+    if dtypes := converted_dtypes(contents.state_dict, model.state_dict()):
+        notes.append(f"Weights were converted from {' and '.join(dtypes)} to float32.")
+    return Checkpoint(model, contents.form, contents.equalized, sha256, Path(path), tuple(notes))
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint of any published form, contiguous and on the CPU, by their keys."""
+    """Return the tensors of a checkpoint of any published form, contiguous and on the CPU, by their keys.
+
+    Prefixes of wrappers, such as "module.", are removed from the keys.
+    """
     return read_checkpoint(path)[0].state_dict
 
 
@@ -164,7 +174,22 @@ def read_stream(stream: io.BytesIO) -> CheckpointContents:
         raise problem_of_other_file(head)
     if not contents.state_dict:
         raise CheckpointProblem("this file holds no tensors", "Name another one.")
-    return contents
+    return without_prefix(contents)
+
+
+def without_prefix(contents: CheckpointContents) -> CheckpointContents:
+    """Remove the prefixes of wrappers that all keys share."""
+    keys = [key for key in contents.state_dict if key != COUNTER]
+    prefix = common_prefix(keys)
+    if not prefix:
+        return contents
+    layers = contents.hyperparameters.items()
+    return replace(
+        contents,
+        state_dict={key.removeprefix(prefix): contents.state_dict[key] for key in keys},
+        hyperparameters={layer.removeprefix(prefix): values for layer, values in layers},
+        prefix=prefix,
+    )
 
 
 def problem_of_other_file(head: bytes) -> CheckpointProblem:

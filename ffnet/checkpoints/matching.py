@@ -16,13 +16,14 @@ from ffnet.wording import list_names
 
 SMOOTHING_SHAPE = (3, 1, 5, 5)
 SHOWN_KEYS = 3
+COUNTER = "num_batches_tracked"  # of a batch norm; torch before 0.4.1 had none
 # Hyperparameters of GaussianConv2D for which it has no attributes; in a file it may be a convolution, which has them.
 SMOOTHING = {"kernel_size": 5, "padding": 0, "dilation": 1, "padding_mode": "zeros", "transposed": False}
 
 
 def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
     """Return the FFNet of `variant`, in eval mode, with a checkpoint's tensors; refuse what is not the model's."""
-    state = dict(contents.state_dict)
+    state = with_counters(contents.state_dict)
     smoothing = state.get("smoothing.weight")
     if not variant.pre_down and not contents.equalized and smoothing is not None and smoothing.shape == SMOOTHING_SHAPE:
         del state["smoothing.weight"]  # the file is of a pre_down model, whose other weights are this model's
@@ -33,7 +34,7 @@ def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
             f"this checkpoint does not match {variant.name}; it matches {names or 'no FFNet variant'}. {differences}",
             "Name its model with --model-name, or name another checkpoint." if names else "Name another checkpoint.",
         )
-    check_tensors(state, model.state_dict())
+    state = converted(state, model.state_dict())
     check_hyperparameters(model, contents.hyperparameters)
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -64,14 +65,36 @@ def key_differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     return ". ".join(f"{what}: {list_names(keys, SHOWN_KEYS)}" for what, keys in differences.items() if keys)
 
 
-def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse a tensor of another dtype than the expected one, or that holds NaN or infinity."""
+def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state_dict with `num_batches_tracked` for every batch norm, as torch's strict loading completes it.
+
+    No result depends on these counters. torch before 0.4.1 saved none, and others have one dimension.
+    """
+    completed = dict(state)
+    for key in state:
+        layer, _, name = key.rpartition(".")
+        if name == "running_var":
+            counter = completed.setdefault(f"{layer}.{COUNTER}", torch.tensor(0))
+            completed[f"{layer}.{COUNTER}"] = counter[0] if counter.shape == (1,) else counter
+    return completed
+
+
+def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of the expected dtypes; refuse complex numbers, NaN and infinity, also those beyond float32."""
+    tensors = {}
     for key, tensor in state.items():
-        if tensor.dtype != expected[key].dtype:
-            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected[key].dtype))
-            raise CheckpointProblem(f"{key} is {found}, not {wanted}", "Convert the checkpoint.")
-        if not torch.isfinite(tensor).all():
+        if tensor.is_complex():
+            raise CheckpointProblem(f"{key} holds complex numbers", "Name another checkpoint.")
+        tensors[key] = tensor.to(expected[key].dtype)
+        if not torch.isfinite(tensors[key]).all():
             raise CheckpointProblem(f"{key} holds NaN or infinity", "Name another checkpoint, or download it again.")
+    return tensors
+
+
+def converted_dtypes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the dtypes in `state` that `converted` changes to float32."""
+    float32 = [tensor for key, tensor in state.items() if key in expected and expected[key].dtype == torch.float32]
+    return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in float32} - {"float32"})
 
 
 def check_hyperparameters(model: nn.Module, hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
@@ -98,7 +121,8 @@ def matching_variants(state: Mapping[str, Tensor], equalized: bool) -> list[str]
     If the file holds a smoothing kernel, pre_down variants come first; their siblings without pre_down follow, unless
     the file is equalized, because equalization may have rescaled the kernel.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if not key.startswith("smoothing.")}
+    counted = with_counters(state).items()
+    shapes = {key: tuple(tensor.shape) for key, tensor in counted if not key.startswith("smoothing.")}
     smoothed = "smoothing.weight" in state
     names = [name for name, variant in VARIANTS.items() if shapes == shapes_of(without_details(variant), equalized)]
     pre_down = [name for name in names if VARIANTS[name].pre_down and smoothed]

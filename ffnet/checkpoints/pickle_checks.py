@@ -28,6 +28,7 @@ STUB_NAMES = re.compile(
     r"|aimet_torch\.elementwise_ops\.(Add|Concat|Interpolate)"
     r"|(__main__|(models|ffnet)(\.\w+)*)\.[A-Z]\w*|[\w.]+\.GaussianConv2D"  # FFNet's own classes: their paths differ
     r"|(__builtin__|builtins)\.getattr|torch\._C\._VariableFunctionsClass"
+    r"|argparse\.Namespace"  # the options of a training script, beside the state_dict
 )
 
 # The opcodes that torch.save writes, each as one character. Those with "" leave the values as they are, except that a

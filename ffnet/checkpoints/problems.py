@@ -4,7 +4,10 @@ SAVE_AGAIN = (
     "Load it where its classes are installed, if you trust its source, and save it with "
     "torch.save(model.state_dict(), 'weights.pth')."
 )
-SAVE_ALONE = "If the file is a training checkpoint with a state_dict inside it, save the state_dict alone."
+SAVE_ALONE = (
+    "If the file is a training checkpoint, save the state_dict inside it alone; entries named 'state_dict' or 'model' "
+    "are found."
+)
 DOWNLOAD_AGAIN = "Download it again, or ask its owner for a state_dict."
 
 

@@ -41,6 +41,12 @@ HYPERPARAMETERS = {  # that a state_dict does not carry
     "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
 }
 
+WEIGHTS_ENTRIES = (  # of training checkpoints that may hold the weights; the first one is read
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network",
+    "state_dict_ema", "ema_state_dict", "model_ema", "ema",
+)  # fmt: skip
+MAX_ENTRIES = 3  # training checkpoints in one another
+
 FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
 LOCK = threading.Lock()  # torch's list of safe globals belongs to the whole process
 
@@ -54,11 +60,25 @@ class CheckpointContents:
     hyperparameters: dict[str, dict[str, Any]] = field(default_factory=dict)  # per layer of a pickled module
     names: tuple[str, ...] = ()  # Python names that the file imports
     code: tuple[str, ...] = ()  # Python text that loading the file without `weights_only` would run
+    entry: str = ""  # of a training checkpoint, such as "state_dict", that holds the state_dict
+    other_entries: tuple[str, ...] = ()  # other entries of WEIGHTS_ENTRIES; not read
+    prefix: str = ""  # of wrappers, such as "module.", that was removed from every key
 
     @property
     def equalized(self) -> bool:
         """Whether batch norms are folded into the convolutions, as cross-layer equalization leaves them."""
         return not any(key.endswith(".running_var") for key in self.state_dict)
+
+    def notes(self) -> list[str]:
+        """Return sentences that say where in the file the state_dict was found, and how its keys were changed."""
+        notes = []
+        if self.entry:
+            notes.append(f"The weights are the entry {self.entry!r} of a training checkpoint.")
+        if self.other_entries:
+            notes.append(f"Not used, although they may hold weights too: {', '.join(map(repr, self.other_entries))}.")
+        if self.prefix:
+            notes.append(f"The prefix {self.prefix!r}, which a wrapper adds, was removed from every key.")
+        return notes
 
 
 class Stub:
@@ -176,6 +196,28 @@ def load_restricted(stream: io.BytesIO, names: tuple[str, ...]) -> Any:
 
 def contents_of(root: Any, names: tuple[str, ...], max_bytes: int) -> CheckpointContents:
     """Return the contents of a loaded file, whose tensors may claim `max_bytes` together."""
+    entries: list[str] = []
+    others: tuple[str, ...] = ()
+    while found := weights_entries(root):
+        entries.append(found[0])
+        others += found[1:]
+        root = root[found[0]]
+        if len(entries) > MAX_ENTRIES:
+            raise CheckpointProblem("this file holds dictionaries that are nested too deeply", SAVE_ALONE)
+    contents = contents_of_weights(root, names, max_bytes)
+    return replace(contents, entry=".".join(entries), other_entries=others)
+
+
+def weights_entries(root: Any) -> tuple[str, ...]:
+    """Return the entries of a training checkpoint that hold a state_dict or a module; none if it is not one."""
+    if not isinstance(root, dict):
+        return ()
+    held = dict(dict.items(root))  # an OrderedDict from a file may have attributes of any name
+    return tuple(name for name in WEIGHTS_ENTRIES if isinstance(held.get(name), (dict, Stub)))
+
+
+def contents_of_weights(root: Any, names: tuple[str, ...], max_bytes: int) -> CheckpointContents:
+    """Return the contents of a state_dict or a pickled module."""
     tensors = TensorCollector(max_bytes)
     if isinstance(root, dict):  # dict.items, because an OrderedDict from a file may have an attribute `items`
         nested = [key for key, value in dict.items(root) if isinstance(value, dict)]
@@ -220,7 +262,7 @@ class TensorCollector:
             raise CheckpointProblem(f"the tensor {quoted(key)} is of a kind that no network needs")
         storage, axes = tensor.untyped_storage(), zip(tensor.shape, tensor.stride(), strict=True)
         extent = tensor.storage_offset() + sum((size - 1) * stride for size, stride in axes) + 1
-        if tensor.numel() and max(extent, tensor.numel()) * tensor.element_size() > storage.nbytes():
+        if tensor.numel() and extent * tensor.element_size() > storage.nbytes():
             raise CheckpointProblem(f"the tensor {quoted(key)} is larger than its storage", DOWNLOAD_AGAIN)
         self.bytes_left -= tensor.nbytes
         if self.bytes_left < 0 or len(self.state_dict) == MAX_COUNT:

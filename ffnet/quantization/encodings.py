@@ -17,7 +17,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from ffnet.errors import UserError
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.sites import QuantizerSite, quantizer_sites
-from ffnet.quantization.tensor_names import match_encodings
+from ffnet.quantization.tensor_names import match_encodings, wrapper_prefix
 from ffnet.wording import count, list_names
 
 
@@ -28,6 +28,7 @@ class LoadedEncodings:
     missing: tuple[str, ...]  # names of the quantizers that the file does not cover: still to be calibrated
     unexpected: tuple[str, ...]  # names of the file's entries that match no quantizer: not used
     separated: tuple[str, ...]  # names of quantizers that AIMET 2 shares and that have different encodings in the file
+    prefix: str = ""  # of wrappers, such as "module.", that was removed from the file's names
 
 
 def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool = False) -> LoadedEncodings:
@@ -62,7 +63,7 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
         if site.name in separated:
             site.container[site.key] = _new_quantizer(site.quantizer)
         _set_encoding(site, encoding, file.path)
-    return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated))
+    return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated), wrapper_prefix(file))
 
 
 def _choose(

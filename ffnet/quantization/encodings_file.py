@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ffnet.errors import UserError
+from ffnet.files import read_utf8
 
 LARGEST_FILE = 32 << 20  # bytes; 80,000 channels, twice the largest FFNet's, take 24 MB as AIMET 1.x writes them
 
@@ -51,10 +52,10 @@ def _read_json(path: Path) -> Any:
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise ValueError(f"the file has {size} bytes, but the encodings of the largest FFNet fit into {LARGEST_FILE}")
-    text = path.read_bytes()
+    text = read_utf8(path)
     try:
         return json.loads(text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"the file is not valid JSON ({error})") from error
     except RecursionError as error:
         raise ValueError("the file is nested too deeply") from error

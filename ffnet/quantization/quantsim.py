@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from ffnet.config import QuantizationConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
 from ffnet.evaluation.runtime import Runtime
+from ffnet.files import read_utf8
 from ffnet.model import GaussianConv2D
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
@@ -102,20 +104,39 @@ def equalize(model: nn.Module, cle: bool = True) -> torch.fx.GraphModule:
 
 def build_quantsim(prepared: nn.Module, config: QuantizationConfig) -> QuantizationSimModel:
     """Return a simulation, not yet calibrated, of a network that `equalize` returned."""
-    with quiet_aimet():
+    with quiet_aimet(), without_byte_order_mark(config.config_file) as config_file:
         sim = QuantizationSimModel(
             prepared,
             dummy_input=_trace_input(prepared),
             quant_scheme=config.quant_scheme,
             default_output_bw=config.output_bw,
             default_param_bw=config.param_bw,
-            config_file=config.config_file,
+            config_file=config_file,
         )
     for module in sim.model.modules():
         if isinstance(module, QuantizedGaussianConv2D):
             # The published configuration quantizes nothing between the model's input and the output of conv0.
             module.output_quantizers[0] = None
     return sim
+
+
+@contextlib.contextmanager
+def without_byte_order_mark(name: str) -> Iterator[str]:
+    """Yield the name of a configuration that AIMET can read: of a copy if the file has a byte order mark.
+
+    Raises:
+        OSError: if there is a file and it can't be read.
+        ValueError: if it is not UTF-8.
+    """
+    path = Path(name)
+    text = read_utf8(path) if path.is_file() else ""  # an alias otherwise
+    if not text or path.read_bytes() == text.encode():
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / path.name
+        copied.write_text(text, encoding="utf-8")
+        yield str(copied)
 
 
 def check_config_file(name: str) -> None:

@@ -15,6 +15,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from ffnet.errors import UserError
+from ffnet.prefixes import common_prefix
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.sites import INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, QuantizerSite, tensor_arguments
 
@@ -37,11 +38,11 @@ def match_encodings(
     """
     graph = _Graph.of(sim.model, list(sites))
     names = {site.tensor: site for site in graph.sites if site.kind == WEIGHT and site.tensor}
+    labels = _names_without_prefix(file)
     if file.by_layer:
-        labels = {name: name for name in file.entries}
         names |= _layer_names(graph)
     else:
-        labels = {name: _scope_of(name) for name in file.entries}
+        labels = {name: _scope_of(label) for name, label in labels.items()}
         # All names of a file come from one exporter.
         schemes = [_known(graph, scheme(graph)) for scheme in (_scopes, _local_names, _operator_names, _own_names)]
         best: Names = max(schemes, key=lambda scheme: sum(label in scheme for label in labels.values()))
@@ -51,11 +52,38 @@ def match_encodings(
     others = [
         name
         for name, encoding in file.entries.items()
-        if name not in matched and not (name in biases and encoding.qmax == (1 << 31) - 1 and not any(encoding.offsets))
+        if name not in matched and not (labels[name] in biases and _is_derived(encoding))
     ]
     if not file.by_layer:
         matched |= _match_ends(graph, matched, others, file)
     return _encodings_of_sites(matched, file), [name for name in others if name not in matched]
+
+
+def _is_derived(encoding: Encoding) -> bool:
+    """Return whether a bias has the symmetric 32-bit encoding that AIMET 2 derives."""
+    return encoding.qmax == (1 << 31) - 1 and not any(encoding.offsets)
+
+
+def wrapper_prefix(file: EncodingsFile) -> str:
+    """Return the prefixes that wrappers of the network, such as DataParallel, put before the names of its weights.
+
+    In every format the weights are named after their layers. What AIMET's preparer adds to a wrapped network may have
+    no prefix, so that activations are not asked.
+    """
+    return common_prefix([name for name in file.entries if name.endswith((".weight", ".bias"))])
+
+
+def _names_without_prefix(file: EncodingsFile) -> dict[str, str]:
+    """Return each name of a file without the prefix of wrappers, such as "model.", in each form that it takes.
+
+    Layers: model.conv0. Tensors of AIMET's older exporter: /model/conv0. AIMET 1.x's own layers: module_model_relu_1.
+    """
+    prefix = wrapper_prefix(file)
+    if not prefix:
+        return {name: name for name in file.entries}
+    forms = {prefix: "", f"/{prefix.replace('.', '/')}": "/", f"module_{prefix.replace('.', '_')}": "module_"}
+    pattern = re.compile(f"^({'|'.join(map(re.escape, forms))})")
+    return {name: pattern.sub(lambda found: forms[found[0]], name) for name in file.entries}
 
 
 def _encodings_of_sites(matched: Names, file: EncodingsFile) -> dict[QuantizerSite, Encoding]:

@@ -120,6 +120,21 @@ def test_file_is_downloaded_with_one_request_and_its_sha256_is_recorded(server, 
     assert names(folder) == [name, f"{name}.sha256"]
 
 
+def read_only(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_complete_file_in_a_folder_that_can_not_be_written_is_read(server, monkeypatch, tmp_path):
+    path = download_published(ZOO, tmp_path)
+    monkeypatch.setattr("ffnet.checkpoints.download.FileLock", read_only)
+    monkeypatch.setattr("ffnet.checkpoints.download.write_atomically", read_only)
+    assert download_published(ZOO, tmp_path) == path
+    path.with_name(path.name + ".sha256").unlink()  # as if it was put there by hand
+    assert f"Permission denied). Give --checkpoint {path}." in refusal(tmp_path, ZOO)
+    path.unlink()
+    assert "Set TORCH_HOME, or name another --cache-dir." in refusal(tmp_path, ZOO)
+
+
 def test_redirect_is_followed(server, tmp_path):
     server.plans = ["redirect"]
     assert download_published(ZOO, tmp_path).read_bytes() == GOOD

@@ -231,11 +231,6 @@ def test_nan_and_infinity_are_refused(demo, value, tmp_path):
     assert "backbone_model.conv0.weight holds NaN or infinity" in refusal(DEMO, save(state, tmp_path / "x"))
 
 
-def test_another_dtype_is_refused(demo, tmp_path):
-    state = demo.state_dict() | {"backbone_model.bn0.bias": demo.state_dict()["backbone_model.bn0.bias"].half()}
-    assert "backbone_model.bn0.bias is float16, not float32" in refusal(DEMO, save(state, tmp_path / "x"))
-
-
 def test_another_shape_is_refused(demo, tmp_path):
     state = demo.state_dict() | {"backbone_model.bn0.bias": torch.zeros(17)}
     message = refusal(DEMO, save(state, tmp_path / "x"))
@@ -267,11 +262,6 @@ def test_folders_pipes_and_missing_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     assert "is not a file" in refusal(DEMO, tmp_path / "fifo")
     assert "there is no such file" in refusal(DEMO, tmp_path / "none")
-
-
-def test_training_checkpoint_with_a_state_dict_inside_is_refused(demo, tmp_path):
-    path = save({"epoch": 3, "state_dict": demo.state_dict()}, tmp_path / "x")
-    assert "'state_dict' is a dictionary, not a tensor" in refusal(DEMO, path)
 
 
 def test_safe_globals_are_left_as_they_were(tmp_path):

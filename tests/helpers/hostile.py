@@ -200,7 +200,7 @@ def tensors():
     yield "call of a storage", state_zip(storage() + EMPTY + REDUCE), "structured"
     yield "object of a storage", state_zip(storage() + EMPTY + NEWOBJ), "structured"
     yield "tensor of a text", state_zip(tensor(stored=value("x"))), "broken"
-    yield "stride 0", state_zip(tensor((10**6, 10**6), (0, 0))), "larger than its storage"
+    yield "stride 0", state_zip(tensor((10**6, 10**6), (0, 0))), "claim more bytes"
     yield "negative stride", state_zip(tensor((4,), (-1,))), "broken"
     yield "negative offset", state_zip(tensor(offset=-1)), "broken"
     yield "offset beyond", state_zip(tensor(offset=4)), "broken"
@@ -210,7 +210,7 @@ def tensors():
     yield "eight dimensions", state_zip(tensor((1,) * 8, (1,) * 8)), "of a kind"
     floats = {"data/0": bytes(4 * 4000)}
     overlapping = tensor((2000, 2000), (1, 1), count=4000)
-    yield "overlapping rows", state_zip(overlapping, records=floats), "larger than its storage"
+    yield "overlapping rows", state_zip(overlapping, records=floats), "claim more bytes"
     many = {f"k{i}": tensor((4000,), (1,), count=4000) for i in range(200)}
     yield "one storage under many keys", torch_zip(value(many), records=floats), "claim more bytes"
     yield (
@@ -246,7 +246,9 @@ def structures():
     hidden = call(name("__builtin__", "set"), 7)
     yield "set of a number", torch_zip(module(_non_persistent_buffers_set=hidden)), "structured"
     yield "number for a tensor", state_zip(7), "not a plain tensor"
-    yield "state_dict in a dict", torch_zip(value({"state_dict": {"weight": tensor()}})), "is a dictionary"
+    yield "state_dict in an unknown entry", torch_zip(value({"student": {"weight": tensor()}})), "is a dictionary"
+    yield "state_dict in itself", torch_zip(DICT + b"q\1" + value("state_dict") + b"h\1s"), "nested too deeply"
+    yield "training checkpoint of a list", torch_zip(value({"model": [tensor()]})), "not a plain tensor"
     blanks = {f"n{i}": None for i in range(3000)}
     yield "module of many blanks", torch_zip(module(_parameters=blanks)), "at most 2000 members"
     yield "long name", torch_zip(module({"x" * 10_000: module()})), "at most 200 characters"

@@ -15,7 +15,7 @@ from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from tests.helpers.encodings_files import FILES, PLAIN, Case, export, make_case
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches
-from tests.helpers.simulations import encodings, logits
+from tests.helpers.simulations import encodings, logits, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of AIMET and torch, whose older exporters make the files
 SHARED = ("adapter.layers.2", "module_interpolate", "module_cat")  # layers whose outputs share a quantizer
@@ -72,6 +72,52 @@ def lists_instead_of_numbers(content):
         for layer, sides in content["activation_encodings"].items()
     }
     return content | {"activation_encodings": activations}
+
+
+class Wrapper(torch.nn.Module):
+    """Holds a network under one name in another."""
+
+    def __init__(self, names, network):
+        super().__init__()
+        first, *rest = names
+        self.name = first
+        self.add_module(first, Wrapper(rest, network) if rest else network)
+
+    def forward(self, x):
+        return getattr(self, self.name)(x)
+
+
+NESTED = pytest.param(("module", "_orig_mod", "net"), marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[("model",), NESTED], ids=".".join)
+def wrapped(request, tmp_path_factory):
+    """The prefix, and the Case with all files that AIMET writes of the small network in wrappers."""
+    folder = tmp_path_factory.mktemp("wrapped")
+    return ".".join((*request.param, "")), make_case(Wrapper(request.param, small_network()).eval(), folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_aimet_wrote_of_a_wrapped_network_give_the_same_bits_without_its_prefix(small_case, wrapped, name):
+    prefix, case = wrapped
+    sim, loaded = small_case.load(case.folder / name)
+    assert (loaded.missing, loaded.unexpected, loaded.separated, loaded.prefix) == ((), (), (), prefix)
+    small_case.assert_same(sim)
+
+
+def test_layers_as_aimet_1_wrote_them_of_a_wrapped_network_are_read(small_case, wrapped):
+    prefix, case = wrapped
+    sim, loaded = small_case.load(names_of_aimet_1(case.content()))
+    assert loaded.prefix == prefix
+    small_case.assert_same(sim)
+
+
+def test_names_of_which_some_have_a_prefix_are_left_as_they_are(small_case):
+    content = small_case.content()
+    params = content["param_encodings"]
+    params["module.stem.layers.0.weight"] = params.pop("stem.layers.0.weight")
+    loaded = small_case.load(content, partial=True)[1]
+    assert loaded.unexpected == ("module.stem.layers.0.weight",) and loaded.prefix == ""
 
 
 @pytest.mark.parametrize("change", (names_of_aimet_1, lists_instead_of_numbers))

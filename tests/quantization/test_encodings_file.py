@@ -96,6 +96,22 @@ def test_files_in_every_format_are_read(tmp_path):
         assert (entry.qmin, entry.qmax) == (0, 255)
 
 
+@pytest.mark.parametrize("content", (legacy(), listed(), newest()))
+def test_files_are_read_alike_with_and_without_a_byte_order_mark(content, tmp_path):
+    plain = read_encodings(write(tmp_path, content)).entries
+    (tmp_path / "marked").write_text(json.dumps(content), encoding="utf-8-sig")
+    assert read_encodings(tmp_path / "marked").entries == plain
+
+
+@pytest.mark.parametrize("encoding", ("utf-16", "utf-32", "latin-1"))
+def test_files_in_another_encoding_are_refused_in_one_line(encoding, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(json.dumps(newest(name="é"), ensure_ascii=False).encode(encoding))
+    with pytest.raises(UserError, match=f"--encodings {re.escape(str(path))}: the file is .*UTF-") as caught:
+        read_encodings(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_files_that_are_too_large_or_missing_are_refused(tmp_path):
     path = tmp_path / "large.json"
     with path.open("wb") as file:

@@ -3,9 +3,11 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from aimet_torch.common.quantsim_config.quantsim_config import _get_config_file
 
 from ffnet.config import QuantizationConfig
 from ffnet.errors import UserError
@@ -234,6 +236,26 @@ def test_configurations_that_quantize_nothing_are_errors(tmp_path):
                     '"model_input": {}, "model_output": {}}')  # fmt: skip
     with pytest.raises(UserError, match="enables no quantizer"):
         check_config_file(str(path))
+
+
+def test_configuration_files_are_read_alike_with_and_without_a_byte_order_mark(tmp_path):
+    text = Path(_get_config_file("htp_v81")).read_text()
+    expected = simulate(three_layer_network(), config_file="htp_v81")
+    for encoding in ("utf-8", "utf-8-sig"):
+        path = tmp_path / encoding
+        path.write_text(text, encoding=encoding)
+        check_config_file(str(path))
+        assert encodings(simulate(three_layer_network(), config_file=str(path))) == encodings(expected)
+
+
+@pytest.mark.parametrize("encoding", ("utf-16", "utf-16-be", "latin-1"))
+def test_configuration_files_in_another_encoding_get_one_line(encoding, tmp_path):
+    path = tmp_path / "config.json"
+    text = Path(_get_config_file("htp_v81")).read_text().replace("{", '{"é": 1, ', 1)
+    path.write_bytes(("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding))
+    with pytest.raises(UserError, match=f"--config-file {path}: AIMET does not accept .*UTF-") as caught:
+        check_config_file(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_aimets_own_configurations_are_accepted():

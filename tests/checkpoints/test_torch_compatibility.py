@@ -1,0 +1,244 @@
+"""State_dicts that torch's strict loading takes are taken with the same values, also out of wrappers and trainers.
+
+The reference is `load_state_dict(strict=True)` of the same network, and wrappers and trainers that are torch's own.
+"""
+
+import argparse
+import copy
+from collections import OrderedDict
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ffnet.checkpoints import matching
+from ffnet.checkpoints.__main__ import main
+from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint, read_state_dict
+from ffnet.model import build_model
+from ffnet.variants import VARIANTS
+from tests.helpers import checkpoint_forms as forms
+from tests.helpers.networks import DEMO
+
+COUNTER = "num_batches_tracked"
+CONV, NORM = "backbone_model.conv0.weight", "backbone_model.bn0"
+
+
+@pytest.fixture(autouse=True)
+def few_variants(monkeypatch):
+    monkeypatch.setattr(matching, "VARIANTS", {DEMO: VARIANTS[DEMO]})
+
+
+@pytest.fixture
+def demo():
+    return forms.randomize(build_model(DEMO))
+
+
+def without(state, *ends):
+    return {key: tensor for key, tensor in state.items() if not key.endswith(ends)}
+
+
+def mapped(state, change, wanted=lambda key: not key.endswith(COUNTER)):
+    return {key: change(tensor) if wanted(key) else tensor for key, tensor in state.items()}
+
+
+def counters(state, change):
+    return mapped(state, change, lambda key: key.endswith(COUNTER))
+
+
+def of_version_1(state):
+    """As torch before 0.4.1 saved it: without counters, and the metadata says so."""
+    old = OrderedDict(without(state, COUNTER))
+    old._metadata = {path: {"version": 1} for path in state._metadata}
+    return old
+
+
+def views(state):
+    """All weights as views of one storage, as optimizers that flatten them leave them."""
+    flat, at, viewed = torch.cat([tensor.flatten() for tensor in without(state, COUNTER).values()]), 0, dict(state)
+    for key, tensor in without(state, COUNTER).items():
+        viewed[key] = flat[at : at + tensor.numel()].view(tensor.shape)
+        at += tensor.numel()
+    return viewed
+
+
+TAKEN = {
+    "as it is": lambda state: state,
+    "dict": dict,
+    "reversed": lambda state: dict(reversed(state.items())),
+    "no counters": lambda state: without(state, COUNTER),
+    "no counters, with metadata of version 1": of_version_1,
+    "one counter missing": lambda state: without(state, f"bn0.{COUNTER}"),
+    "counters with one dimension": lambda state: counters(state, lambda t: t[None]),
+    "float counters": lambda state: counters(state, torch.Tensor.double),
+    "int32 counters": lambda state: counters(state, torch.Tensor.int),
+    "float16": lambda state: mapped(state, torch.Tensor.half),
+    "bfloat16": lambda state: mapped(state, torch.Tensor.bfloat16),
+    "float64": lambda state: mapped(state, lambda t: t.double() + 1e-12),
+    "float16 convolutions": lambda state: mapped(state, torch.Tensor.half, lambda key: state[key].dim() == 4),
+    "integer weights": lambda state: mapped(state, lambda t: (9 * t).char(), lambda key: state[key].dim() == 4),
+    "transposed": lambda state: mapped(state, lambda t: t.mT.contiguous().mT, lambda key: state[key].dim() == 4),
+    "channels last": lambda state: mapped(
+        state, lambda t: t.contiguous(memory_format=torch.channels_last), lambda key: state[key].dim() == 4
+    ),
+    "views of one storage": views,
+    "one tensor twice": lambda state: state | {f"{NORM}.weight": state[f"{NORM}.bias"]},
+    "expanded": lambda state: state | {f"{NORM}.weight": torch.tensor(0.5).expand(16)},
+    "parameters": lambda state: mapped(state, nn.Parameter),
+    "tensors with gradients": lambda state: mapped(state, lambda t: t.clone().requires_grad_()),
+}
+REFUSED = {
+    "missing weight": lambda state: without(state, CONV),
+    "missing running mean": lambda state: without(state, "bn0.running_mean"),
+    "unexpected key": lambda state: state | {"criterion.weight": torch.zeros(19)},
+    "other shape": lambda state: state | {CONV: state[CONV][:-1]},
+    "weight with a further dimension": lambda state: state | {f"{NORM}.weight": state[f"{NORM}.weight"][None]},
+    "counter with two elements": lambda state: state | {f"{NORM}.{COUNTER}": torch.zeros(2, dtype=torch.long)},
+    "number for a tensor": lambda state: state | {CONV: 3.0},
+    "None for a tensor": lambda state: state | {CONV: None},
+    "some keys with a prefix": lambda state: {
+        f"module.{key}" if key.startswith("head") else key: t for key, t in state.items()
+    },
+}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(
+        one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]) for key in one
+    )
+
+
+@pytest.mark.parametrize("zipped", (True, False), ids=("zip", "old format"))
+@pytest.mark.parametrize("change", TAKEN.values(), ids=TAKEN)
+def test_what_torchs_strict_loading_takes_is_taken_with_the_same_values(change, zipped, demo, tmp_path):
+    state, reference = change(demo.state_dict()), build_model(DEMO)
+    reference.load_state_dict(state, strict=True)
+    torch.save(state, tmp_path / "x", _use_new_zipfile_serialization=zipped)
+    loaded = load_checkpoint(DEMO, tmp_path / "x").model
+    assert same(loaded.state_dict(), reference.eval().state_dict())
+    assert torch.equal(forms.logits(loaded), forms.logits(reference))
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in reference.parameters()]
+
+
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_what_torchs_strict_loading_refuses_is_refused(change, demo, tmp_path):
+    state = change(demo.state_dict())
+    with pytest.raises((RuntimeError, AttributeError)):
+        build_model(DEMO).load_state_dict(state, strict=True)
+    torch.save(state, tmp_path / "x")
+    with pytest.raises(InvalidCheckpointError):
+        load_checkpoint(DEMO, tmp_path / "x")
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn))
+def test_safetensors_of_another_dtype_are_converted_and_the_report_says_so(dtype, demo, tmp_path):
+    state, reference = mapped(demo.state_dict(), lambda t: t.to(dtype)), build_model(DEMO)
+    reference.load_state_dict(state)
+    safetensors.torch.save_file(state, tmp_path / "x")
+    loaded = load_checkpoint(DEMO, tmp_path / "x")
+    assert same(loaded.model.state_dict(), reference.state_dict())
+    assert loaded.notes == (f"Weights were converted from {str(dtype).removeprefix('torch.')} to float32.",)
+
+
+def test_weights_beyond_float32_are_refused(demo, tmp_path):
+    torch.save(demo.state_dict() | {CONV: demo.state_dict()[CONV].double() * 1e300}, tmp_path / "x")
+    with pytest.raises(InvalidCheckpointError, match="conv0.weight holds NaN or infinity"):
+        load_checkpoint(DEMO, tmp_path / "x")
+
+
+class Trainer(nn.Module):
+    """Holds the network under a name, as a LightningModule does."""
+
+    def __init__(self, name, network):
+        super().__init__()
+        self.add_module(name, network)
+
+
+def compiled(network):
+    return torch.compile(network, backend="eager")
+
+
+WRAPPED = {
+    "module.": nn.DataParallel,
+    "_orig_mod.": compiled,
+    "model.": lambda network: Trainer("model", network),
+    "net.": lambda network: Trainer("net", network),
+    "network.": lambda network: Trainer("network", network),
+    "_orig_mod.module.": lambda network: compiled(nn.DataParallel(network)),
+    "module._orig_mod.model.": lambda network: nn.DataParallel(compiled(Trainer("model", network))),
+}
+
+
+@pytest.mark.parametrize("prefix, wrap", WRAPPED.items(), ids=WRAPPED)
+def test_prefixes_of_wrappers_are_removed_and_said(prefix, wrap, demo, tmp_path, capsys):
+    state = wrap(copy.deepcopy(demo)).state_dict()
+    assert all(key.startswith(prefix) for key in state)
+    torch.save(state, tmp_path / "x")
+    loaded = load_checkpoint(DEMO, tmp_path / "x")
+    assert same(loaded.model.state_dict(), demo.state_dict())
+    assert loaded.notes == (f"The prefix '{prefix}', which a wrapper adds, was removed from every key.",)
+    assert main([str(tmp_path / "x")]) == 0
+    printed = capsys.readouterr().out
+    assert f"matches {DEMO}\n{loaded.notes[0]}\n" in printed and f"    {CONV} [16, 3, 3, 3] float32\n" in printed
+
+
+def test_a_moving_average_of_the_weights_is_read_without_its_counter(demo, tmp_path):
+    torch.save(AveragedModel(demo, use_buffers=True).state_dict(), tmp_path / "x")
+    assert same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
+
+
+def test_whole_module_in_a_wrapper_loads_exactly_and_its_hyperparameters_are_compared(demo, tmp_path, monkeypatch):
+    monkeypatch.setitem(forms.NAMES, Trainer, forms.Name("__main__ Trainer"))
+    forms.save_pickled(Trainer("net", demo), tmp_path / "x")
+    loaded = load_checkpoint(DEMO, tmp_path / "x")
+    assert loaded.form == "module" and same(loaded.model.state_dict(), demo.state_dict())
+    demo.backbone_model.conv1.stride = (1, 1)
+    forms.save_pickled(Trainer("net", demo), tmp_path / "x")
+    with pytest.raises(InvalidCheckpointError, match=r"backbone_model.conv1 has stride \(1, 1\)"):
+        load_checkpoint(DEMO, tmp_path / "x")
+
+
+def trained(model, make):
+    """What a training script saves beside the weights, after a step of torch's own optimizer, schedule and scaler."""
+    model = copy.deepcopy(model).train()
+    optimizer = make(model.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    model(torch.randn(1, 3, 64, 128)).square().mean().backward()
+    optimizer.step()
+    schedule.step()
+    scaler = torch.amp.GradScaler("cpu").state_dict()
+    states = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "scaler": scaler}
+    args = argparse.Namespace(lr=0.1, crop=(512, 1024), arch="ffnet", resume=None)
+    return states | {"epoch": 3, "best_miou": 79.2, "args": args, "rng": torch.get_rng_state()}
+
+
+@pytest.mark.parametrize("entry", ("state_dict", "model_state_dict", "model", "net", "model_ema"))
+@pytest.mark.parametrize("make", (torch.optim.AdamW, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True)))
+def test_the_state_dict_in_a_training_checkpoint_is_read_and_said(entry, make, demo, tmp_path):
+    state = nn.DataParallel(demo).state_dict()
+    torch.save(trained(demo, make) | {entry: state}, tmp_path / "x")
+    loaded = load_checkpoint(DEMO, tmp_path / "x")
+    assert loaded.form == "state_dict" and same(loaded.model.state_dict(), demo.state_dict())
+    assert loaded.notes[0] == f"The weights are the entry '{entry}' of a training checkpoint."
+    assert "'module.'" in loaded.notes[1] and len(loaded.notes) == 2
+
+
+def test_of_two_entries_the_trained_weights_are_read_and_the_average_is_named(demo, tmp_path):
+    other = forms.randomize(build_model(DEMO), seed=1)
+    torch.save({"model_ema": other.state_dict(), "model": demo.state_dict()}, tmp_path / "x")
+    loaded = load_checkpoint(DEMO, tmp_path / "x")
+    assert same(loaded.model.state_dict(), demo.state_dict())
+    assert loaded.notes[1] == "Not used, although they may hold weights too: 'model_ema'."
+
+
+def test_a_whole_module_in_a_training_checkpoint_is_read(demo, tmp_path):
+    forms.save_pickled({"epoch": 3, "model": demo}, tmp_path / "x")
+    loaded = load_checkpoint(DEMO, tmp_path / "x")
+    assert loaded.form == "module" and same(loaded.model.state_dict(), demo.state_dict())
+
+
+def test_an_entry_of_an_unknown_name_is_refused_with_a_remedy(demo, tmp_path):
+    torch.save({"epoch": 3, "student": demo.state_dict()}, tmp_path / "x")
+    with pytest.raises(InvalidCheckpointError, match="'student' is a dictionary.*save the state_dict inside it alone"):
+        read_state_dict(tmp_path / "x")
