@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
+from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.files import write_atomically
 from ffnet.report import html
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics
@@ -116,8 +116,9 @@ def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
         accuracy = [entry["miou"], entry["miou_interval"], drop, entry["drop_interval"], published, published_drop]
         assert cells == [*accuracy, entry["pixel_accuracy"], entry["images_per_second"]]
     intervals = [entry[name] for name in ("miou_interval", "drop_interval") for entry in backends.values()]
+    intervals.append(content["npu"]["backends"][INT8_NPU]["miou_interval"])
     assert [json.loads(value) for key, value in page.data if key == "data-interval"] == list(filter(None, intervals))
-    assert len(list(filter(None, intervals))) == 5
+    assert len(list(filter(None, intervals))) == 6
 
     classes = page.numbers("classes")
     assert list(classes) == list(CLASSES)
