@@ -84,7 +84,8 @@ def format_npu(npu: dict[str, Any], columns: Sequence[str]) -> list[str]:
         f"{npu['version']}, on the same {count(len(npu['images']), 'val image')}"
     )
     exceptions = [describe_npu(score) for score in scores if score.failure or score.cpu_nodes]
-    return ["", title, format_table(table), *exceptions, "All other files run on the NPU without nodes on the CPU."]
+    others = "All other files" if exceptions else "All files"
+    return ["", title, format_table(table), *exceptions, f"{others} ran on the NPU with 0 nodes on the CPU."]
 
 
 def format_miou(miou: float | None) -> str:
