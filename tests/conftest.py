@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on images this small a second thread only costs time
 
@@ -17,6 +18,14 @@ from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.exports import export_simulation
 from tests.helpers.networks import TOY, golden_state, random_batches, three_layer_network, toy_model
 from tests.helpers.simulations import simulate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usual_signals():
+    """Signals are handled as in a terminal, also if the tests run in the background or under nohup."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -118,11 +118,21 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
     _restore_weights(float_network.graph, sim.model)
     name_layers(quantized.graph)
     name_layers(float_network.graph)
-    fold_float_constants(quantized)
+    fold_float_constants(quantized, quantized_weights(sim))
     keep_scale_in_resizes(quantized.graph)
     _save(quantized, work / MODEL_FILE)
     _save(float_network, work / FLOAT_MODEL_FILE)
     check_export(sim, quantized)
+
+
+def quantized_weights(sim: QuantizationSimModel) -> dict[str, np.ndarray]:
+    """Return the quantized and dequantized weights of a simulation by their tensor in exported files."""
+    weights = {}
+    for site in quantizer_sites(sim):
+        if site.kind == WEIGHT and site.tensor:
+            weight = sim.model.get_submodule(site.layer).get_parameter(str(site.key))
+            weights[site.tensor] = site.quantizer(weight).detach().as_subclass(torch.Tensor).cpu().numpy()
+    return weights
 
 
 def _rename_encodings(path: Path, tensors: Mapping[str, str]) -> None:
@@ -205,12 +215,11 @@ def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
     Its Q/DQ nodes must have the quantizer's scale and zero point. A weight without them, of a layer with a float input,
     must be a constant with the quantized values.
     """
-    found = file_quantizers(proto)
+    found, weights = file_quantizers(proto), quantized_weights(sim)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for site in quantizer_sites(sim):
-        if site.kind == WEIGHT and site.tensor in constants and site.tensor not in found:
-            value = site.quantizer(sim.model.get_submodule(site.layer).get_parameter(str(site.key))).detach().cpu()
-            same = np.array_equal(onnx.numpy_helper.to_array(constants[site.tensor]), value.numpy())
+        if site.tensor in weights and site.tensor in constants and site.tensor not in found:
+            same = np.array_equal(onnx.numpy_helper.to_array(constants[site.tensor]), weights[site.tensor])
         elif site.tensor in found:
             scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
             zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()

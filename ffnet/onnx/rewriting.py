@@ -4,7 +4,7 @@ Found by trial with onnxruntime-qnn 2.7: the NPU runs a convolution in float onl
 constants, and some chips refuse a Resize whose input and output have different scales.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -14,10 +14,13 @@ from onnx.reference import ReferenceEvaluator
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def fold_float_constants(proto: onnx.ModelProto) -> None:
+def fold_float_constants(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
     """Write the weights and biases of convolutions with a float input as float constants, in place.
 
-    The constants have the values that their Q/DQ nodes compute; a weight stays on its quantizer's grid.
+    Args:
+        proto: the network.
+        weights: quantized weights by name. ONNX rounds values halfway between two integers otherwise than AIMET, so
+            that these are taken, where given, in place of what the Q/DQ nodes compute.
     """
     graph = proto.graph
     producers = {node.output[0]: node for node in graph.node}
@@ -27,7 +30,8 @@ def fold_float_constants(proto: onnx.ModelProto) -> None:
         for index, tensor in enumerate(node.input[1:], 1):
             if _operator(producers, tensor) == "DequantizeLinear":
                 name = tensor.removesuffix("_qdq")
-                constant = numpy_helper.from_array(_constant_value(proto, producers, tensor), name)
+                value = weights[name] if name in weights else _constant_value(proto, producers, tensor)
+                constant = numpy_helper.from_array(value, name)
                 _remove_initializers(graph, [name])
                 graph.initializer.append(constant)
                 node.input[index] = name

@@ -70,7 +70,7 @@ def operators(proto):
 def test_constants_of_a_float_convolution_keep_their_quantized_values():
     proto = float_convolution()
     expected = run(proto)
-    fold_float_constants(proto)
+    fold_float_constants(proto, {})
     assert operators(proto) == ["Conv"]
     assert {tensor.name: numpy_helper.to_array(tensor).item() for tensor in proto.graph.initializer} == {
         "w": 1.0,  # 0.9 on a grid of 0.5
@@ -79,10 +79,16 @@ def test_constants_of_a_float_convolution_keep_their_quantized_values():
     assert np.array_equal(run(proto), expected) and np.array_equal(expected, IMAGE + np.float32(0.75))
 
 
+def test_a_weight_that_is_known_is_taken_as_it_is():
+    proto = float_convolution()
+    fold_float_constants(proto, {"w": np.array([[[[0.5]]]], np.float32)})
+    assert np.array_equal(run(proto), IMAGE * np.float32(0.5) + np.float32(0.75))
+
+
 def test_a_convolution_with_a_quantized_input_keeps_its_quantizers(small_export):
     proto = onnx.load(small_export.folder / MODEL_FILE)
     before = proto.SerializeToString()
-    fold_float_constants(proto)
+    fold_float_constants(proto, {})
     assert proto.SerializeToString() == before
 
 

@@ -271,7 +271,7 @@ def test_a_browser_finds_no_fault(page_file, tab, window, dark):
     assert tab.evaluate("document.images.length") == 13
     sources = tab.evaluate("[...document.querySelectorAll('picture.chart img')].map(i => i.currentSrc)")
     charts = [base64.b64decode(source.partition(",")[2]).decode() for source in sources]
-    assert len(charts) == 2 and all(("#c9d0da" in chart) == dark for chart in charts)
+    assert len(charts) == 3 and all(("#c9d0da" in chart) == dark for chart in charts)
     paper = Image.open(io.BytesIO(tab.screenshot())).convert("L").getpixel((2, 2))
     assert (paper < 60) == dark
 
