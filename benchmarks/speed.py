@@ -30,7 +30,8 @@ from datasets.streetscenes.render import render_scene
 from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
-from ffnet.evaluation.loop import Sample, data_loader, evaluate, synchronized_clock
+from ffnet.evaluation.loading import Sample, load_batches
+from ffnet.evaluation.loop import evaluate, synchronized_clock
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
@@ -151,7 +152,7 @@ def measure(
         **onnx_calls(sim, x, folder),
     }
     cpu_calls = {
-        "loading": lambda: list(data_loader(images, Runtime(batch_size=1))),
+        "loading": lambda: list(load_batches(images, Runtime(batch_size=1))),
         "decoding": lambda: [decode_image(path) for path in files],
     }
     whole_runs = {"run": run, "baseline run": lambda: baseline.run(images, model, sim, device)}

@@ -70,7 +70,7 @@ class RuntimeConfig:
     allow_tf32: bool = False
     compile: bool | None = None  # None: if the run is long enough for compilation to save time
     batch_size: int = 8
-    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))  # processes that decode images
+    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))  # threads that decode images
     quiet: bool = False  # no progress on stderr
 
 

@@ -13,7 +13,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch.utils.data import Dataset, Subset
 
 from ffnet.errors import UserError
-from ffnet.evaluation.loop import Sample
+from ffnet.evaluation.loading import Sample
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.wording import count
 

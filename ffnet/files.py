@@ -8,12 +8,15 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
+from datasets.system_files import is_system_file
 from ffnet.errors import UserError
 from ffnet.wording import count
 
 
 def check_output_folder(option: str, folder: Path, own_files: Collection[str] = (), force: bool = False) -> None:
     """Check, without changing anything, that an option's output folder can be created and written to.
+
+    Files that operating systems leave behind do not count.
 
     Args:
         option: name of the option, for the error.
@@ -25,7 +28,8 @@ def check_output_folder(option: str, folder: Path, own_files: Collection[str] = 
         UserError: if the folder holds other files, is not a folder, or can't be written to.
     """
     if folder.is_dir():
-        others = sorted(path.name for path in folder.iterdir() if path.name not in own_files)
+        names = [path.name for path in folder.iterdir()]
+        others = sorted(name for name in names if name not in own_files and not is_system_file(name))
         if others and not force:
             more = f" and {count(len(others) - 1, 'other file')}" if others[1:] else ""
             raise UserError(

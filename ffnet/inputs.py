@@ -14,7 +14,7 @@ from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, load_checkpoint
 from ffnet.config import Config, DataConfig, RuntimeConfig
 from ffnet.errors import UserError
-from ffnet.evaluation.loop import Sample
+from ffnet.evaluation.loading import Sample
 from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
 from ffnet.quantization.quantsim import check_config_file
 from ffnet.variants import VARIANTS
@@ -82,10 +82,20 @@ def open_images(config: Config) -> CityscapesSplit:
         raise DatasetError(f"{error} Or delete {folder}, so that the demo renders its scenes again.") from error
 
 
+def ignored_files_notes(
+    images: CityscapesSplit, calibration: CityscapesSplit | Subset[Sample] | None = None
+) -> list[str]:
+    """Return a note on the files in the folders of both splits that were ignored; none if there were none."""
+    splits = [images, calibration.dataset if isinstance(calibration, Subset) else calibration]
+    number = len(set().union(*(split.ignored for split in splits if isinstance(split, CityscapesSplit))))
+    verb = "was" if number == 1 else "were"
+    return [f"{count(number, 'hidden or operating-system file')} in the dataset folder {verb} ignored."] * bool(number)
+
+
 def _open_calibration_images(images: CityscapesSplit, data: DataConfig) -> CityscapesSplit | Subset[Sample]:
     """Return the calibration images in sorted order: all of their split, or the requested number, drawn at random."""
     if data.calibration_split != data.split:
-        images = CityscapesSplit(Path(images.root), data.calibration_split)
+        images = CityscapesSplit(images.root, data.calibration_split)
     number = data.calibration_images
     if number is None:
         return images

@@ -175,7 +175,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--allow-tf32", "runtime.allow_tf32", "on a GPU, compute FP32 in TF32: faster and less exact", FLAG),
         Option("--compile", "runtime.compile", "compile the networks (default: if the run is long enough)", SWITCH),
         Option("--batch-size", "runtime.batch_size", "images per batch", {"type": _integer(1, 4096), "metavar": "N"}),
-        Option("--num-workers", "runtime.num_workers", "processes that decode images",
+        Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread",
                {"type": _integer(0, 256), "metavar": "N"}),
         Option("--quiet", "runtime.quiet", "show no progress on stderr", FLAG),
     ),

@@ -18,7 +18,7 @@ from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
 from ffnet.evaluation.loop import evaluate, warm_up
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import Scores, merge_shards
-from ffnet.inputs import Inputs, load_model, open_images, open_inputs, select_device
+from ffnet.inputs import Inputs, ignored_files_notes, load_model, open_images, open_inputs, select_device
 from ffnet.npu_stage import NpuOutcome, open_npu, run_on_npu
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.export import export
@@ -55,6 +55,7 @@ def quantize_and_score(config: Config) -> Result | None:
     with distributed.session(select_device(config.runtime)) as ranks, Run(config, ranks) as run:
         with run.stage("open images"):
             inputs = ranks.main_process_first(open_inputs, config)
+            run.notes += ignored_files_notes(inputs.images, inputs.calibration_images)
             run.create_output_folders(inputs.images)
         with run.stage("load checkpoint"):
             checkpoint = ranks.main_process_first(load_model, config)
@@ -99,6 +100,7 @@ def score_onnx(config: Config) -> Result | None:
     with distributed.session(torch.device("cpu")) as ranks, Run(config, ranks) as run:
         with run.stage("open images"):
             images = ranks.main_process_first(open_images, config)
+            run.notes += ignored_files_notes(images)
             run.create_output_folders(images)
         backend = open_onnx(path, images, run)
         npu = open_npu(path, run, backend.input_format) if config.npu.chip else None

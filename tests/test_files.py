@@ -30,6 +30,20 @@ def test_a_folder_with_other_files_is_refused_unless_forced(tmp_path):
     check_output_folder("--output-dir", tmp_path, own_files=("notes.txt", "model.onnx", "zebra"))
 
 
+@pytest.mark.parametrize("name", (".DS_Store", "._result.json", "Thumbs.db", "desktop.ini", ".nfs0123", "lost+found"))
+def test_a_folder_of_operating_system_files_counts_as_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    check_output_folder("--output-dir", tmp_path)
+    assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", (".git", ".env", ".result.json.123"))
+def test_a_folder_with_hidden_files_of_users_and_programs_does_not_count_as_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"already holds {name}"):
+        check_output_folder("--output-dir", tmp_path)
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -12,6 +12,7 @@ import torch
 from skimage.io import imread
 
 import ffnet_quanteval
+from datasets import cityscapes
 from datasets.cityscapes import CLASSES, LABEL_IDS, CityscapesSplit
 from ffnet import QuantizationConfig
 from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
@@ -190,6 +191,30 @@ def test_a_broken_image_ends_the_run_with_one_line(tree, toy_checkpoint, capsys)
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--num-workers", "1", "--quiet")) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"ffnet_quanteval.py: error: {path}: ") and error.count("\n") == 1
+
+
+def test_a_lack_of_memory_ends_the_run_with_one_line_that_blames_no_file(tree, toy_checkpoint, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(cityscapes, "decode_image", fail)
+    assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--num-workers", "2", "--quiet")) == 2
+    error = capsys.readouterr().err
+    assert "error: --batch-size 2 and --num-workers 2: the memory does not suffice" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_operating_system_files_are_counted_in_a_note_and_change_no_result(tree, toy_checkpoint):
+    options = arguments(tree, toy_checkpoint, "--calibration-split", "train", "--calibration-images", "2")
+    clean = run_with_result(options, tree / "clean")
+    for folder in ("leftImg8bit", "leftImg8bit/val", "gtFine/val/aachen", "gtFine/train"):
+        (tree / folder / ".DS_Store").touch()
+    (tree / "out").mkdir()
+    (tree / "out" / ".DS_Store").touch()
+    littered = run_with_result(options, tree / "out")
+    note = "4 hidden or operating-system files in the dataset folder were ignored."
+    assert note in littered["notes"] and set(littered["notes"]) - {note} == set(clean["notes"])
+    assert matrix(littered, INT8_SIMULATED).tolist() == matrix(clean, INT8_SIMULATED).tolist()
 
 
 @pytest.mark.slow

@@ -1,16 +1,20 @@
-"""Cityscapes with fine labels: sorted, complete and checked pairs of image and label, read by torchvision."""
+"""Cityscapes with fine labels: sorted, complete and checked pairs of image and label, decoded by torchvision."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
 from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
 from datasets import DatasetError
+from datasets.system_files import ignored_files, visible_files
 
+FOLDERS = ("leftImg8bit", "gtFine")  # of images and of labels
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
 IGNORED = 255  # train id of everything that is not scored
@@ -35,10 +39,11 @@ _REMEDIES = {  # by what a file has to hold
 }
 
 
-class CityscapesSplit(torchvision.datasets.Cityscapes):
+class CityscapesSplit(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """One split of Cityscapes; each item is (image (3, H, W) uint8 RGB, train ids (H, W) uint8, 255 if not scored).
 
     Names and headers of all files are checked at once, and pixels when they are read; a bad file raises DatasetError.
+    Hidden files and those that operating systems leave behind are ignored.
 
     Args:
         root: the folder that holds `leftImg8bit` and `gtFine`.
@@ -48,15 +53,21 @@ class CityscapesSplit(torchvision.datasets.Cityscapes):
 
     images: list[str]  # paths
     targets: list[str]  # paths of the labels
+    ignored: set[Path]  # hidden and operating-system files and folders, from leftImg8bit and gtFine down
 
     def __init__(self, root: str | Path, split: str, limit: int | None = None) -> None:
-        check_folders(Path(root), split)
-        super().__init__(str(root), split=split, mode="fine", target_type="semantic")
-        labels = [target[0] for target in self.targets]
-        check_pairs(self.images, labels, Path(self.targets_dir))
-        pairs = sorted(zip(self.images, labels, strict=True))[:limit]
-        self.images, self.targets = map(list, zip(*pairs, strict=True))
+        self.root = Path(root)
+        check_folders(self.root, split)
+        images_dir, labels_dir = (self.root / name / split for name in FOLDERS)
+        images = sorted(str(path) for path in _files_of_cities(images_dir))
+        labels = [str(labels_dir / Path(path).parent.name / f"{image_name(path)}{LABEL_SUFFIX}") for path in images]
+        check_pairs(images, labels, labels_dir)
+        self.images, self.targets = images[:limit], labels[:limit]
+        self.ignored = _ignored_files(self.root, split)
         self.height, self.width = check_headers(self.images, self.targets)
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     @property
     def total_pixels(self) -> int:
@@ -76,23 +87,38 @@ def image_name(path: str | Path) -> str:
 
 def check_folders(root: Path, split: str) -> None:
     """Raise DatasetError unless `root` has Cityscapes' folders of this split and images in them."""
-    images, labels = root / "leftImg8bit" / split, root / "gtFine" / split
+    images, labels = (root / name / split for name in FOLDERS)
     for folder in (root, images, labels):
         if not folder.is_dir():
             raise DatasetError(
                 f"{folder}: this folder does not exist. --dataset-path takes the folder that holds leftImg8bit and "
                 f"gtFine, each with a folder {split}."
             )
-    for city in (*images.iterdir(), *labels.iterdir()):
+    for city in (*visible_files(images), *visible_files(labels)):
         if not city.is_dir():
             raise DatasetError(f"{city}: this is not the folder of a city. Move it out of {city.parent}.")
-    if not any(images.glob(f"*/*{IMAGE_SUFFIX}")):
+    if not any(path.name.endswith(IMAGE_SUFFIX) for path in _files_of_cities(images)):
         raise DatasetError(f"{images}: this folder has no *{IMAGE_SUFFIX}. Unpack Cityscapes' images there.")
+
+
+def _files_of_cities(folder: Path) -> Iterator[Path]:
+    """Yield the files of all cities of a split's folder, but not the ignored ones."""
+    for city in visible_files(folder):
+        yield from visible_files(city)
+
+
+def _ignored_files(root: Path, split: str) -> set[Path]:
+    """Return the ignored files and folders of a split, and those beside its folders."""
+    splits = [root / name / split for name in FOLDERS]
+    cities = [city for folder in splits for city in visible_files(folder)]
+    folders = [*(folder.parent for folder in splits), *splits, *cities]
+    return {path for folder in folders for path in ignored_files(folder)}
 
 
 def check_pairs(images: Sequence[str], labels: Sequence[str], labels_dir: Path) -> None:
     """Raise DatasetError unless each image has its label and each label its image."""
-    orphans = {str(path) for path in labels_dir.glob(f"*/*{LABEL_SUFFIX}")} - set(labels)
+    found = {str(path) for path in _files_of_cities(labels_dir) if path.name.endswith(LABEL_SUFFIX)}
+    orphans = found - set(labels)
     problems = {
         f"the name of this file does not end in {IMAGE_SUFFIX}. Move it elsewhere.": [
             path for path in images if not path.endswith(IMAGE_SUFFIX)
@@ -137,16 +163,31 @@ def _size(path: str, mode: str) -> tuple[int, int]:
 
 
 def _decode(path: str) -> torch.Tensor:
-    """Return the pixels (channels, H, W) uint8; raise DatasetError if the file's checksums are wrong."""
+    """Return the pixels (channels, H, W) uint8.
+
+    Raises:
+        DatasetError: if the file can't be read, or if its checksums are wrong.
+        MemoryError: if the memory does not suffice.
+    """
     try:
-        with Image.open(path) as file:
+        data = np.fromfile(path, np.uint8)
+        with Image.open(io.BytesIO(data.data)) as file:
             file.verify()  # torchvision's decoder crashes on a flipped byte
-        pixels = decode_image(path, ImageReadMode.UNCHANGED)
+        pixels = decode_image(torch.from_numpy(data), ImageReadMode.UNCHANGED)
     except (RuntimeError, OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path}: this PNG file is truncated or damaged. Copy or unpack it again.") from error
+        raise _reading_error(path, error) from error
     if pixels.dtype != torch.uint8:  # Pillow does not distinguish 16-bit RGB from 8-bit
         raise DatasetError(f"{path}: this file has {pixels.dtype} channels, not 8-bit ones. Use the original file.")
     return pixels
+
+
+def _reading_error(path: str, error: Exception) -> DatasetError | MemoryError:
+    """Return what to raise for an error of the operating system, Pillow or torchvision."""
+    if "allocate memory" in str(error):  # errno.ENOMEM, or torch's RuntimeError, which has no class of its own
+        return MemoryError(str(error))
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have no number
+        return DatasetError(f"{path}: this file can't be read ({error.strerror}). Check its disk and permissions.")
+    return DatasetError(f"{path}: this PNG file is truncated or damaged. Copy or unpack it again.")
 
 
 def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:

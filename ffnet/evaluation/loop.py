@@ -4,17 +4,18 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ffnet.backends import Backend
 from ffnet.errors import UserError
 from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends
+from ffnet.evaluation.loading import Sample, open_batches
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
@@ -22,22 +23,15 @@ from ffnet.evaluation.scores import Scores, concatenate
 from ffnet.variants import NUM_CLASSES
 from ffnet.wording import count
 
-Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
 Predictions = dict[str, torch.Tensor]  # {backend: train ids uint8 (N, H, W), on the device}
 Writer = Callable[[int, dict[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
 
 
-def data_loader(images: Dataset[Sample], runtime: Runtime) -> DataLoader[Sample]:
-    """Return batches (images uint8 (N, 3, H, W), train ids uint8 (N, H, W)) in the order of `images`."""
-    on_gpu = runtime.device.type == "cuda"
-    return DataLoader(images, runtime.batch_size, num_workers=runtime.num_workers, pin_memory=on_gpu)
-
-
-def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Iterator[torch.Tensor]:
+def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[torch.Tensor, None, None]:
     """Yield normalized batches (N, 3, H, W) float32 on the device of `runtime`, with its progress bar."""
-    loader = data_loader(images, runtime)
-    for batch, _ in tqdm(loader, "calibrate", unit="batch", dynamic_ncols=True, disable=not runtime.progress):
-        yield normalize(batch.to(runtime.device, non_blocking=True))
+    with open_batches(images, runtime, "calibrate") as batches:
+        for batch, _ in batches:
+            yield normalize(batch.to(runtime.device, non_blocking=True))
 
 
 def evaluate(
@@ -59,7 +53,8 @@ def evaluate(
             and `Scores.unsaved` says why; the evaluation goes on.
 
     Raises:
-        UserError: if logits are not finite, or if the GPU's memory does not suffice for one image.
+        UserError: if logits are not finite, or if the memory does not suffice for decoding a batch or, on a
+            GPU, for one image.
     """
     scores = _no_scores(())
     for scores in running_scores(backends, images, runtime, writer):  # noqa: B007 - the last one is wanted
@@ -82,8 +77,7 @@ def running_scores(
     prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
     done, unsaved = _no_scores(prepared.backends), None
     yield done
-    loader = data_loader(images, runtime)
-    with tqdm(loader, title, unit="batch", dynamic_ncols=True, disable=not runtime.progress) as bar:
+    with open_batches(images, runtime, title) as bar:
         for batch in bar:
             for scores, predictions in _score_in_pieces(prepared, batch, runtime.device, done.batch_size):
                 if writer and not unsaved:

@@ -11,5 +11,5 @@ class Runtime:
 
     device: torch.device = torch.device("cpu")
     batch_size: int = 8
-    num_workers: int = 0  # processes that decode images; 0: the main process does
+    num_workers: int = 0  # threads that decode images; 0: the main thread does
     progress: bool = True  # show progress bars on stderr

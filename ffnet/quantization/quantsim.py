@@ -164,7 +164,9 @@ def calibrate_on_images(sim: QuantizationSimModel, images: Dataset, runtime: Run
     batch_size = runtime.batch_size
     while True:
         try:
-            calibrate(sim, calibration_batches(images, dataclasses.replace(runtime, batch_size=batch_size)))
+            batches = calibration_batches(images, dataclasses.replace(runtime, batch_size=batch_size))
+            with contextlib.closing(batches):
+                calibrate(sim, batches)
             return batch_size
         except torch.cuda.OutOfMemoryError as error:
             batch_size = smaller_batch_size(batch_size, error)

@@ -1,8 +1,8 @@
 """The dataset against Cityscapes' own label table, and every kind of broken folder that it must refuse."""
 
+import errno
 import shutil
 import struct
-import traceback
 import zlib
 from pathlib import Path
 
@@ -11,9 +11,8 @@ import pytest
 from cityscapesscripts.helpers.labels import id2label
 from cityscapesscripts.helpers.labels import trainId2label as official
 from skimage.io import imread, imsave
-from torch.utils.data import DataLoader
 
-from datasets import DatasetError
+from datasets import DatasetError, cityscapes
 from datasets.cityscapes import CLASSES, COLORS, LABEL_IDS, TRAIN_IDS, CityscapesSplit, image_name
 from tests.helpers.cityscapes_tree import write_tree
 
@@ -175,17 +174,71 @@ def train_ids_without_void(root):
     return path
 
 
-@pytest.mark.parametrize("workers", (0, 1))
 @pytest.mark.parametrize(
     "break_it",
     (truncated_image, flipped_bytes, sixteen_bits, train_ids_with_void, train_ids_without_void),
     ids=lambda f: f.__name__,
 )
-def test_errors_in_pixels_name_the_file_in_one_line(tree, break_it, workers):
+def test_errors_in_pixels_name_the_file_in_one_line(tree, break_it):
     path = break_it(tree)
     with pytest.raises(DatasetError) as error:
-        list(DataLoader(CityscapesSplit(tree, "val"), num_workers=workers))
-    traceback.clear_frames(
-        error.tb
-    )  # they keep the loader alive, whose worker a later garbage collection would wait for
+        list(CityscapesSplit(tree, "val"))
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_any_more_is_not_called_damaged(tree):
+    split = CityscapesSplit(tree, "val")
+    Path(split.targets[1]).unlink()
+    with pytest.raises(DatasetError, match=rf"^{split.targets[1]}: this file can't be read \(No such file"):
+        split[1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+)
+def test_a_lack_of_memory_is_not_blamed_on_the_file(tree, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    split = CityscapesSplit(tree, "val")
+    monkeypatch.setattr(cityscapes, "decode_image", fail)
+    with pytest.raises(MemoryError):
+        split[0]
+
+
+LEFT_BEHIND = (
+    ".DS_Store", "._aachen", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r", "__MACOSX", "@eaDir",
+    ".Spotlight-V100", "$RECYCLE.BIN", "System Volume Information", "lost+found", ".ipynb_checkpoints", ".hidden",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_BEHIND)
+@pytest.mark.parametrize("is_folder", (False, True))
+def test_hidden_and_operating_system_files_are_ignored_and_counted_at_every_level(tree, name, is_folder):
+    clean = CityscapesSplit(tree, "val")
+    assert not clean.ignored
+    levels = [tree / kind / below for kind in ("leftImg8bit", "gtFine") for below in ("", "val", "val/aachen")]
+    for path in (folder / name for folder in (tree, *levels)):
+        path.mkdir() if is_folder else path.touch()
+        if is_folder:  # as in folders of thumbnails, whose files have the images' own names
+            (path / Path(clean.images[0]).name).touch()
+            (path / Path(clean.targets[0]).name).touch()
+    split = CityscapesSplit(tree, "val")
+    assert (split.images, split.targets) == (clean.images, clean.targets)
+    assert split.ignored == {folder / name for folder in levels}
+
+
+def test_resource_forks_beside_images_and_labels_are_ignored(tree):
+    clean = CityscapesSplit(tree, "val")
+    for path in map(Path, (*clean.images, *clean.targets)):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    split = CityscapesSplit(tree, "val")
+    assert split.images == clean.images and split.targets == clean.targets and len(split.ignored) == 8
+
+
+def test_a_split_of_nothing_but_resource_forks_has_no_images(tree):
+    for path in map(Path, CityscapesSplit(tree, "val").images):
+        path.rename(path.with_name(f"._{path.name}"))
+    with pytest.raises(DatasetError, match="this folder has no"):
+        CityscapesSplit(tree, "val")
