@@ -230,6 +230,11 @@ def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scor
     if shards is None:
         return None
     merged = merge_shards(shards)
+    if not any(matrices.any() for matrices in merged.confusion_matrices.values()):
+        run.notes.append(
+            "There is no mIoU, because no pixel has the label of a class that is scored. For example, the labels of "
+            "Cityscapes' test split are not published."
+        )
     if merged.batch_size:
         run.notes.append(f"The GPU ran out of memory: the last batches had {count(merged.batch_size, 'image')}.")
     return merged
