@@ -1,5 +1,6 @@
 """Numbers, names and tables in messages."""
 
+import re
 from collections.abc import Sequence
 
 Rows = Sequence[Sequence[str]]  # of cells; the first one is the heading
@@ -14,6 +15,11 @@ def list_names(names: Sequence[str], most: int = 8) -> str:
     """Return the first names of a list, shortened to 80 characters each, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name[:80] for name in names[:most]) + more
+
+
+def runtime_reason(error: Exception) -> str:
+    """Return the first line of an exception of ONNX Runtime, without its error number, at most 200 characters."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().partition("\n")[0])[:200]
 
 
 def format_table(rows: Rows) -> str:

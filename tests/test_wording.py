@@ -1,6 +1,6 @@
 """Numbers, names and tables in messages, worked by hand."""
 
-from ffnet.wording import count, format_table, list_names
+from ffnet.wording import count, format_table, list_names, runtime_reason
 
 
 def test_counts_agree_with_their_nouns():
@@ -19,3 +19,9 @@ def test_tables_align_the_first_column_to_the_left_and_the_others_to_the_right()
         "FP32     79.20",
         "x            -",
     ]
+
+
+def test_the_reason_of_onnx_runtime_is_one_line_without_its_number():
+    error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model failed: no node\nsecond line")
+    assert runtime_reason(error) == "Load model failed: no node"
+    assert runtime_reason(ValueError("plain")) == "plain"

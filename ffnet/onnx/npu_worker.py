@@ -22,7 +22,7 @@ import onnxruntime
 
 from ffnet.errors import UserError
 from ffnet.onnx.chips import Chip
-from ffnet.wording import count, list_names
+from ffnet.wording import count, list_names, runtime_reason
 
 PLUGIN = "QNNExecutionProvider"
 # What the plugin logs for a node that the NPU refuses; Conv and Resize get the suffix from ONNX Runtime.
@@ -91,7 +91,8 @@ def run(target: NpuTarget, image: np.ndarray, log: Path) -> dict[str, np.ndarray
     try:
         arrays = session.run(names, {session.get_inputs()[0].name: image})
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(f"{target.path}: {_plugin()} failed while running this file ({_first_line(error)}).") from error
+        message = f"{target.path}: {_plugin()} failed while running this file ({runtime_reason(error)})"
+        raise UserError(f"{message}. Check that the file takes images of this size.") from error
     return dict(zip(names, arrays, strict=True))
 
 
@@ -145,16 +146,11 @@ def _refusal(target: NpuTarget, log: str, error: Exception) -> str:
     refused = list(dict.fromkeys(f"{name} ({operator})" for name, operator in REFUSED.findall(log)))
     subject = f"--npu {target.chip.part}: {target.path} can't be compiled for this NPU"
     if not refused:
-        return f"{subject}: {_plugin()} says {_first_line(error)!r}. Name another chip; --npu list prints them."
+        return f"{subject}: {_plugin()} says {runtime_reason(error)!r}. Name another chip; --npu list prints them."
     return (
         f"{subject}, which refuses {count(len(refused), 'node')}: {list_names(refused)}. ONNX Runtime can't move them "
         "to the CPU either, because the nodes around them are already laid out for the NPU. Name another chip."
     )
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, without ONNX Runtime's error number."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().partition("\n")[0])[:200]
 
 
 @functools.cache
@@ -170,7 +166,7 @@ def _qnn() -> Any:
         onnxruntime.register_execution_provider_library(PLUGIN, onnxruntime_qnn.get_library_path())
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise UserError(
-            f"--npu: onnxruntime-qnn can't be loaded ({_first_line(error)}). Install it again with `pip install -r "
+            f"--npu: onnxruntime-qnn can't be loaded ({runtime_reason(error)}). Install it again with `pip install -r "
             "requirements-npu.txt`, or remove --npu."
         ) from error
     return onnxruntime_qnn

@@ -1,7 +1,6 @@
 """Run ONNX files with ONNX Runtime on the CPU."""
 
 import copy
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ffnet.errors import UserError
 from ffnet.evaluation.compilation import image_by_image
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.validation import check_onnx
+from ffnet.wording import runtime_reason
 
 
 class OnnxBackend:
@@ -74,7 +74,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({_reason(error)})"
+        message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Export it with operators that ONNX Runtime has on CPUs.") from error
 
 
@@ -85,10 +85,5 @@ def run_session(
     try:
         return session.run(outputs, feed)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        message = f"{path}: ONNX Runtime failed while running this file ({_reason(error)})"
+        message = f"{path}: ONNX Runtime failed while running this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Check that the file takes images of this size.") from error
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an exception's message, without ONNX Runtime's error number."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().partition("\n")[0])
