@@ -1,6 +1,6 @@
 """Compare the INT8 mIoU of this project's export with that of ONNX Runtime's static quantization.
 
-    python -m benchmarks.accuracy                                   # a quarter of an hour on two cores
+    python -m benchmarks.accuracy                                   # up to 45 minutes on two cores
     python -m benchmarks.accuracy --npu-images 0                    # a few minutes; does not need onnxruntime-qnn
     python -m benchmarks.accuracy --images 4 --calibration-images 4 --npu-images 2 --json
 

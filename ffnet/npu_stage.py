@@ -8,7 +8,6 @@ import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ffnet.backends import FP32, INT8_NPU
 from ffnet.config import Config
 from ffnet.errors import UserError
 from ffnet.evaluation.compilation import PreparedBackends
+from ffnet.evaluation.loading import evenly_spaced
 from ffnet.evaluation.loop import running_scores
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import interleave, merge_shards
@@ -138,11 +138,6 @@ def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: Cit
     )
     run.notes += [f"{INT8_NPU}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
     return NpuOutcome(result, failure=failure)
-
-
-def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
-    """Return the indices of `wanted` of `number` images, from the first to the last."""
-    return np.linspace(0, number - 1, number if wanted == "all" else min(number, wanted)).round().astype(np.int64)
 
 
 def compare_with_npu(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch.utils.data import Subset
@@ -12,6 +11,7 @@ from torch.utils.data import Subset
 from datasets.cityscapes import CityscapesSplit
 from ffnet.backends import ONNX_FILE
 from ffnet.errors import UserError
+from ffnet.evaluation.loading import evenly_spaced
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.onnx.heads import describe_head
@@ -53,7 +53,7 @@ def open_onnx(path: Path, images: CityscapesSplit, run: Run) -> OnnxBackend:
 
 def trial(backend: OnnxBackend, images: CityscapesSplit, run: Run) -> Callable[[InputFormat], float]:
     """Return a function that returns the mIoU of an input format on a few images, in percent."""
-    indices = np.linspace(0, len(images) - 1, min(len(images), TRIAL_IMAGES)).round().astype(int).tolist()
+    indices = evenly_spaced(len(images), TRIAL_IMAGES).tolist()
     runtime = replace(run.runtime, batch_size=1, num_workers=0, progress=False)
 
     def score(input_format: InputFormat) -> float:

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Literal
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -49,6 +51,11 @@ def load_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample,
             f"--batch-size {runtime.batch_size} and --num-workers {runtime.num_workers}: the memory does not suffice "
             "for decoding the images. Give smaller numbers, or run on a machine or in a container with more memory."
         ) from error
+
+
+def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
+    """Return the indices of `wanted` of `number` images, from the first to the last."""
+    return np.linspace(0, number - 1, number if wanted == "all" else min(number, wanted)).round().astype(np.int64)
 
 
 def _load_one_by_one(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample, None, None]:
