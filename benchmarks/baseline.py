@@ -18,7 +18,8 @@ from datasets.cityscapes import IGNORED, TRAIN_IDS, CityscapesSplit
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.preprocessing import MEAN, STD
 from ffnet.model import FFNet
-from ffnet.quantization.quantsim import build_quantsim, equalize, quiet_aimet
+from ffnet.quantization.quantsim import build_quantsim, equalize
+from ffnet.quantization.quiet import quiet_aimet
 from ffnet.variants import NUM_CLASSES
 
 

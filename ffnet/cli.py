@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ffnet.config import (
     LIST_CHIPS,
+    SEQ_MSE_BITS,
     Config,
     DataConfig,
     ModelConfig,
@@ -50,6 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
     config = _build_config(given, shlex.join(["python", PROGRAM, *argv]))
     if not config.list_models and config.npu.chip != LIST_CHIPS:
         _check_combinations(set(given), config)
+        _check_recovery(config)
         _check_images(config)
         _check_files(config)
         _check_output(config)
@@ -102,6 +104,7 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
 NEEDS_CHECKPOINT = (
     "model.name", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
     "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
+    "quantization.max_drop", "quantization.seq_mse", "quantization.adaround",
     "data.calibration_split", "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst",
     "output.sensitivity", "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
 )  # fmt: skip
@@ -110,14 +113,17 @@ ANSWERED_BY_ENCODINGS = (
     "data.calibration_split", "data.calibration_images", "quantization.quant_scheme", "quantization.param_bw",
     "quantization.output_bw",
 )  # fmt: skip
-REQUIRES = {  # option -> the option without which it has no effect
-    "quantization.partial_encodings": "quantization.encodings",
-    "output.sensitivity_images": "output.sensitivity",
-    "output.worst": "output.output_dir",
-    "model.onnx_input": "model.onnx",
-    "model.onnx_channels": "model.onnx",
-    "npu.images": "npu.chip",
-    "npu.fallback": "npu.chip",
+RECOVERY = ("quantization.max_drop", "quantization.seq_mse", "quantization.adaround")
+REQUIRES = {  # option -> the options without any of which it has no effect
+    "quantization.partial_encodings": ("quantization.encodings",),
+    "output.sensitivity_images": ("output.sensitivity",),
+    "output.worst": ("output.output_dir",),
+    "model.onnx_input": ("model.onnx",),
+    "model.onnx_channels": ("model.onnx",),
+    "npu.images": ("npu.chip",),
+    "npu.fallback": ("npu.chip",),
+    "quantization.recovery_images": RECOVERY,
+    "data.selection_images": RECOVERY,
 }
 OUTPUT_FOLDERS = ("output.output_dir", "output.save_predictions", "output.export")
 INPUT_FILES = ("model.checkpoint", "quantization.encodings", "model.onnx")
@@ -135,16 +141,41 @@ def _check_combinations(given: set[str], config: Config) -> None:
     if config.model.onnx and config.runtime.use_cuda:
         raise UserError("--use-cuda cannot be combined with --onnx, which runs on the CPU. Remove it.")
     for target, required in REQUIRES.items():
-        if target in given and not lookup(config, required):
-            raise UserError(
-                f"{FLAGS[target]} has no effect without {FLAGS[required]}. Add that option, or remove this one."
-            )
+        if target in given and not any(_is_set(config, name) for name in required):
+            flags = " or ".join(FLAGS[name] for name in required)
+            raise UserError(f"{FLAGS[target]} has no effect without {flags}. Add that option, or remove this one.")
     answered = [target for target in ANSWERED_BY_ENCODINGS if target in given]
     if config.quantization.encodings and not config.quantization.partial_encodings and answered:
         raise UserError(
             f"{FLAGS[answered[0]]} cannot be combined with --encodings, which already determine it. Remove it, or add "
             "--partial-encodings."
         )
+
+
+def _is_set(config: Config, target: str) -> bool:
+    """Return whether an option has a value other than None and False; 0 is a value."""
+    value = lookup(config, target)
+    return value is not None and value is not False
+
+
+def _check_recovery(config: Config) -> None:
+    """Raise UserError if the options for accuracy recovery contradict others or each other, or can't work."""
+    options = config.quantization
+    requested = [FLAGS[target] for target in RECOVERY if _is_set(config, target)]
+    if requested and options.encodings:
+        raise UserError(
+            f"{requested[0]} cannot be combined with --encodings, which already determine all ranges and bit widths. "
+            "Remove one of them."
+        )
+    if options.seq_mse and options.param_bw > SEQ_MSE_BITS:
+        raise UserError(
+            f"--seq-mse: AIMET's sequential MSE takes weights of at most {SEQ_MSE_BITS} bits, and --default-param-bw "
+            f"is {options.param_bw}. Remove --seq-mse, or give --default-param-bw {SEQ_MSE_BITS}."
+        )
+    if options.max_drop is not None:
+        if options.seq_mse:
+            raise UserError("--seq-mse: --max-drop tries sequential MSE by itself. Remove --seq-mse.")
+        check_bit_widths(options.param_bw, options.output_bw, "remove --max-drop, whose result is meant for devices")
 
 
 def _check_images(config: Config) -> None:

@@ -13,6 +13,8 @@ from ffnet.variants import DEFAULT_MODEL
 LIST_CHIPS = "list"  # in place of a chip: print the table of chips
 VALUE_RANGES = ("normalized", "0-1", "0-255")  # of an ONNX file's input
 CHANNEL_ORDERS = ("rgb", "bgr")
+ADAROUND_ITERATIONS = 500  # per layer
+SEQ_MSE_BITS = 4  # most bits of a weight whose range AIMET's sequential MSE searches
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class DataConfig:
     calibration_split: str = "val"
     calibration_images: int | None = None  # number of images drawn for calibration; None: all
     seed: int = 0  # of that draw
+    selection_images: int | None = None  # number of images that recovery measures its steps on; None: see open_inputs
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class QuantizationConfig:
     cle: bool = True  # cross-layer equalization
     encodings: Path | None = None  # AIMET encodings that are loaded instead of calibrating
     partial_encodings: bool = False  # calibrate the quantizers that `encodings` does not cover
+    seq_mse: bool = False  # choose the ranges of 4-bit weights by sequential MSE
+    adaround: int | None = None  # iterations per layer of adaptive rounding; None: round weights to nearest
+    max_drop: float | None = None  # take recovery steps until the mIoU drop is at most so many percentage points
+    recovery_images: int = 16  # number of calibration images for sequential MSE and adaptive rounding
+
+    @property
+    def recovers(self) -> bool:
+        """Whether anything is done about lost accuracy."""
+        return self.seq_mse or self.adaround is not None or self.max_drop is not None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from ffnet.errors import UserError
 from ffnet.evaluation.loading import Sample
-from ffnet.quantization.sites import quantizer_sites
+from ffnet.quantization.state import read_state, write_state
 from ffnet.wording import count
 
 ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -51,16 +51,14 @@ class Ranks:
             return images
         return Subset(images, range(self.rank, len(images), self.world_size))  # type: ignore[arg-type]
 
-    def share_quantizers(self, sim: QuantizationSimModel) -> None:
-        """Copy the encodings of the main process's simulation to every other process's."""
+    def share_state(self, sim: QuantizationSimModel) -> None:
+        """Copy the encodings and weights of the main process's simulation to every other process's."""
         if self.world_size == 1:
             return
-        quantizers = [site.quantizer for site in quantizer_sites(sim)]
-        states = [[_on_cpu(quantizer.state_dict()) for quantizer in quantizers]]
+        states = [read_state(sim) if self.is_main else None]
         dist.broadcast_object_list(states, src=0)
-        if not self.is_main:
-            for quantizer, state in zip(quantizers, states[0], strict=True):
-                quantizer.load_state_dict(state)
+        if not self.is_main and states[0] is not None:
+            write_state(sim, states[0])
 
     def gather(self, item: T) -> list[T] | None:
         """Return the items of all ranks in the main process, None in every other process."""
@@ -69,11 +67,6 @@ class Ranks:
         items: list[T] | None = [item] * self.world_size if self.is_main else None
         dist.gather_object(item, items, dst=0)
         return items
-
-
-def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a state_dict on the CPU, which other processes can unpickle without the sender's GPU."""
-    return {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Open what a run needs: the device, the images, the encodings and the checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, load_checkpoint
 from ffnet.config import Config, DataConfig, RuntimeConfig
 from ffnet.errors import UserError
-from ffnet.evaluation.loading import Sample
+from ffnet.evaluation.loading import Sample, evenly_spaced
 from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
 from ffnet.quantization.quantsim import check_config_file
 from ffnet.variants import VARIANTS
 from ffnet.wording import count
 
+MOST_SELECTION_IMAGES = 32  # unless --selection-images gives another number
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
 
@@ -29,6 +31,7 @@ class Inputs:
 
     images: CityscapesSplit  # that are scored
     calibration_images: CityscapesSplit | Subset[Sample] | None  # None if nothing needs them
+    selection_images: Subset[Sample] | None  # on which recovery measures its steps; None without recovery
     encodings: EncodingsFile | None
 
 
@@ -60,8 +63,31 @@ def open_inputs(config: Config) -> Inputs:
         check_config_file(quantization.config_file)
     encodings = read_encodings(quantization.encodings) if quantization.encodings else None
     images = open_images(config)
-    needs_calibration = encodings is None or quantization.partial_encodings or config.output.sensitivity
-    return Inputs(images, _open_calibration_images(images, config.data) if needs_calibration else None, encodings)
+    calibration: CityscapesSplit | Subset[Sample] | None = None
+    selection: Subset[Sample] | None = None
+    if encodings is None or quantization.partial_encodings or config.output.sensitivity:
+        split = images
+        if config.data.calibration_split != config.data.split:
+            split = CityscapesSplit(images.root, config.data.calibration_split)
+        chosen = selection_indices(len(split), config.data) if quantization.recovers else []
+        selection = Subset(split, chosen) if chosen else None
+        calibration = _calibration_images(split, chosen, config.data)
+    return Inputs(images, calibration, selection, encodings)
+
+
+def selection_indices(number: int, data: DataConfig) -> list[int]:
+    """Return the indices of the images, of `number`, that recovery measures its steps on, spread evenly.
+
+    Without `data.selection_images` it is a third of the images, at most MOST_SELECTION_IMAGES.
+    """
+    wanted = data.selection_images or min(number // 3, MOST_SELECTION_IMAGES)
+    if not 0 < wanted < number:
+        raise UserError(
+            f"--selection-images: {wanted} of the {count(number, 'image')} of the {data.calibration_split} split would "
+            "be used to choose recovery steps, and calibration needs at least one other. Give a smaller number, or "
+            "another --calibration-split."
+        )
+    return [int(index) for index in evenly_spaced(number, wanted)]
 
 
 def open_images(config: Config) -> CityscapesSplit:
@@ -92,20 +118,24 @@ def ignored_files_notes(
     return [f"{count(number, 'hidden or operating-system file')} in the dataset folder {verb} ignored."] * bool(number)
 
 
-def _open_calibration_images(images: CityscapesSplit, data: DataConfig) -> CityscapesSplit | Subset[Sample]:
-    """Return the calibration images in sorted order: all of their split, or the requested number, drawn at random."""
-    if data.calibration_split != data.split:
-        images = CityscapesSplit(images.root, data.calibration_split)
+def _calibration_images(
+    split: CityscapesSplit, reserved: Sequence[int], data: DataConfig
+) -> CityscapesSplit | Subset[Sample]:
+    """Return the calibration images in sorted order: all that are not reserved, or the requested number at random."""
     number = data.calibration_images
+    if number is None and not reserved:
+        return split
+    available = np.setdiff1d(np.arange(len(split)), reserved)
     if number is None:
-        return images
-    if number > len(images):
+        return Subset(split, available.tolist())
+    if number > len(available):
+        apart = f", apart from {len(reserved)} for the choice of recovery steps" if reserved else ""
         raise UserError(
             f"--calibration-images {number}: the {data.calibration_split} split has only "
-            f"{count(len(images), 'image')}. Give a smaller number."
+            f"{count(len(available), 'image')}{apart}. Give a smaller number."
         )
-    drawn = np.random.default_rng(data.seed).choice(len(images), number, replace=False)
-    return Subset(images, sorted(drawn.tolist()))
+    drawn = np.random.default_rng(data.seed).choice(available, number, replace=False)
+    return Subset(split, sorted(drawn.tolist()))
 
 
 def load_model(config: Config) -> Checkpoint:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffnet.config import CHANNEL_ORDERS, LIST_CHIPS, VALUE_RANGES, Config
+from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, VALUE_RANGES, Config
 from ffnet.onnx.chips import DEFAULT_CHIP, find_chip
 from ffnet.variants import DEFAULT_MODEL, VARIANTS, closest_names
 
@@ -160,6 +160,20 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--encodings", "quantization.encodings", "load AIMET encodings instead of calibrating", FILE),
         Option("--partial-encodings", "quantization.partial_encodings",
                "calibrate the quantizers that --encodings does not cover, and ignore its unexpected entries", FLAG),
+    ),
+    "accuracy recovery": (
+        Option("--seq-mse", "quantization.seq_mse", "choose the ranges of 4-bit weights by sequential MSE", FLAG),
+        Option("--adaround", "quantization.adaround", "round weights up or down so that each layer's output changes "
+               f"least; ITERATIONS per layer (without a number: {ADAROUND_ITERATIONS})",
+               {"type": _integer(1, 10**6), "nargs": "?", "const": ADAROUND_ITERATIONS, "metavar": "ITERATIONS"}),
+        Option("--max-drop", "quantization.max_drop", "try sequential MSE, then AdaRound, then more bits for the most "
+               "sensitive layers, until the mIoU drop is at most POINTS percentage points",
+               {"type": _percentage_points, "metavar": "POINTS"}),
+        Option("--recovery-images", "quantization.recovery_images",
+               "number of calibration images for sequential MSE and AdaRound, spread evenly", COUNT),
+        Option("--selection-images", "data.selection_images", "number of images of --calibration-split on which "
+               "recovery measures its steps; none of them is used for calibration (default: a third, at most 32)",
+               COUNT),
     ),
     "NPU": (
         Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
@@ -22,7 +23,7 @@ from ffnet.inputs import Inputs, ignored_files_notes, load_model, open_images, o
 from ffnet.npu_stage import NpuOutcome, open_npu, run_on_npu
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.export import export
-from ffnet.onnx.formats import MODEL_FILE
+from ffnet.onnx.formats import MODEL_FILE, ROUNDED_LAYERS
 from ffnet.onnx.inspection import inspect_onnx
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.onnx_stage import open_onnx
@@ -31,9 +32,12 @@ from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, check_finite_logits, equalize
+from ffnet.quantization.rounded_weights import rounded_layers
 from ffnet.quantization.sensitivity import analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
+from ffnet.recovery_stage import recover
 from ffnet.report.images import ImageComparison, compare_images, worst_images
+from ffnet.report.recovery import Recovery
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
 from ffnet.run import Run
 from ffnet.variants import VARIANTS
@@ -66,9 +70,11 @@ def quantize_and_score(config: Config) -> Result | None:
             sim = build_quantsim(equalized, config.quantization)
         with run.stage("calibrate"):
             calibration = set_encodings(sim, inputs, run)
-            run.notes += quantization_notes(config, checkpoint, raise_weight_scales(sim), calibration)
+        recovery = recover(sim, equalized, inputs, run) if config.quantization.recovers else None
+        run.notes += quantization_notes(config, checkpoint, raise_weight_scales(sim), calibration)
         backends: dict[str, Backend] = {FP32: fp32, INT8_SIMULATED: (lowered := lower(sim))}
-        exported = export_files(sim, inputs.images, checkpoint, calibration, run)
+        facts = export_facts(checkpoint, calibration, recovery) | {ROUNDED_LAYERS: rounded_layers(sim, equalized)}
+        exported = export_files(sim, inputs.images, facts, run)
         if exported and config.output.execute:
             backends[INT8_ONNX_RUNTIME] = OnnxBackend(exported)
         npu = open_npu(exported, run) if exported and config.npu.chip else None
@@ -84,7 +90,7 @@ def quantize_and_score(config: Config) -> Result | None:
         details = Details(scores, tuple(inputs.images.images), diagnostics, failure or outcome.failure)
         info = CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form)
         published = published_results(config, inputs.images, checkpoint, calibration)
-        return run.result(config.model.name, details, info, calibration, outcome.result, published)
+        return run.result(config.model.name, details, info, calibration, recovery, outcome.result, published)
 
 
 def score_onnx(config: Config) -> Result | None:
@@ -134,7 +140,7 @@ def set_encodings(sim: QuantizationSimModel, inputs: Inputs, run: Run) -> Calibr
     batch_size = run.runtime.batch_size
     if images is not None and run.ranks.is_main:
         batch_size = calibrate_on_images(sim, images, run.runtime)
-    run.ranks.share_quantizers(sim)
+    run.ranks.share_state(sim)
     number = 0 if images is None else len(images)
     description = describe_encodings(run.config, number, loaded)
     if batch_size < run.runtime.batch_size:
@@ -163,6 +169,7 @@ def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | No
         "Quantizers that the file does not cover": loaded.missing,
         "Entries that belong to no quantizer and were ignored": loaded.unexpected,
         "Quantizers that AIMET 2 shares and the file gives separate encodings": loaded.separated,
+        "Layers whose weights AdaRound rounded, read from the exported float network beside the file": loaded.rounded,
     }
     sentences += [f"{title} ({len(names)}): {list_names(names)}." for title, names in lists.items() if names]
     return " ".join([*sentences, calibrated] if loaded.missing else sentences)
@@ -182,12 +189,17 @@ def quantization_notes(
     return [*notes, calibration.description]
 
 
-def export_files(
-    sim: QuantizationSimModel, images: CityscapesSplit, checkpoint: Checkpoint, calibration: Calibration, run: Run
-) -> Path | None:
+def export_facts(checkpoint: Checkpoint, calibration: Calibration, recovery: Recovery | None) -> dict[str, Any]:
+    """Return what the manifest of an export says about the network, beside the run."""
+    facts = {"checkpoint_sha256": checkpoint.sha256, "calibration": calibration.description}
+    return facts | ({"recovery": recovery.describe()} if recovery else {})
+
+
+def export_files(sim: QuantizationSimModel, images: CityscapesSplit, facts: Mapping[str, Any], run: Run) -> Path | None:
     """Export the simulation, to a temporary folder if none is named, and return the quantized file; None if not needed.
 
-    Under torchrun the main process writes the named folder and every other rank a temporary one.
+    Under torchrun the main process writes the named folder and every other rank a temporary one. `facts` go into the
+    manifest.
     """
     output = run.config.output
     named = output.export if run.ranks.is_main else None
@@ -195,11 +207,7 @@ def export_files(
     if named is None and not output.execute and npu.chip is None:
         return None
     folder = named or run.temporary_folder() / "export"
-    provenance = run.provenance() | {
-        "model": run.config.model.name,
-        "checkpoint_sha256": checkpoint.sha256,
-        "calibration": calibration.description,
-    }
+    provenance = run.provenance() | {"model": run.config.model.name, **facts}
     try:
         with run.stage("export"):
             export(sim, (images.height, images.width), folder, provenance, output.force, npu if named else None)

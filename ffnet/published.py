@@ -34,6 +34,7 @@ class QuantizationSetup:
     config_file: str | None = None
     cle: bool | None = None
     calibration: tuple[int, str] | None = None  # number of images, and their split
+    recovered: bool = False  # ranges, rounding or bit widths were searched to win accuracy back
 
 
 # How FFNet's authors measured FP32 on Cityscapes, and the AIMET model zoo INT8.
@@ -50,6 +51,7 @@ DIFFERENCES: dict[str, Callable[[Any], str]] = {  # field -> what a run with thi
     "quant_scheme": "the quantization scheme {}".format,
     "config_file": "the quantization configuration {}".format,
     "cle": lambda _: "no cross-layer equalization",
+    "recovered": lambda _: "accuracy recovery",
     "calibration": lambda images: f"{count(images[0], 'calibration image')} of the {images[1]} split",
 }
 
@@ -90,6 +92,7 @@ def quantization_setup(config: Config, calibration_images: int = 0, equalized: b
         config_file=options.config_file,
         cle=options.cle or equalized,
         calibration=(calibration_images, config.data.calibration_split) if calibration_images else None,
+        recovered=options.recovers,
     )
 
 

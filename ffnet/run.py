@@ -21,6 +21,7 @@ from ffnet.published import Comparison
 from ffnet.report import result as results
 from ffnet.report.delivery import RESULT_MEGABYTES
 from ffnet.report.predictions import prediction_writer, predictions_megabytes
+from ffnet.report.recovery import Recovery
 from ffnet.report.result import Calibration, CheckpointInfo, Details, NpuResult, Result
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Run:
         details: Details,
         checkpoint: CheckpointInfo | None = None,
         calibration: Calibration | None = None,
+        recovery: Recovery | None = None,
         npu: NpuResult | None = None,
         published: Comparison = Comparison(),
     ) -> Result:
@@ -116,6 +118,7 @@ class Run:
             published=dict(published.mious),
             checkpoint=checkpoint,
             calibration=calibration,
+            recovery=recovery,
             backends=results.backend_results(details.scores),
             agreement=results.agreement(details.scores),
             npu=npu,

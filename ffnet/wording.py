@@ -11,6 +11,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def format_duration(seconds: float) -> str:
+    """Return an estimated time, such as "about 40 s" or "about 5 min"."""
+    return f"about {max(1, round(seconds))} s" if seconds < 100 else f"about {round(seconds / 60)} min"
+
+
 def list_names(names: Sequence[str], most: int = 8) -> str:
     """Return the first names of a list, shortened to 80 characters each, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

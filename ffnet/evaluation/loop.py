@@ -39,6 +39,7 @@ def evaluate(
     images: Dataset[Sample],
     runtime: Runtime = Runtime(),
     writer: Writer | None = None,
+    title: str = "evaluate",
 ) -> Scores:
     """Score every backend on all images.
 
@@ -51,13 +52,14 @@ def evaluate(
         runtime: the device, and how images are loaded.
         writer: is called with the index and the predictions of each image. After an OSError it is not called again,
             and `Scores.unsaved` says why; the evaluation goes on.
+        title: stands before the progress bar.
 
     Raises:
         UserError: if logits are not finite, or if the memory does not suffice for decoding a batch or, on a
             GPU, for one image.
     """
     scores = _no_scores(())
-    for scores in running_scores(backends, images, runtime, writer):  # noqa: B007 - the last one is wanted
+    for scores in running_scores(backends, images, runtime, writer, title):  # noqa: B007 - the last one is wanted
         pass
     return scores
 
@@ -72,7 +74,7 @@ def running_scores(
 ) -> Iterator[Scores]:
     """Yield what `evaluate` returns, of no image and then of all images so far, after every batch.
 
-    `title` stands before the progress bar; see `evaluate` for the rest.
+    See `evaluate` for the arguments.
     """
     prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
     done, unsaved = _no_scores(prepared.backends), None

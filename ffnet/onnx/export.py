@@ -39,8 +39,8 @@ from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MANIFEST_FILE, MO
 from ffnet.onnx.npu import NpuProcess
 from ffnet.onnx.npu_worker import NpuSession, NpuTarget
 from ffnet.onnx.rewriting import fold_float_constants, keep_scale_in_resizes
-from ffnet.quantization.quantsim import quiet_aimet
-from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites
+from ffnet.quantization.quiet import quiet_aimet
+from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
 
 EXPORTER: dict[str, Any] = {
     "dynamo": True,  # torch.export keeps the names of modules, which the TorchScript exporter drops
@@ -130,7 +130,7 @@ def quantized_weights(sim: QuantizationSimModel) -> dict[str, np.ndarray]:
     weights = {}
     for site in quantizer_sites(sim):
         if site.kind == WEIGHT and site.tensor:
-            weight = sim.model.get_submodule(site.layer).get_parameter(str(site.key))
+            weight = site_parameter(sim, site)
             weights[site.tensor] = site.quantizer(weight).detach().as_subclass(torch.Tensor).cpu().numpy()
     return weights
 

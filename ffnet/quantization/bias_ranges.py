@@ -6,14 +6,12 @@ calibration raises such scales only in layers that have an output quantizer of t
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
-from torch import nn
 
-from ffnet.quantization.sites import QuantizerSite, quantizer_sites
+from ffnet.quantization.sites import QuantizerSite, weighted_layers
 
 LARGEST = 2**31 - 2**8  # of an int32, less what float32 rounds off
 MOST_BITS = 24  # of weight and input together in layers with int32 arithmetic: 8 and 16, but not twice 16
@@ -45,24 +43,7 @@ def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, source: QuantizerB
 
 def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, torch.Tensor, QuantizerSite]]:
     """Yield the weight's site, the bias, and the input's site of each layer with int32 arithmetic."""
-    sites = quantizer_sites(sim)
-    modules = {node: sim.model.get_submodule(node.target) for node in sim.model.graph.nodes if node.op == "call_module"}
-    inputs = {site.node: site for site in sites if site.role == "input" and site.key == 0}
-    outputs = {site.node: site for site in sites if site.role == "output"}
-    for weight in (site for site in sites if site.role == "param" and site.key == "weight"):
-        bias = modules[weight.node].bias
-        source = inputs.get(weight.node) or _quantized_source(weight.node, modules, outputs)
+    for weight, source in weighted_layers(sim):
+        bias = sim.model.get_submodule(weight.layer).bias
         if bias is not None and source is not None and weight.bit_width + source.bit_width <= MOST_BITS:
             yield weight, bias, source
-
-
-def _quantized_source(
-    node: torch.fx.Node, modules: dict[torch.fx.Node, Any], outputs: dict[torch.fx.Node, QuantizerSite]
-) -> QuantizerSite | None:
-    """Return the site that quantizes a layer's input, before any layers that keep values as they are."""
-    source = node.all_input_nodes[0]
-    while source in modules:
-        if source in outputs or not isinstance(modules[source], nn.Identity | nn.MaxPool2d):
-            return outputs.get(source)
-        source = source.all_input_nodes[0]
-    return None

@@ -16,6 +16,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 
 from ffnet.errors import UserError
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
+from ffnet.quantization.rounded_weights import load_rounded_weights
 from ffnet.quantization.sites import QuantizerSite, quantizer_sites
 from ffnet.quantization.tensor_names import match_encodings, wrapper_prefix
 from ffnet.wording import count, list_names
@@ -29,10 +30,13 @@ class LoadedEncodings:
     unexpected: tuple[str, ...]  # names of the file's entries that match no quantizer: not used
     separated: tuple[str, ...]  # names of quantizers that AIMET 2 shares and that have different encodings in the file
     prefix: str = ""  # of wrappers, such as "module.", that was removed from the file's names
+    rounded: tuple[str, ...] = ()  # layers whose weights AdaRound had rounded, read from the export
 
 
 def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool = False) -> LoadedEncodings:
     """Load a file's encodings into an uncalibrated simulation; a later calibration does not change them.
+
+    If the file belongs to an export whose weights AdaRound rounded, these are loaded, too.
 
     Args:
         sim: changed in place.
@@ -40,7 +44,8 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
         partial: accept missing and unexpected entries; the caller calibrates what is missing.
 
     Raises:
-        UserError: if entries are missing, unexpected, contradictory, or do not suit their quantizer.
+        UserError: if entries are missing, unexpected, contradictory, or do not suit their quantizer, or if rounded
+            weights are missing or belong to another network.
     """
     sites = quantizer_sites(sim)
     found, unexpected = match_encodings(sim, sites, file)
@@ -63,7 +68,8 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
         if site.name in separated:
             site.container[site.key] = _new_quantizer(site.quantizer)
         _set_encoding(site, encoding, file.path)
-    return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated), wrapper_prefix(file))
+    rounded = load_rounded_weights(sim, file.path)
+    return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated), wrapper_prefix(file), rounded)
 
 
 def _choose(

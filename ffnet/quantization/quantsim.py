@@ -8,17 +8,13 @@ quantizers around GaussianConv2D.
 import contextlib
 import copy
 import dataclasses
-import logging
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from aimet_torch.batch_norm_fold import fold_all_batch_norms
-from aimet_torch.common.utils import AimetLogger, TqdmStreamHandler
 from aimet_torch.cross_layer_equalization import equalize_model
 from aimet_torch.model_preparer import prepare_model
 from aimet_torch.nn import QuantizationMixin
@@ -28,13 +24,19 @@ from torch.utils.data import Dataset
 
 from ffnet.config import QuantizationConfig
 from ffnet.errors import UserError
+from ffnet.evaluation.loading import evenly_spaced
 from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
+from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
 from ffnet.files import read_utf8
 from ffnet.model import GaussianConv2D
+from ffnet.quantization.adaround import apply_adaround
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings
+from ffnet.quantization.quiet import quiet_aimet
+from ffnet.quantization.seq_mse import apply_seq_mse
+from ffnet.quantization.sites import WEIGHT, quantizer_sites, site_parameter
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
 from ffnet.wording import count
 
@@ -67,16 +69,44 @@ def quantize(
         model: an FFNet in eval mode; it stays as it is.
         images: calibration set, such as a CityscapesSplit. TF-Enhanced takes the range of its histograms from the
             first batch, so the result depends on the order of the images and on the batch size.
-        config: how to quantize.
+        config: how to quantize; `max_drop` is for the program, which also has images to measure the drop on.
         runtime: where to run, and how to load the images.
+
+    Raises:
+        UserError: if a file of `config` is wrong.
+        ValueError: if `config` sets `max_drop`, or recovery together with encodings.
     """
+    if config.max_drop is not None or (config.recovers and config.encodings):
+        raise ValueError("quantize can neither search for max_drop nor recover what encodings determine")
     file = read_encodings(config.encodings) if config.encodings else None
-    sim = build_quantsim(equalize(model, config.cle).to(runtime.device), config)
+    equalized = equalize(model, config.cle).to(runtime.device)
+    sim = build_quantsim(equalized, config)
     loaded = load_encodings(sim, file, config.partial_encodings) if file else None
+    if config.seq_mse or config.adaround:
+        chosen = recovery_batches(images, config.recovery_images, runtime.device)
+        if config.seq_mse:
+            apply_seq_mse(sim, chosen, runtime.progress)
+        if config.adaround:
+            compute_weight_encodings(sim)
+            apply_adaround(sim, equalized, chosen, config.adaround, runtime.progress)
     if loaded is None or loaded.missing:
         calibrate_on_images(sim, images, runtime)
     raise_weight_scales(sim)
     return sim
+
+
+def recovery_batches(images: Dataset, number: int, device: torch.device) -> list[torch.Tensor]:
+    """Return evenly spaced images of a data set, normalized (1, 3, H, W) float32 on `device`."""
+    chosen = evenly_spaced(len(images), number)  # type: ignore[arg-type]
+    return [normalize(images[index][0][None].to(device)) for index in chosen.tolist()]
+
+
+def compute_weight_encodings(sim: QuantizationSimModel) -> None:
+    """Compute the encodings of all weights that have none yet."""
+    for site in quantizer_sites(sim):
+        if site.kind == WEIGHT and not site.quantizer.is_initialized():
+            with quiet_aimet(), site.quantizer.compute_encodings():
+                site.quantizer(site_parameter(sim, site))
 
 
 def check_finite_logits(model: nn.Module, path: Path | str) -> None:
@@ -197,24 +227,3 @@ def _trace_input(model: nn.Module) -> torch.Tensor:
     # Not zeros: the histograms of a constant have no range.
     device = next(model.parameters()).device
     return torch.linspace(-1, 1, torch.Size(TRACE_SIZE).numel(), device=device).reshape(TRACE_SIZE)
-
-
-@contextlib.contextmanager
-def quiet_aimet() -> Iterator[None]:
-    """Run AIMET without its progress messages; its warnings go to stderr."""
-    with warnings.catch_warnings():
-        for category in (FutureWarning, DeprecationWarning):  # its use of torch.jit.trace
-            warnings.filterwarnings("ignore", category=category)
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
-        for logger in (logging.getLogger(area.value) for area in AimetLogger.LogAreas):
-            logger.setLevel(logging.WARNING)
-            for handler in logger.handlers:
-                if isinstance(handler, TqdmStreamHandler):
-                    handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
-        logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_is_relevant)
-        yield
-
-
-def _is_relevant(record: logging.LogRecord) -> bool:
-    # Logged for every FFNet, whose sizes are taken at run time; it matters only to tools that reorder hooks.
-    return record.getMessage() != "Unable to isolate model outputs."

@@ -17,7 +17,14 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 from tqdm import tqdm
 
-from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites, tensor_arguments
+from ffnet.quantization.sites import (
+    ACTIVATION,
+    WEIGHT,
+    QuantizerSite,
+    quantizer_sites,
+    site_parameter,
+    tensor_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def remove_quantizers(sim: QuantizationSimModel, lowered: torch.fx.GraphModule) 
         if site.kind == ACTIVATION:
             plain.set_submodule(site.lowered_name, nn.Identity())
         else:
-            value = getattr(sim.model.get_submodule(site.layer), str(site.key)).detach().as_subclass(torch.Tensor)
+            value = site_parameter(sim, site).detach().as_subclass(torch.Tensor)
             plain.get_parameter(f"{site.layer}.{site.key}").data.copy_(value)
     return plain
 

@@ -18,6 +18,7 @@ from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.images import ImageComparison
+from ffnet.report.recovery import Recovery
 from ffnet.wording import count, list_names
 
 PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scikit-image")
@@ -113,6 +114,7 @@ class Result:
     published: dict[str, float]  # backend -> published mIoU on Cityscapes val if it is comparable, percent
     checkpoint: CheckpointInfo | None  # None for --onnx
     calibration: Calibration | None  # None for --onnx
+    recovery: Recovery | None  # None without --seq-mse, --adaround and --max-drop
     backends: dict[str, BackendResult]  # in evaluation order: FP32 first, or the ONNX file alone
     agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels predicted alike
     npu: NpuResult | None  # None without --npu, and if the NPU finished no image

@@ -1,0 +1,219 @@
+"""AdaRound: choose for every weight whether it is rounded up or down, so that each layer's output changes least.
+
+Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020, arXiv 2004.10568. The
+objective and its constants are those of AIMET's AdaRound, which passes all images through a layer in every iteration
+and takes hours on a CPU. Here the layers' inputs are kept from layer to layer, and every iteration takes some positions
+of them.
+"""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from aimet_torch.utils import remove_activation_quantizers
+from torch import fx, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites
+
+POSITIONS = 1024  # of a layer's output that are drawn from each image
+BATCH = 512  # positions in one iteration
+TRAVEL = 15.0  # learning rate times iterations: how far Adam can move a parameter; AIMET's 15,000 steps of 1e-3
+ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to this range and clipped, so that it reaches 0 and 1
+REGULARIZATION = 0.01  # weight of the term that drives every rounding to 0 or 1
+WARM_START = 0.2  # share of the iterations without that term
+BETA = 20.0, 2.0  # its exponent in the first and in the last iteration
+
+
+def apply_adaround(
+    sim: QuantizationSimModel,
+    float_network: fx.GraphModule,
+    images: Sequence[torch.Tensor],
+    iterations: int,
+    progress: bool = True,
+) -> None:
+    """Round the weights of every convolution anew, in order of execution; calibrate the activations afterwards.
+
+    A layer's error is that of its output against the float network's, after a ReLU that follows it, for the input that
+    it gets from the layers that are rounded already. No activation is quantized meanwhile. The rounded weights take the
+    place of the float weights in `sim`, so that its quantizers return them as they are. The memory holds all values of
+    the network that later layers need, for all images.
+
+    Args:
+        sim: a simulation whose weights have encodings, from AIMET or sequential MSE. They are kept.
+        float_network: the equalized network from which `sim` was built.
+        images: normalized images (1, 3, H, W) float32 on the device of `sim`.
+        iterations: number per layer.
+        progress: show a progress bar on stderr.
+    """
+    sites = {site.node: site for site in quantizer_sites(sim) if site.kind == WEIGHT and site.key == "weight"}
+    targets = _sample_targets(float_network, [site.layer for site in sites.values()], images)
+    runs = [fx.Interpreter(sim.model) for _ in images]
+    for run, image in zip(runs, images, strict=True):
+        run.env, run.args_iter = {}, iter((image,))
+    bar = tqdm(total=len(sites), desc="AdaRound", unit="layer", disable=not progress, dynamic_ncols=True)
+    with contextlib.ExitStack() as stack, bar, torch.no_grad():
+        for _, module in sim.named_qmodules():
+            stack.enter_context(remove_activation_quantizers(module))
+        for node in sim.model.graph.nodes:
+            if node in sites:
+                inputs = [run.env[node.args[0]] for run in runs]
+                _round_layer(sim, sites[node], inputs, targets.pop(sites[node].layer), iterations)
+                bar.update()
+            for run in runs:
+                run.env[node] = run.run_node(node)
+                for value in run.user_to_last_uses.get(node, ()):
+                    del run.env[value]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the float network computes at some positions of a layer's output on one image."""
+
+    rows: torch.Tensor  # (POSITIONS,) int64
+    columns: torch.Tensor
+    values: torch.Tensor  # (POSITIONS, output channels) float32
+
+
+@dataclass(frozen=True)
+class LayerSamples:
+    """What a layer computes at some positions of all images."""
+
+    inputs: torch.Tensor  # (positions, input channels * kernel height * kernel width), of the quantized network
+    targets: torch.Tensor  # (positions, output channels), what the float network computes there
+    followed_by_relu: bool
+
+
+@torch.no_grad()
+def _sample_targets(
+    network: nn.Module, layers: Sequence[str], images: Sequence[torch.Tensor]
+) -> dict[str, list[Targets]]:
+    """Return the outputs of the given layers at random positions, always the same, of each image."""
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, list[Targets]] = {layer: [] for layer in layers}
+
+    def sample(layer: str, output: torch.Tensor) -> None:
+        (height, width) = output.shape[2:]
+        drawn = torch.randint(height * width, (POSITIONS,), generator=generator).to(output.device)
+        rows, columns = drawn // width, drawn % width
+        found[layer].append(Targets(rows, columns, output[0, :, rows, columns].T))
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            hook = network.get_submodule(layer).register_forward_hook(
+                lambda module, inputs, output, layer=layer: sample(layer, output)
+            )
+            stack.callback(hook.remove)
+        for image in images:
+            network(image)
+    return found
+
+
+def _round_layer(
+    sim: QuantizationSimModel,
+    site: QuantizerSite,
+    inputs: Sequence[torch.Tensor],
+    targets: Sequence[Targets],
+    iterations: int,
+) -> None:
+    """Replace a convolution's weight by its rounded one; `inputs`: (1, C, H, W) of each image."""
+    layer = sim.model.get_submodule(site.layer)
+    patches = [input_patches(layer, values, each) for values, each in zip(inputs, targets, strict=True)]
+    samples = LayerSamples(
+        torch.cat(patches), torch.cat([each.values for each in targets]), is_followed_by_relu(sim.model, site.node)
+    )
+    rounding = SoftRounding(_plain(layer.weight), site)
+    with torch.enable_grad():
+        optimize_rounding(rounding, None if layer.bias is None else _plain(layer.bias), samples, iterations)
+    layer.weight.copy_(rounding.hard_weight())
+
+
+def _plain(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the values of a parameter without AIMET's subclass of tensors."""
+    return parameter.detach().as_subclass(torch.Tensor)
+
+
+def input_patches(layer: nn.Conv2d, values: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Return what a convolution without groups or dilation sees of `values` (1, C, H, W) at each position, flattened.
+
+    All convolutions of an FFNet are of this kind.
+    """
+    vertical, horizontal = (int(length) for length in layer.padding)
+    padded = functional.pad(values, (horizontal, horizontal, vertical, vertical))
+    windows = padded.unfold(2, layer.kernel_size[0], layer.stride[0]).unfold(3, layer.kernel_size[1], layer.stride[1])
+    return windows[0, :, targets.rows, targets.columns].transpose(0, 1).flatten(1)
+
+
+def is_followed_by_relu(model: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether only a ReLU uses the output of a node, perhaps after modules that return their input."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, nn.Identity):
+            return isinstance(module, nn.ReLU)
+    return False
+
+
+class SoftRounding(nn.Module):
+    """A weight whose elements are rounded down or up, as a differentiable parameter says."""
+
+    def __init__(self, weight: torch.Tensor, site: QuantizerSite) -> None:
+        super().__init__()
+        quantizer = site.quantizer
+        self.scale = quantizer.get_scale().detach()
+        self.offset = quantizer.get_offset().detach()
+        self.qmin, self.qmax = quantizer.qmin, quantizer.qmax
+        self.floor = torch.floor(weight / self.scale)
+        fraction = weight / self.scale - self.floor
+        self.alpha = nn.Parameter(-torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1))
+
+    def up(self) -> torch.Tensor:
+        """Return how far each element is rounded up, from 0 to 1; at first its fraction, so that nothing changes."""
+        return (torch.sigmoid(self.alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+    def weight(self, up: torch.Tensor) -> torch.Tensor:
+        """Return the dequantized weight for roundings `up`."""
+        integers = (self.floor + up - self.offset).clamp(self.qmin, self.qmax)
+        return (integers + self.offset) * self.scale
+
+    def hard_weight(self) -> torch.Tensor:
+        """Return the weight with every element rounded down or up."""
+        return self.weight((self.alpha >= 0).to(self.floor.dtype)).detach()
+
+
+def rounding_loss(up: torch.Tensor, progress: float) -> torch.Tensor:
+    """Return the term that drives roundings to 0 or 1; `progress`: share of the iterations that are done."""
+    if progress < WARM_START:
+        return up.new_zeros(())
+    first, last = BETA
+    beta = last + 0.5 * (first - last) * (1 + math.cos(math.pi * (progress - WARM_START) / (1 - WARM_START)))
+    return REGULARIZATION * (1 - (2 * up - 1).abs().pow(beta)).sum()
+
+
+def reconstruction_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the squared error (positions, channels), summed over channels and averaged over positions."""
+    return (outputs - targets).square().sum(1).mean()
+
+
+def optimize_rounding(
+    rounding: SoftRounding, bias: torch.Tensor | None, samples: LayerSamples, iterations: int
+) -> None:
+    """Minimize the error of a layer's output over the roundings of its weight, in place."""
+    optimizer = torch.optim.Adam([rounding.alpha], lr=TRAVEL / iterations)
+    generator = torch.Generator().manual_seed(0)
+    number = len(samples.inputs)
+    for iteration in range(iterations):
+        drawn = torch.randint(number, (min(BATCH, number),), generator=generator).to(samples.inputs.device)
+        up = rounding.up()
+        outputs = functional.linear(samples.inputs[drawn], rounding.weight(up).flatten(1), bias)
+        targets = samples.targets[drawn]
+        if samples.followed_by_relu:
+            outputs, targets = outputs.relu(), targets.relu()
+        loss = reconstruction_loss(outputs, targets) + rounding_loss(up, iteration / iterations)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()

@@ -1,0 +1,30 @@
+"""Run AIMET without its progress messages."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+
+from aimet_torch.common.utils import AimetLogger, TqdmStreamHandler
+
+
+@contextlib.contextmanager
+def quiet_aimet() -> Iterator[None]:
+    """Run AIMET without its progress messages; its warnings go to stderr."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):  # its use of torch.jit.trace
+            warnings.filterwarnings("ignore", category=category)
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        for logger in (logging.getLogger(area.value) for area in AimetLogger.LogAreas):
+            logger.setLevel(logging.WARNING)
+            for handler in logger.handlers:
+                if isinstance(handler, TqdmStreamHandler):
+                    handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
+        logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_is_relevant)
+        yield
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    # Logged for every FFNet, whose sizes are taken at run time; it matters only to tools that reorder hooks.
+    return record.getMessage() != "Unable to isolate model outputs."
