@@ -1,7 +1,7 @@
 """The evaluation, from checkpoint and images to a Result. Nothing here prints; `ffnet.report` presents the Result."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime m
 LEAST_AGREEMENT = 99.0  # percent, their least prediction agreement without an explanation
 
 
+@dataclass(frozen=True)
+class Networks:
+    """The quantized network in its three forms."""
+
+    float_network: fx.GraphModule  # equalized, not quantized
+    sim: QuantizationSimModel
+    lowered: fx.GraphModule
+
+
 def quantize_and_score(config: Config) -> Result | None:
     """Score a checkpoint in FP32, in simulated INT8 and, if requested, in INT8 on ONNX Runtime and on the NPU.
 
@@ -72,7 +81,8 @@ def quantize_and_score(config: Config) -> Result | None:
             calibration = set_encodings(sim, inputs, run)
         recovery = recover(sim, equalized, inputs, run) if config.quantization.recovers else None
         run.notes += quantization_notes(config, checkpoint, raise_weight_scales(sim), calibration)
-        backends: dict[str, Backend] = {FP32: fp32, INT8_SIMULATED: (lowered := lower(sim))}
+        networks = Networks(equalized, sim, lower(sim))
+        backends: dict[str, Backend] = {FP32: fp32, INT8_SIMULATED: networks.lowered}
         facts = export_facts(checkpoint, calibration, recovery) | {ROUNDED_LAYERS: rounded_layers(sim, equalized)}
         exported = export_files(sim, inputs.images, facts, run)
         if exported and config.output.execute:
@@ -80,10 +90,10 @@ def quantize_and_score(config: Config) -> Result | None:
         npu = open_npu(exported, run) if exported and config.npu.chip else None
         prepared = prepare(backends, inputs.images, run)
         scores = score(prepared, inputs.images, run)
-        diagnostics, failure = attempt(lambda: diagnose(sim, lowered, backends, inputs, scores, run), run)
+        diagnostics, failure = attempt(lambda: diagnose(networks, backends, inputs, scores, run), run)
         outcome = NpuOutcome()
         if npu and not isinstance(failure, KeyboardInterrupt):
-            outcome = run_on_npu(npu, prepared, inputs.images, run, (lowered, quantizer_sites(sim)))
+            outcome = run_on_npu(npu, prepared, inputs.images, run, (networks.lowered, quantizer_sites(sim)))
         if scores is None:
             return None
         diagnostics = replace(diagnostics, npu_layers=outcome.layers)
@@ -260,8 +270,7 @@ def attempt(work: Callable[[], Diagnostics], run: Run) -> tuple[Diagnostics, Bas
 
 
 def diagnose(
-    sim: QuantizationSimModel,
-    lowered: fx.GraphModule,
+    networks: Networks,
     backends: Mapping[str, Backend],
     inputs: Inputs,
     scores: Scores | None,
@@ -281,16 +290,16 @@ def diagnose(
     if output.sensitivity and images is not None:
         indices = range(min(output.sensitivity_images, len(images)))
         batches = [normalize(images[index][0][None].to(device)) for index in indices]
-        sensitivity = analyze_sensitivity(sim, lowered, batches, run.runtime.progress)
+        sensitivity = analyze_sensitivity(
+            networks.sim, networks.float_network, networks.lowered, batches, run.runtime.progress
+        )
     backend = backends.get(INT8_ONNX_RUNTIME)
     if isinstance(backend, OnnxBackend):
-        run.notes += onnx_runtime_notes(sim, lowered, backend.path, inputs.images, scores)
+        run.notes += onnx_runtime_notes(networks, backend.path, inputs.images, scores)
     return Diagnostics(tuple(worst), sensitivity)
 
 
-def onnx_runtime_notes(
-    sim: QuantizationSimModel, lowered: fx.GraphModule, path: Path, images: CityscapesSplit, scores: Scores
-) -> list[str]:
+def onnx_runtime_notes(networks: Networks, path: Path, images: CityscapesSplit, scores: Scores) -> list[str]:
     """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
     notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(path).kernel_lines()]
     mious = scores.miou(INT8_SIMULATED), scores.miou(INT8_ONNX_RUNTIME)
@@ -298,7 +307,7 @@ def onnx_runtime_notes(
     if not differ(mious, agreement):
         return notes
     image = normalize(images[0][0][None])
-    divergence = first_divergence(compare_layers(lowered, quantizer_sites(sim), path, image))
+    divergence = first_divergence(compare_layers(networks.lowered, quantizer_sites(networks.sim), path, image))
     where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
     return [
         *notes,

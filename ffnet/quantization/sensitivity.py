@@ -22,7 +22,6 @@ from ffnet.quantization.sites import (
     WEIGHT,
     QuantizerSite,
     quantizer_sites,
-    site_parameter,
     tensor_arguments,
 )
 
@@ -63,7 +62,11 @@ class Sensitivity:
 
 
 def analyze_sensitivity(
-    sim: QuantizationSimModel, lowered: torch.fx.GraphModule, batches: Sequence[torch.Tensor], progress: bool = True
+    sim: QuantizationSimModel,
+    float_network: nn.Module,
+    lowered: torch.fx.GraphModule,
+    batches: Sequence[torch.Tensor],
+    progress: bool = True,
 ) -> Sensitivity:
     """Measure how much each quantizer of a calibrated simulation changes the logits.
 
@@ -72,11 +75,13 @@ def analyze_sensitivity(
 
     Args:
         sim: the calibrated simulation.
+        float_network: the equalized network of which `sim` is a simulation.
         lowered: `lower(sim)`, not compiled.
         batches: normalized images (N, 3, H, W) float32 on the device of `lowered`.
         progress: show a progress bar on stderr.
     """
-    runs = [torch.fx.Interpreter(model, graph=lowered.graph) for model in (remove_quantizers(sim, lowered), lowered)]
+    plain = remove_quantizers(sim, float_network, lowered)
+    runs = [torch.fx.Interpreter(model, graph=lowered.graph) for model in (plain, lowered)]
     groups: dict[str, list[QuantizerSite]] = defaultdict(list)
     for site in quantizer_sites(sim):
         groups[site.lowered_name].append(site)
@@ -91,15 +96,20 @@ def analyze_sensitivity(
     return Sensitivity(rows, overall.sqnr(), overall.agreement(), sum(map(len, batches)))
 
 
-def remove_quantizers(sim: QuantizationSimModel, lowered: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Return a copy of the lowered network that quantizes nothing: FP32, equalized as `sim` is."""
+def remove_quantizers(
+    sim: QuantizationSimModel, float_network: nn.Module, lowered: torch.fx.GraphModule
+) -> torch.fx.GraphModule:
+    """Return a copy of the lowered network that quantizes nothing, with the weights of the float network.
+
+    Those of `sim` may be rounded already, by AdaRound.
+    """
     plain = copy.deepcopy(lowered)
     for site in quantizer_sites(sim):
         if site.kind == ACTIVATION:
             plain.set_submodule(site.lowered_name, nn.Identity())
         else:
-            value = site_parameter(sim, site).detach().as_subclass(torch.Tensor)
-            plain.get_parameter(f"{site.layer}.{site.key}").data.copy_(value)
+            name = f"{site.layer}.{site.key}"
+            plain.get_parameter(name).data.copy_(float_network.get_parameter(name).detach())
     return plain
 
 

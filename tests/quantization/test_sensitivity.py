@@ -20,7 +20,7 @@ def sim(request):
 
 @pytest.fixture(scope="module")
 def found(sim):
-    return analyze_sensitivity(sim, lower(sim), random_batches(1), progress=False)
+    return analyze_sensitivity(sim, sim.model, lower(sim), random_batches(1), progress=False)
 
 
 def quantizers_of(sim):
@@ -69,7 +69,7 @@ def test_values_are_those_of_aimets_simulation(sim, found):
     names = set(quantizers_of(sim))
     x = random_batches(1)[0]
     reference = logits_with(sim, set(), x)
-    assert torch.equal(logits(remove_quantizers(sim, lower(sim)), x), reference)
+    assert torch.equal(logits(remove_quantizers(sim, sim.model, lower(sim)), x), reference)
     assert (found.sqnr, found.agreement) == pytest.approx(metrics(reference, logits_with(sim, names, x)), rel=1e-6)
     rows = sorted(found.rows, key=lambda row: row.position)
     for row in (*rows[:4], rows[len(rows) // 2], *rows[-3:]):
@@ -87,7 +87,7 @@ def test_rows_are_ranked_by_the_noise_of_only_this_quantizer(found):
 
 def test_images_are_summed_over_batches(sim):
     (batch,) = random_batches(1)
-    whole, parts = (analyze_sensitivity(sim, lower(sim), x, False) for x in ([batch], list(batch.split(1))))
+    whole, parts = (analyze_sensitivity(sim, sim.model, lower(sim), x, False) for x in ([batch], list(batch.split(1))))
     assert whole.images == parts.images == 2
     # Convolutions round differently for other batch sizes, which moves single values to the next quantization step.
     assert whole.agreement == pytest.approx(parts.agreement, abs=0.5)
@@ -100,7 +100,7 @@ def test_several_inputs_and_parameters_of_a_layer_are_named():
     classifier, addition = sim.model.classifier, sim.model.get_submodule("block.module_add")
     classifier.param_quantizers["bias"] = sim.model.block.relu.output_quantizers[0]
     addition.input_quantizers[1] = sim.model.block.conv2.output_quantizers[0]
-    rows = analyze_sensitivity(sim, lower(sim), random_batches(1), progress=False).rows
+    rows = analyze_sensitivity(sim, sim.model, lower(sim), random_batches(1), progress=False).rows
     names = {(row.layer, row.role) for row in rows}
     assert {("classifier", "weight+bias"), ("block.module_add", "input_1")} < names
 
@@ -113,7 +113,7 @@ def test_a_bad_layer_comes_first():
         model.block.bn1.weight[0], model.block.bn1.bias[0] = 0, -1
         model.block.conv2.weight[:, 0] = 400 * model.block.conv2.weight.abs().max()
     sim = simulate(model, random_batches(1), cle=False)
-    worst = analyze_sensitivity(sim, lower(sim), random_batches(1), progress=False)
+    worst = analyze_sensitivity(sim, sim.model, lower(sim), random_batches(1), progress=False)
     first = worst.rows[0]
     assert (first.layer, first.role) == ("block.conv2", "weight")
     assert max(worst.rows, key=worst.gain) == first and worst.gain(first) > 3
@@ -121,7 +121,7 @@ def test_a_bad_layer_comes_first():
     quantizer = sim.model.classifier.output_quantizers[0]
     with torch.no_grad():
         quantizer.set_range(quantizer.get_min() * 200, quantizer.get_max() * 200)
-    first = analyze_sensitivity(sim, lower(sim), random_batches(1), progress=False).rows[0]
+    first = analyze_sensitivity(sim, sim.model, lower(sim), random_batches(1), progress=False).rows[0]
     assert (first.layer, first.kind) == ("classifier", "activation")
 
 
@@ -129,14 +129,14 @@ def test_neither_the_simulation_nor_the_lowered_network_changes(sim):
     lowered = lower(sim)
     x = random_batches(1)[0]
     before = logits(lowered, x), logits(sim.model, x)
-    analyze_sensitivity(sim, lowered, [x[:1]], progress=False)
+    analyze_sensitivity(sim, sim.model, lowered, [x[:1]], progress=False)
     assert all(map(torch.equal, before, (logits(lowered, x), logits(sim.model, x))))
 
 
 def test_progress_is_shown_on_stderr_if_it_is_wanted(sim, capsys):
     batches = [random_batches(1)[0][:1, :, :32, :32]]
-    analyze_sensitivity(sim, lower(sim), batches, progress=False)
+    analyze_sensitivity(sim, sim.model, lower(sim), batches, progress=False)
     assert "".join(capsys.readouterr()) == ""
-    found = analyze_sensitivity(sim, lower(sim), batches)
+    found = analyze_sensitivity(sim, sim.model, lower(sim), batches)
     out, err = capsys.readouterr()
     assert out == "" and f"{len(found.rows)}/{len(found.rows)}" in err
