@@ -152,9 +152,7 @@ class Ladder:
         write_state(self.sim, base.state)
         groups = mixed_precision.precision_groups(self.sim)
         batches = self.images.recovery[:SENSITIVITY_IMAGES]
-        sensitivity = analyze_sensitivity(
-            self.sim, self.float_network, lower(self.sim), batches, self.runtime.progress
-        )
+        sensitivity = analyze_sensitivity(self.sim, self.float_network, lower(self.sim), batches, self.runtime.progress)
         ranked = mixed_precision.rank_groups(groups, sensitivity)
         write_state(self.sim, plain.state)  # more bits are for the float weights, not for rounded ones
         high = mixed_precision.raised_state(self.sim, groups, self._calibrate)

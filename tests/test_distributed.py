@@ -73,6 +73,16 @@ def test_three_processes_count_what_one_process_counts(tree, tmp_path, limit, op
 
 
 @pytest.mark.slow
+def test_what_the_main_process_recovered_is_what_all_processes_score(tree, tmp_path):
+    """Ranges, rounded weights and bit widths: none of them is what another process would compute by itself."""
+    more = ["--default-param-bw", "4", "--adaround", "5", "--max-drop", "0", "--no-execute"]
+    options = arguments(tree, tree / "weights.pth", *more, model=DEMO)
+    one, several = (result_of(processes, options, tmp_path / str(processes)) for processes in (1, 2))
+    assert_same_matrices(one, several)
+    assert several["recovery"]["chosen"] == one["recovery"]["chosen"]
+
+
+@pytest.mark.slow
 def test_encodings_that_separate_shared_quantizers_reach_every_process(tree, tmp_path):
     sim = build_quantsim(equalize(golden_model(DEMO)), QuantizationConfig())
     calibrate(sim, random_batches())

@@ -28,8 +28,9 @@ def test_what_a_recovered_run_exports_is_read_back_bit_for_bit(tree, toy_checkpo
     loaded = run_with_result(
         arguments(tree, toy_checkpoint, "--encodings", first / "model.encodings", "--export", second), tree / "out2"
     )
-    assert loaded["backends"][INT8_SIMULATED]["confusion_matrix"] == (
-        searched["backends"][INT8_SIMULATED]["confusion_matrix"]
+    assert (
+        loaded["backends"][INT8_SIMULATED]["confusion_matrix"]
+        == (searched["backends"][INT8_SIMULATED]["confusion_matrix"])
     )
     assert (first / "model.onnx").read_bytes() == (second / "model.onnx").read_bytes()
     assert (first / "model_fp32.onnx").read_bytes() == (second / "model_fp32.onnx").read_bytes()
