@@ -101,7 +101,7 @@ def run_program(args: argparse.Namespace, model: ModelConfig, quantization: Quan
             DataConfig(demo=True, limit=args.limit, calibration_split="train"),
             quantization,
             npu,
-            RuntimeConfig(use_cuda=False, quiet=True),
+            RuntimeConfig(quiet=True),
             OutputConfig(execute=True),
         )
     )
