@@ -10,16 +10,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datasets.cityscapes import CLASSES
+from ffnet.backends import FP32
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
+from ffnet.report.recovery import CHOSEN, KEPT, NOT_KEPT, Recovery, RecoveryStep
 from ffnet.report.result import Result
 
 WIDTH = 5.2  # inches; a phone shrinks an SVG as a whole, which makes the text of a wider one too small
 NUMBERED_QUANTIZERS = 5  # of the most sensitive ones, in the sensitivity chart
 
-TEXT, GRID, GRAY, ORANGE, BLUE = "#33383f", "#d8dce2", "#6b7686", "#c2410c", "#1d6fb8"
-DARK = {TEXT: "#c9d0da", GRID: "#39414d", GRAY: "#97a3b4", ORANGE: "#fb8a4c", BLUE: "#5eb0ef"}
+LEAST_COST_RANGE = 4  # percent; width of the recovery chart's axes if the costs differ less
+STEP_DISTANCE = 0.045  # least distance of two steps in the recovery chart, as a share of the range of their costs
+
+TEXT, GRID, GRAY, ORANGE, BLUE, PAPER = "#33383f", "#d8dce2", "#6b7686", "#c2410c", "#1d6fb8", "#ffffff"
+DARK = {
+    TEXT: "#c9d0da",
+    GRID: "#39414d",
+    GRAY: "#97a3b4",
+    ORANGE: "#fb8a4c",
+    BLUE: "#5eb0ef",
+    PAPER: "#14171c",
+}
+OUTCOMES = {CHOSEN: (ORANGE, 190), KEPT: (BLUE, 130), NOT_KEPT: (GRAY, 130)}  # -> color, area of the marker in pt²
 STYLE = matplotlib.rc_context(
     {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
@@ -111,8 +124,84 @@ def npu_chart(layers: Sequence[LayerDivergence]) -> Chart:
     return _chart(figure)
 
 
-def _legend(axes: Axes, reverse: bool = False) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderpad=0, reverse=reverse)
+@STYLE
+def recovery_chart(recovery: Recovery) -> Chart:
+    """Draw each step's mIoU against what it costs, numbered as in the report's table.
+
+    Steps that cost the same, or nearly so, are drawn beside one another.
+    """
+    steps = recovery.steps
+    costs = {
+        "bit operations, percent of W8A8": [100 * step.bit_operations for step in steps],
+        "weight bytes, percent of W8A8": [100 * step.weight_bytes for step in steps],
+    }
+    figure = Figure((WIDTH, 5.6))
+    panels = figure.subplots(2, 1, sharey=True)
+    for axes, (label, values) in zip(panels, costs.items(), strict=True):
+        _draw_baselines(axes, recovery)
+        positions = _cost_axis(axes, values)
+        for number, (position, step) in enumerate(zip(positions, steps, strict=True), 1):
+            _draw_step(axes, position, number, step, recovery.outcome(step))
+        axes.set(xlabel=label, ylabel="mIoU, percent")
+        axes.grid(axis="y")
+    for outcome, (color, _) in OUTCOMES.items():
+        if outcome in map(recovery.outcome, steps):
+            panels[0].scatter([], [], s=40, color=color, label=outcome)
+    _legend(panels[0], columns=3)
+    return _chart(figure)
+
+
+def _cost_axis(axes: Axes, costs: Sequence[float]) -> list[float]:
+    """Set the limits of the axis of costs in percent, and return where on it each step is drawn."""
+    distance = STEP_DISTANCE * max(LEAST_COST_RANGE, np.ptp(costs))
+    positions = spread(costs, distance)
+    middle = (min(positions) + max(positions)) / 2
+    width = max(LEAST_COST_RANGE, np.ptp(positions) + 3 * distance)
+    axes.set_xlim(middle - width / 2, middle + width / 2)
+    return positions
+
+
+def _draw_step(axes: Axes, position: float, number: int, step: RecoveryStep, outcome: str) -> None:
+    """Draw a step's mIoU with its confidence interval, and its number in the marker; nothing without an mIoU."""
+    if step.miou is None:
+        return
+    color, area = OUTCOMES[outcome]
+    if step.miou_interval:
+        axes.vlines(position, *step.miou_interval, color=color, linewidth=area / 80, zorder=2)
+    axes.scatter(position, step.miou, s=area, color=color, zorder=3)
+    axes.text(position, step.miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline")
+
+
+def _draw_baselines(axes: Axes, recovery: Recovery) -> None:
+    """Draw the mIoU of FP32 and the least one that meets the target, as far as there are any."""
+    if recovery.fp32_miou is None:
+        return
+    axes.axhline(recovery.fp32_miou, color=TEXT, linewidth=1.2, zorder=1, label=FP32)
+    if recovery.target is not None:
+        least, label = recovery.fp32_miou - recovery.target, f"target: {FP32} − {recovery.target:g}"
+        axes.axhline(least, color=TEXT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label=label)
+
+
+def spread(values: Sequence[float], distance: float) -> list[float]:
+    """Return the values moved as little as gives all of them at least this distance; equal ones keep their order.
+
+    This is a least-squares fit: without the distances, the moved values must not decrease. Neighbours that would are
+    replaced by their mean.
+    """
+    order = np.argsort(values, kind="stable")
+    offsets = distance * np.arange(len(values))
+    groups: list[list[float]] = []
+    for value in np.take(values, order) - offsets:
+        groups.append([value])
+        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    moved = np.empty(len(values))
+    moved[order] = [np.mean(group) for group in groups for _ in group] + offsets
+    return moved.tolist()
+
+
+def _legend(axes: Axes, reverse: bool = False, columns: int = 2) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, borderpad=0, reverse=reverse)
 
 
 def _chart(figure: Figure) -> Chart:

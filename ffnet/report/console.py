@@ -6,14 +6,17 @@ import torch
 
 from datasets.cityscapes import CLASSES
 from ffnet.ai_hub import MIOU_IMAGES, SOURCE, galaxy_s25
+from ffnet.backends import FP32
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.model import build_model
+from ffnet.report.recovery import Recovery
 from ffnet.report.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
 from ffnet.wording import Rows, count, format_table
 
 IOU_DROP = 1.0  # percentage points; classes whose IoU drops at least as much are shown in red
 SENSITIVE_QUANTIZERS = 10  # rows of the sensitivity table
+RAISED_QUANTIZERS = 12  # rows of the table of raised quantizers
 S25_COLUMNS = ("S25 float mIoU", "S25 W8A8 mIoU", "S25 W8A8 ms")
 S25_NOTE = f"""\
 S25: on a Galaxy S25, from {SOURCE}; mIoU on {MIOU_IMAGES} images (W8A8 by ONNX), latency by TFLite/DLC/ONNX.
@@ -28,6 +31,7 @@ def format_console(result: Result, color: bool = False) -> str:
     contents = (
         _backends_table(result.backends, result.published),
         _agreement_table(result.agreement),
+        *(_recovery_tables(result.recovery) if result.recovery else ()),
         *(_npu_tables(result.npu) if result.npu else ()),
         _classes_table(result),
         _sensitivity_table(result),
@@ -95,6 +99,26 @@ def _interval_column(intervals: Sequence[Interval | None]) -> list[str]:
 def _agreement_table(agreement: Mapping[str, float]) -> Rows:
     rows = [(pair.replace("|", " and "), _number(value)) for pair, value in agreement.items()]
     return [("prediction agreement", "pixels %"), *rows] if rows else []
+
+
+def _recovery_tables(recovery: Recovery) -> tuple[Rows, Rows]:
+    """Return the steps of accuracy recovery below FP32, and the first quantizers with more bits, if there are any."""
+    steps = recovery.steps
+    columns = [
+        [f"recovery, on {count(len(recovery.selection_images), 'selection image')}", FP32, *(s.name for s in steps)],
+        ["mIoU %", *(_number(miou) for miou in (recovery.fp32_miou, *(step.miou for step in steps)))],
+        _interval_column([None, *(step.miou_interval for step in steps)]),
+        ["mIoU drop", "-", *(_number(step.drop) for step in steps)],
+        _interval_column([None, *(step.drop_interval for step in steps)]),
+        ["bit ops, % of W8A8", "-", *(_number(100 * step.bit_operations) for step in steps)],
+        ["weight bytes, % of W8A8", "-", *(_number(100 * step.weight_bytes) for step in steps)],
+        ["seconds", "-", *(_number(step.seconds, 1) for step in steps)],
+        ["outcome", "-", *map(recovery.outcome, steps)],
+    ]
+    raised = [(quantizer.layer, quantizer.kind, str(quantizer.bits)) for quantizer in recovery.raised]
+    shown = raised[:RAISED_QUANTIZERS]
+    heading = f"raised quantizers ({len(shown)} of {len(raised)})"
+    return list(zip(*filter(None, columns), strict=True)), [(heading, "kind", "bits"), *shown] if shown else []
 
 
 def _npu_tables(npu: NpuResult) -> tuple[Rows, Rows]:

@@ -14,6 +14,7 @@ from ffnet.evaluation import metrics
 from ffnet.files import write_atomically
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
+from ffnet.report.recovery import Recovery, RecoveryStep
 from ffnet.report.result import Result, percent
 
 
@@ -48,6 +49,30 @@ def write_sensitivity(path: Path, sensitivity: Sensitivity) -> Path:
     rows = [asdict(row) | {"gain_only_disabled": sensitivity.gain(row)} for row in sensitivity.rows]
     cells = [[_decimal(value) if isinstance(value, float | None) else value for value in row.values()] for row in rows]
     return _write(path, [rows[0].keys(), *cells])
+
+
+def write_recovery(path: Path, recovery: Recovery) -> Path:
+    """Write recovery.csv: the fields of RecoveryStep, with both limits of each interval, in the order of the steps."""
+    rows = [_step_cells(step) | {"outcome": recovery.outcome(step)} for step in recovery.steps]
+    return _write(path, [rows[0].keys(), *(row.values() for row in rows)])
+
+
+def _step_cells(step: RecoveryStep) -> dict[str, str]:
+    (miou_lower, miou_upper), (drop_lower, drop_upper) = (
+        map(_decimal, limits or (None, None)) for limits in (step.miou_interval, step.drop_interval)
+    )
+    return {
+        "name": step.name,
+        "miou": _decimal(step.miou),
+        "miou_lower": miou_lower,
+        "miou_upper": miou_upper,
+        "drop": _decimal(step.drop),
+        "drop_lower": drop_lower,
+        "drop_upper": drop_upper,
+        "bit_operations": f"{step.bit_operations:.6f}",
+        "weight_bytes": f"{step.weight_bytes:.6f}",
+        "seconds": _decimal(step.seconds),
+    }
 
 
 def write_npu_layers(path: Path, layers: Sequence[LayerDivergence]) -> Path:

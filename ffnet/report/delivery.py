@@ -11,13 +11,27 @@ from ffnet.config import OutputConfig
 from ffnet.errors import UserError
 from ffnet.files import write_atomically
 from ffnet.report.console import format_console, format_models
-from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_sensitivity
+from ffnet.report.csv_files import (
+    write_npu_layers,
+    write_per_class,
+    write_per_image,
+    write_recovery,
+    write_sensitivity,
+)
 from ffnet.report.html import render
 from ffnet.report.result import Result, miou_drops
 from ffnet.signals import interrupt_status
 from ffnet.streams import print_lines
 
-RESULT_FILES = ("result.json", "report.html", "per_class.csv", "per_image.csv", "sensitivity.csv", "npu_layers.csv")
+RESULT_FILES = (
+    "result.json",
+    "report.html",
+    "per_class.csv",
+    "per_image.csv",
+    "recovery.csv",
+    "sensitivity.csv",
+    "npu_layers.csv",
+)
 RESULT_MEGABYTES = 20  # upper bound of their total size
 
 
@@ -82,6 +96,8 @@ def write_files(result: Result, folder: Path) -> list[Path]:
         write_per_image(folder / "per_image.csv", result),
         write_atomically(folder / "report.html", render(result)),
     ]
+    if result.recovery:
+        written.append(write_recovery(folder / "recovery.csv", result.recovery))
     if sensitivity:
         written.append(write_sensitivity(folder / "sensitivity.csv", sensitivity))
     if npu_layers:

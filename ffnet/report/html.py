@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.cityscapes import CLASSES, COLORS
 from ffnet.evaluation.bootstrap import Interval
-from ffnet.report.charts import class_chart, npu_chart, sensitivity_chart
+from ffnet.report.charts import class_chart, npu_chart, recovery_chart, sensitivity_chart
 from ffnet.report.images import MARKS
 from ffnet.report.result import BackendResult, Result, miou_drop, miou_drops
 
@@ -35,6 +35,7 @@ def render(result: Result) -> str:
         class_chart=class_chart,
         sensitivity_chart=sensitivity_chart,
         npu_chart=npu_chart,
+        recovery_chart=recovery_chart,
         miou_drop=miou_drop,
         miou_drops=miou_drops,
         style=(FOLDER / "report.css").read_text("utf-8"),

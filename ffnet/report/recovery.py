@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.wording import count
 
+CHOSEN, KEPT, NOT_KEPT = "chosen", "kept", "not kept"  # outcomes of a step
+
 
 @dataclass(frozen=True)
 class RecoveryStep:
@@ -18,7 +20,7 @@ class RecoveryStep:
     bit_operations: float  # as a share of those at W8A8
     weight_bytes: float  # likewise
     seconds: float  # that it took to find and to measure
-    kept: bool  # whether later steps started from it
+    kept: bool  # whether it is chosen or later steps started from it
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,18 @@ class Recovery:
         drop = self.chosen_step.drop
         return None if self.target is None else drop is not None and drop <= self.target
 
+    def outcome(self, step: RecoveryStep) -> str:
+        """Return CHOSEN, KEPT or NOT_KEPT."""
+        if step.name == self.chosen:
+            return CHOSEN
+        return KEPT if step.kept else NOT_KEPT
+
     def describe(self) -> str:
         """Return sentences on what was chosen, and on which images."""
         step = self.chosen_step
-        drop = "an unknown drop" if step.drop is None else f"a drop of {step.drop:.2f}"
+        drop = "unknown mIoU drop" if step.drop is None else f"mIoU drop of {step.drop:z.2f} percentage points"
         images = count(len(self.selection_images), "selection image")
-        sentences = [f"Accuracy recovery: {self.chosen}, with {drop} percentage points on {images}."]
+        sentences = [f"Accuracy recovery: {self.chosen}, with an {drop} on {images}."]
         if self.interrupted:
             sentences.append("The search was interrupted; this is the best configuration that it had found.")
         elif self.met is False:

@@ -15,10 +15,12 @@ from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.report import result as results
 from ffnet.report.images import compare_images, worst_images
+from ffnet.report.recovery import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
 
 PAIR = (FP32, INT8_SIMULATED)
 CPU = torch.device("cpu")
+MIXED = "mixed precision"
 
 
 def small_scores(**changes):
@@ -50,6 +52,7 @@ def small_result(scores=None, diagnostics=None, failure=None, **changes):
         published={FP32: 79.2, INT8_SIMULATED: 78.9},
         checkpoint=CheckpointInfo("/weights/a.pth", "0" * 64, "state_dict"),
         calibration=Calibration(count, "calibrated on the images that are scored"),
+        recovery=None,
         backends=results.backend_results(scores),
         agreement=results.agreement(scores),
         npu=None,
@@ -70,6 +73,36 @@ def small_sensitivity():
         SensitivityRow("conv0", "activation", "input", 0, 8, None, 100.0, 10.0, 95.0),
     ]
     return Sensitivity(rows, 10.0, 95.0, 8)
+
+
+def small_recovery(**changes):
+    """Five steps on four images, of which the last one meets the target; three of them cost the same."""
+    steps = [
+        RecoveryStep("plain", 78.0, (70.0, 84.0), 2.0, (1.0, 3.0), 0.5, 0.5, 10.0, True),
+        RecoveryStep("sequential MSE", 78.5, (71.0, 84.5), 1.5, (0.5, 2.5), 0.5, 0.5, 20.0, True),
+        RecoveryStep("sequential MSE and AdaRound", 78.25, (70.5, 84.25), 1.75, (0.75, 2.75), 0.5, 0.5, 90.0, False),
+        RecoveryStep(f"{MIXED}, 2 of 10 raised", 79.25, (72.0, 85.0), 0.75, (0.0, 1.5), 0.8125, 0.625, 7.25, False),
+        RecoveryStep(f"{MIXED}, 1 of 10 raised", 79.125, None, 0.875, None, 0.625, 0.5625, 6.0, True),
+    ]
+    recovery = Recovery(
+        target=1.0,
+        fp32_miou=80.0,
+        steps=steps,
+        chosen=steps[-1].name,
+        raised=[RaisedQuantizer("conv0", "weight", 8), RaisedQuantizer("relu", "activation", 16)],
+        selection_images=[f"ulm_{i:06d}_000019" for i in range(4)],
+        scored_too=False,
+        interrupted=False,
+    )
+    return dataclasses.replace(recovery, **changes)
+
+
+def unlabelled_recovery():
+    """The same without a labelled pixel on the selection images."""
+    recovery = small_recovery()
+    unknown = dict.fromkeys(("miou", "miou_interval", "drop", "drop_interval"))
+    steps = [dataclasses.replace(step, **unknown) for step in recovery.steps]
+    return dataclasses.replace(recovery, target=None, fp32_miou=None, steps=steps, raised=[])
 
 
 def small_npu(**changes):
@@ -113,7 +146,8 @@ def noise_result(tree):
     matrices = scores.confusion_matrices[INT8_SIMULATED]
     matrices[:, 5] = matrices[:, :, 5] = 0
     worst = compare_images(worst_images(scores, 2), images, backends, scores, CPU)
-    return small_result(scores, Diagnostics(tuple(worst), small_sensitivity(), small_layers()), npu=small_npu())
+    diagnostics = Diagnostics(tuple(worst), small_sensitivity(), small_layers())
+    return small_result(scores, diagnostics, recovery=small_recovery(), npu=small_npu())
 
 
 def noisy_backend(noise):

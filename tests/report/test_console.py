@@ -11,9 +11,17 @@ from ffnet.ai_hub import ByRuntime, galaxy_s25
 from ffnet.backends import FP32, INT8_NPU
 from ffnet.report import console
 from ffnet.report.console import format_console, format_models
+from ffnet.report.recovery import RaisedQuantizer
 from ffnet.report.result import Diagnostics
 from ffnet.variants import VARIANTS
-from tests.helpers.results import small_npu, small_result, small_scores, small_sensitivity
+from tests.helpers.results import (
+    small_npu,
+    small_recovery,
+    small_result,
+    small_scores,
+    small_sensitivity,
+    unlabelled_recovery,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = json.loads((DATA / "variants.json").read_text())
@@ -76,6 +84,40 @@ def test_the_most_sensitive_quantizers_are_listed_in_order():
         ["relu", "output", "activation", "8", "30.0", "+0.50"],
         ["conv0", "input", "activation", "8", "-", "+0.00"],
     ]
+
+
+def test_the_steps_of_accuracy_recovery_are_listed_below_fp32():
+    parts = format_console(small_result(recovery=small_recovery())).split("\n\n")
+    steps, raised = parts[3:5]
+    assert [" ".join(line.split()) for line in steps.splitlines()] == [
+        "recovery, on 4 selection images mIoU % 95 % CI mIoU drop 95 % CI bit ops, % of W8A8 weight bytes, % of W8A8 "
+        "seconds outcome",
+        "FP32 80.00 - - - - - - -",
+        "plain 78.00 [70.00, 84.00] 2.00 [1.00, 3.00] 50.00 50.00 10.0 kept",
+        "sequential MSE 78.50 [71.00, 84.50] 1.50 [0.50, 2.50] 50.00 50.00 20.0 kept",
+        "sequential MSE and AdaRound 78.25 [70.50, 84.25] 1.75 [0.75, 2.75] 50.00 50.00 90.0 not kept",
+        "mixed precision, 2 of 10 raised 79.25 [72.00, 85.00] 0.75 [0.00, 1.50] 81.25 62.50 7.2 not kept",
+        "mixed precision, 1 of 10 raised 79.12 - 0.88 - 62.50 56.25 6.0 chosen",
+    ]
+    assert [line.split() for line in raised.splitlines()] == [
+        ["raised", "quantizers", "(2", "of", "2)", "kind", "bits"],
+        ["conv0", "weight", "8"],
+        ["relu", "activation", "16"],
+    ]
+
+
+def test_of_many_raised_quantizers_the_first_twelve_are_listed():
+    many = [RaisedQuantizer(f"conv{i}", "weight", 8) for i in range(15)]
+    text = format_console(small_result(recovery=small_recovery(raised=many)))
+    (table,) = [part for part in text.split("\n\n") if part.startswith("raised quantizers (12 of 15)")]
+    assert [line.split()[0] for line in table.splitlines()[1:]] == [f"conv{i}" for i in range(12)]
+
+
+def test_accuracy_recovery_on_unlabelled_images_has_dashes_and_no_intervals():
+    text = format_console(small_result(recovery=unlabelled_recovery()))
+    (steps,) = [part for part in text.split("\n\n") if part.startswith("recovery, on 4 selection images")]
+    assert "CI" not in steps and steps.splitlines()[2].split() == ["plain", "-", "-", "50.00", "50.00", "10.0", "kept"]
+    assert "raised quantizers" not in text and "recovery" not in format_console(small_result())
 
 
 def test_color_is_used_only_on_request():

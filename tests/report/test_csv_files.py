@@ -8,8 +8,16 @@ import pytest
 
 from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32, INT8_SIMULATED
-from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_sensitivity
-from tests.helpers.results import labels_and_predictions, scores_of, small_layers, small_result, small_sensitivity
+from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_recovery, write_sensitivity
+from tests.helpers.results import (
+    labels_and_predictions,
+    scores_of,
+    small_layers,
+    small_recovery,
+    small_result,
+    small_sensitivity,
+    unlabelled_recovery,
+)
 
 
 def read(path):
@@ -61,6 +69,27 @@ def test_sensitivity_keeps_the_order_and_leaves_infinite_ratios_empty(tmp_path):
     assert [row["layer"] for row in rows] == ["conv0", "relu", "conv0"]
     assert [row["gain_only_disabled"] for row in rows] == ["10.2500", "0.5000", "0.0000"]
     assert [row["sqnr_only_enabled"] for row in rows] == ["12.5000", "30.0000", ""] and rows[0]["bits"] == "8"
+
+
+def test_recovery_has_a_row_per_step_with_the_limits_of_its_intervals(tmp_path):
+    rows = read(write_recovery(tmp_path / "recovery.csv", small_recovery()))
+    assert list(rows[0]) == [
+        "name", "miou", "miou_lower", "miou_upper", "drop", "drop_lower", "drop_upper", "bit_operations",
+        "weight_bytes", "seconds", "outcome",
+    ]  # fmt: skip
+    assert list(rows[1].values()) == [
+        "sequential MSE", "78.5000", "71.0000", "84.5000", "1.5000", "0.5000", "2.5000", "0.500000", "0.500000",
+        "20.0000", "kept",
+    ]  # fmt: skip
+    assert list(rows[4].values())[1:] == [
+        "79.1250", "", "", "0.8750", "", "", "0.625000", "0.562500", "6.0000", "chosen",
+    ]  # fmt: skip
+    assert [row["outcome"] for row in rows] == ["kept", "kept", "not kept", "not kept", "chosen"]
+
+
+def test_recovery_without_labelled_pixels_leaves_metrics_empty(tmp_path):
+    for row in read(write_recovery(tmp_path / "recovery.csv", unlabelled_recovery())):
+        assert list(row.values())[1:7] == [""] * 6 and row["bit_operations"]
 
 
 @pytest.mark.parametrize("name", ('<script>alert("x"),', "a b 'c' \"d\"", "\N{BICYCLE}", "\udcff", "x" * 200))

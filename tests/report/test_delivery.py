@@ -14,7 +14,14 @@ from ffnet.errors import UserError
 from ffnet.report.delivery import RESULT_FILES, deliver
 from ffnet.report.result import Diagnostics
 from ffnet.signals import Terminated
-from tests.helpers.results import small_layers, small_npu, small_result, small_scores, small_sensitivity
+from tests.helpers.results import (
+    small_layers,
+    small_npu,
+    small_recovery,
+    small_result,
+    small_scores,
+    small_sensitivity,
+)
 
 
 def result_with_mious(**mious):
@@ -46,7 +53,8 @@ def test_color_is_used_on_a_terminal_unless_no_color_is_set(capsys, monkeypatch)
 
 
 def test_all_files_are_written_and_named(tmp_path, capsys):
-    result = small_result(diagnostics=Diagnostics(sensitivity=small_sensitivity(), npu_layers=small_layers()))
+    diagnostics = Diagnostics(sensitivity=small_sensitivity(), npu_layers=small_layers())
+    result = small_result(diagnostics=diagnostics, recovery=small_recovery())
     assert deliver(result, OutputConfig(output_dir=tmp_path)) == 0
     assert {path.name for path in tmp_path.iterdir()} == set(RESULT_FILES)
     last = capsys.readouterr().out.splitlines()[-1]
@@ -60,7 +68,7 @@ def test_stale_files_of_an_earlier_run_are_removed_and_other_files_stay(tmp_path
     deliver(small_result(), OutputConfig(output_dir=tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {
         *RESULT_FILES, "notes.txt",
-    } - {"sensitivity.csv", "npu_layers.csv"}  # fmt: skip
+    } - {"recovery.csv", "sensitivity.csv", "npu_layers.csv"}  # fmt: skip
 
 
 def test_the_json_result_is_on_stdout_if_the_disk_is_full(tmp_path, capsys, monkeypatch):

@@ -14,10 +14,18 @@ from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.files import write_atomically
 from ffnet.report import html
+from ffnet.report.recovery import RaisedQuantizer
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics
 from tests.helpers.browser import browser
 from tests.helpers.cityscapes_tree import write_tree
-from tests.helpers.results import noise_result, small_layers, small_npu, small_result
+from tests.helpers.results import (
+    noise_result,
+    small_layers,
+    small_npu,
+    small_recovery,
+    small_result,
+    unlabelled_recovery,
+)
 
 VOID_TAGS = {"meta", "img", "source", "br", "link"}
 WINDOWS = {"desktop": (1280, 900, False), "phone": (390, 844, True)}
@@ -168,6 +176,28 @@ def test_the_section_on_the_npu_shows_its_metrics_and_layers():
     assert "npu-backends" not in Page(html.render(small_result())).tables
 
 
+def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(result, text):
+    page, recovery = Page(text), json.loads(json.dumps(result.to_json()))["recovery"]
+    headings, fp32, *steps = page.tables["recovery"]
+    assert len(headings) == 10 and fp32[:3] == ["–", "FP32", "80.0"]
+    assert [row[:2] for row in steps] == [[str(n), step["name"]] for n, step in enumerate(recovery["steps"], 1)]
+    for cells, step in zip(steps, recovery["steps"], strict=True):
+        numbers = [json.loads(cell) if cell else None for cell in cells[2:9]]
+        assert numbers[:4] == [step[name] for name in ("miou", "miou_interval", "drop", "drop_interval")]
+        assert numbers[4:] == [100 * step["bit_operations"], 100 * step["weight_bytes"], step["seconds"]]
+    assert [row[9] for row in steps] == ["kept", "kept", "not kept", "not kept", "chosen"]
+    assert page.tables["raised"][1:] == [["conv0", "weight", "8"], ["relu", "activation", "16"]]
+    assert f"<p>{result.recovery.describe()}</p>" in text and "are those on 4 selection images." in text
+    assert text.count('<tr class="chosen">') == 1
+
+
+def test_accuracy_recovery_on_unlabelled_images_has_its_table_alone():
+    page = Page(html.render(small_result(recovery=unlabelled_recovery())))
+    assert page.tables["recovery"][2][1:6] == ["plain", "", "", "", ""] and "raised" not in page.tables
+    without = Page(html.render(small_result()))
+    assert len(page.images) == len(without.images) and "recovery" not in without.tables
+
+
 def test_settings_options_and_command_are_those_of_the_result(result, text):
     page = Page(text)
     settings = dict(page.tables["settings"])
@@ -218,10 +248,17 @@ def hostile(result, name):
         checkpoint=CheckpointInfo(name, "0" * 64, name),
         calibration=Calibration(1, name),
         notes=[name],
+        recovery=hostile_recovery(name),
         options={"dataset_path": name, "model_name": name},
         command=name,
         details=Details(result.details.scores, (name,) * 4, Diagnostics(worst, sensitivity)),
     )
+
+
+def hostile_recovery(name):
+    steps = [dataclasses.replace(step, name=name) for step in small_recovery().steps]
+    raised = [RaisedQuantizer(name, "weight", 8)]
+    return small_recovery(steps=steps, chosen=name, raised=raised, selection_images=[name])
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +305,10 @@ def tab(tmp_path_factory):
 def test_a_browser_finds_no_fault(page_file, tab, window, dark):
     width, height, phone = WINDOWS[window]
     assert tab.faults(page_file, width, height, dark, phone) == []
-    assert tab.evaluate("document.images.length") == 13
+    assert tab.evaluate("document.images.length") == 14
     sources = tab.evaluate("[...document.querySelectorAll('picture.chart img')].map(i => i.currentSrc)")
     charts = [base64.b64decode(source.partition(",")[2]).decode() for source in sources]
-    assert len(charts) == 3 and all(("#c9d0da" in chart) == dark for chart in charts)
+    assert len(charts) == 4 and all(("#c9d0da" in chart) == dark for chart in charts)
     paper = Image.open(io.BytesIO(tab.screenshot())).convert("L").getpixel((2, 2))
     assert (paper < 60) == dark
 

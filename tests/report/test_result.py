@@ -7,7 +7,7 @@ import pytest
 
 from ffnet.backends import FP32, INT8_SIMULATED, ONNX_FILE
 from ffnet.report import result
-from tests.helpers.results import PAIR, small_npu, small_result, small_scores
+from tests.helpers.results import PAIR, small_npu, small_recovery, small_result, small_scores
 
 
 def test_metrics_are_percentages():
@@ -61,14 +61,35 @@ def test_the_iou_change_is_the_difference_to_the_first_backend():
 def test_json_holds_every_field_but_the_details():
     content = json.loads(json.dumps(small_result().to_json()))
     assert list(content) == [
-        "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "backends",
-        "agreement", "npu", "stage_seconds", "options", "command", "versions",
+        "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "recovery",
+        "backends", "agreement", "npu", "stage_seconds", "options", "command", "versions",
     ]  # fmt: skip
     assert content["checkpoint"] == {"path": "/weights/a.pth", "sha256": "0" * 64, "form": "state_dict"}
     assert content["calibration"]["images"] == 2
     assert content["backends"][FP32]["miou_interval"] == [100, 100]
     matrix = content["backends"][INT8_SIMULATED]["confusion_matrix"]
     assert matrix == small_scores().total(INT8_SIMULATED).tolist()
+
+
+def test_json_holds_accuracy_recovery_with_its_steps_and_raised_quantizers():
+    assert json.loads(json.dumps(small_result().to_json()))["recovery"] is None
+    content = json.loads(json.dumps(small_result(recovery=small_recovery()).to_json()))["recovery"]
+    assert list(content) == [
+        "target", "fp32_miou", "steps", "chosen", "raised", "selection_images", "scored_too", "interrupted",
+    ]  # fmt: skip
+    assert content["steps"][0] == {
+        "name": "plain",
+        "miou": 78.0,
+        "miou_interval": [70.0, 84.0],
+        "drop": 2.0,
+        "drop_interval": [1.0, 3.0],
+        "bit_operations": 0.5,
+        "weight_bytes": 0.5,
+        "seconds": 10.0,
+        "kept": True,
+    }
+    assert content["steps"][4]["miou_interval"] is None
+    assert content["raised"][1] == {"layer": "relu", "kind": "activation", "bits": 16}
 
 
 def test_the_npu_is_described_with_its_chip_images_and_nodes_on_the_cpu():
