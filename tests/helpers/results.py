@@ -50,6 +50,7 @@ def small_result(scores=None, diagnostics=None, failure=None, **changes):
         published={FP32: 79.2, INT8_SIMULATED: 78.9},
         checkpoint=CheckpointInfo("/weights/a.pth", "0" * 64, "state_dict"),
         calibration=Calibration(count, "calibrated on the images that are scored"),
+        recovery=None,
         backends=results.backend_results(scores),
         agreement=results.agreement(scores),
         npu=None,

@@ -61,8 +61,8 @@ def test_the_iou_change_is_the_difference_to_the_first_backend():
 def test_json_holds_every_field_but_the_details():
     content = json.loads(json.dumps(small_result().to_json()))
     assert list(content) == [
-        "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "backends",
-        "agreement", "npu", "stage_seconds", "options", "command", "versions",
+        "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "recovery",
+        "backends", "agreement", "npu", "stage_seconds", "options", "command", "versions",
     ]  # fmt: skip
     assert content["checkpoint"] == {"path": "/weights/a.pth", "sha256": "0" * 64, "form": "state_dict"}
     assert content["calibration"]["images"] == 2
