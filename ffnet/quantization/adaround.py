@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
 from aimet_torch.utils import remove_activation_quantizers
 from torch import fx, nn
@@ -44,7 +45,7 @@ def apply_adaround(
     the network that later layers need, for all images.
 
     Args:
-        sim: a simulation whose weights have encodings, from AIMET or sequential MSE. They are kept.
+        sim: a simulation whose weights have encodings, from AIMET or sequential MSE. They are kept and frozen.
         float_network: the equalized network from which `sim` was built.
         images: normalized images (1, 3, H, W) float32 on the device of `sim`.
         iterations: number per layer.
@@ -126,10 +127,11 @@ def _round_layer(
     samples = LayerSamples(
         torch.cat(patches), torch.cat([each.values for each in targets]), is_followed_by_relu(sim.model, site.node)
     )
-    rounding = SoftRounding(_plain(layer.weight), site)
+    rounding = SoftRounding(_plain(layer.weight), site.quantizer)
     with torch.enable_grad():
         optimize_rounding(rounding, None if layer.bias is None else _plain(layer.bias), samples, iterations)
     layer.weight.copy_(rounding.hard_weight())
+    site.quantizer.allow_overwrite(False)  # calibration would search a range for the rounded weights
 
 
 def _plain(parameter: torch.Tensor) -> torch.Tensor:
@@ -161,9 +163,8 @@ def is_followed_by_relu(model: fx.GraphModule, node: fx.Node) -> bool:
 class SoftRounding(nn.Module):
     """A weight whose elements are rounded down or up, as a differentiable parameter says."""
 
-    def __init__(self, weight: torch.Tensor, site: QuantizerSite) -> None:
+    def __init__(self, weight: torch.Tensor, quantizer: QuantizerBase) -> None:
         super().__init__()
-        quantizer = site.quantizer
         self.scale = quantizer.get_scale().detach()
         self.offset = quantizer.get_offset().detach()
         self.qmin, self.qmax = quantizer.qmin, quantizer.qmax

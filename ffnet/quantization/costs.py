@@ -47,4 +47,5 @@ def relative_cost(sim: QuantizationSimModel, operations: Mapping[str, int]) -> C
         if source is not None:
             reference += operations[weight.layer] * REFERENCE_BITS**2
             cost += operations[weight.layer] * weight.bit_width * source.bit_width
-    return Cost(cost / reference if reference else 1.0, weight_bits / (weights * REFERENCE_BITS))
+    reference_bits = weights * REFERENCE_BITS
+    return Cost(cost / reference if reference else 1.0, weight_bits / reference_bits if weights else 1.0)

@@ -84,19 +84,23 @@ def raise_until(ranked: Groups, meets: Callable[[Groups], bool]) -> Groups | Non
 
 
 def lower_again(raised: Groups, meets: Callable[[Groups], bool]) -> Groups:
-    """Return what of the raised groups, which `meets` accepts, is left after lowering all that it does not need.
+    """Return what of the groups that `raise_until` returned is left after lowering all that `meets` does not need.
 
     The least sensitive ones, at the end, are lowered first. Half of them are tried together, and their halves only if
-    that fails.
+    that fails. No choice is tried twice, nor those that `raise_until` tried.
     """
     kept = list(raised)
     parts = [list(raised)]
+    numbers = [0, *(1 << step for step in range((len(raised) - 1).bit_length()))]
+    rejected = {tuple(raised[:number]) for number in numbers}
     while parts:
         part = parts.pop()
         rest = [group for group in kept if group not in part]
-        if rest and meets(rest):
+        if tuple(rest) not in rejected and meets(rest):
             kept = rest
-        elif len(part) > 1:
+            continue
+        rejected.add(tuple(rest))
+        if len(part) > 1:
             middle = len(part) // 2
             parts += [part[:middle], part[middle:]]
     return kept

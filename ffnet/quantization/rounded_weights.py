@@ -42,30 +42,37 @@ def load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[st
         UserError: if the float network is missing, was changed after the export, or is not that of `sim`.
     """
     manifest = _read_manifest(encodings)
-    layers = tuple(manifest.get(ROUNDED_LAYERS, ()))
+    layers = manifest.get(ROUNDED_LAYERS)
     if not layers:
         return ()
     path = encodings.with_name(FLOAT_MODEL_FILE)
-    if not path.is_file() or sha256_of(path) != manifest["files"][FLOAT_MODEL_FILE]["sha256"]:
+    if not path.is_file() or sha256_of(path) != _recorded_hash(manifest, FLOAT_MODEL_FILE):
         raise UserError(
             f"--encodings {encodings}: AdaRound rounded the weights of this export, and {path}, which holds them, is "
             "missing or was changed. Keep the files of an export together."
         )
     tensors = {tensor.name: tensor for tensor in _load_graph(path, encodings).initializer}
-    for site in quantizer_sites(sim):
-        if site.kind == WEIGHT and site.layer in layers:
-            _replace_weight(sim, site, tensors.get(str(site.tensor)), encodings)
-    return layers
+    sites = [site for site in quantizer_sites(sim) if site.key == "weight" and site.layer in layers]
+    for site in sites:
+        _replace_weight(sim, site, tensors.get(str(site.tensor)), encodings)
+    return tuple(site.layer for site in sites)
 
 
 def _read_manifest(encodings: Path) -> dict[str, Any]:
     """Return the manifest of the export that wrote the encodings file; empty if there is none."""
     try:
         manifest = json.loads(encodings.with_name(MANIFEST_FILE).read_text("utf-8"))
-        recorded = manifest["files"][encodings.name]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not one of an export
+    except (OSError, ValueError):
         return {}
-    return manifest if recorded == sha256_of(encodings) else {}
+    return manifest if _recorded_hash(manifest, encodings.name) == sha256_of(encodings) else {}
+
+
+def _recorded_hash(manifest: Any, name: str) -> str | None:
+    """Return the hash that a manifest has of a file; None if it has none, or is not a manifest."""
+    try:
+        return manifest["files"][name]["sha256"]
+    except (KeyError, TypeError):
+        return None
 
 
 def _load_graph(path: Path, encodings: Path) -> onnx.GraphProto:
