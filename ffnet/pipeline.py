@@ -162,9 +162,10 @@ def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | No
     """Return sentences that say where the encodings come from; `images`: number of calibration images."""
     data = config.data
     if data.calibration_split == data.split:
+        published = "" if config.quantization.recovers else ", as the published results were"
         calibrated = (
-            f"Calibrated on {count(images, 'image')} of the split that is scored, as the published results were; with "
-            "--calibration-split train no calibration image is scored."
+            f"Calibrated on {count(images, 'image')} of the split that is scored{published}; with --calibration-split "
+            "train no calibration image is scored."
         )
     else:
         calibrated = (
