@@ -3,6 +3,8 @@
 Integer kernels hold a bias as int32 in units of input scale times weight scale. A channel with nearly zero weights has
 so small a scale that its bias overflows: the device would clip what the simulation computes in float. AIMET's
 calibration raises such scales only in layers that have an output quantizer of their own, so not if a ReLU follows.
+
+Exported files convert the 8-bit input of a layer with a 16-bit output to 16 bits: its steps are finer there.
 """
 
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
+from ffnet.quantization.precision import WIDE_STEPS
 from ffnet.quantization.sites import QuantizerSite, quantizer_sites
 
 LARGEST = 2**31 - 2**8  # of an int32, less what float32 rounds off
@@ -26,8 +29,8 @@ def raise_weight_scales(sim: QuantizationSimModel) -> dict[str, int]:
     channel of n products of 8 bits it changes the output by less than n * 255 / 2**32 of the bias.
     """
     changed = {}
-    for weight, bias, source in _biased_layers(sim):
-        factors = _scale_factors(weight.quantizer, bias, source.quantizer)
+    for weight, bias, step in _biased_layers(sim):
+        factors = _scale_factors(weight.quantizer, bias, step)
         if (factors > 1).any():
             with torch.no_grad():
                 for bound in (weight.quantizer.min, weight.quantizer.max):
@@ -36,15 +39,15 @@ def raise_weight_scales(sim: QuantizationSimModel) -> dict[str, int]:
     return changed
 
 
-def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, source: QuantizerBase) -> torch.Tensor:
+def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """Return the factors (channels,), at least 1, by which the weight's scales are too small for the bias."""
-    steps = weight.get_scale().detach().flatten() * source.get_scale().detach()
+    steps = weight.get_scale().detach().flatten() * step
     needed = bias.detach().abs() / (steps.double() * LARGEST)
     return torch.where(needed > 1, needed * (1 + 1e-6), 1.0).to(bias.dtype)
 
 
-def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, torch.Tensor, QuantizerSite]]:
-    """Yield the weight's site, the bias, and the input's site of each layer with int32 arithmetic."""
+def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, torch.Tensor, torch.Tensor]]:
+    """Yield the weight's site, the bias, and the input's scale in the file, of each layer with int32 arithmetic."""
     sites = quantizer_sites(sim)
     modules = {node: sim.model.get_submodule(node.target) for node in sim.model.graph.nodes if node.op == "call_module"}
     inputs = {site.node: site for site in sites if site.role == "input" and site.key == 0}
@@ -52,8 +55,12 @@ def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, t
     for weight in (site for site in sites if site.role == "param" and site.key == "weight"):
         bias = modules[weight.node].bias
         source = inputs.get(weight.node) or _quantized_source(weight.node, modules, outputs)
-        if bias is not None and source is not None and weight.bit_width + source.bit_width <= MOST_BITS:
-            yield weight, bias, source
+        if bias is None or source is None:
+            continue
+        target = _quantized_target(weight.node, outputs)
+        converted = target is not None and source.bit_width == 8 and target.bit_width == 16
+        if weight.bit_width + (16 if converted else source.bit_width) <= MOST_BITS:
+            yield weight, bias, source.quantizer.get_scale().detach() / (WIDE_STEPS if converted else 1)
 
 
 def _quantized_source(
@@ -66,3 +73,10 @@ def _quantized_source(
             return outputs.get(source)
         source = source.all_input_nodes[0]
     return None
+
+
+def _quantized_target(node: torch.fx.Node, outputs: dict[torch.fx.Node, QuantizerSite]) -> QuantizerSite | None:
+    """Return the site that quantizes a layer's output, after any layers that have no quantizer, such as its ReLU."""
+    while node not in outputs and len(node.users) == 1:
+        (node,) = node.users
+    return outputs.get(node)
