@@ -98,7 +98,7 @@ def compare_layers(
         raise UserError(f"{path}: this file has no {layer}. Compare a file that was exported from this network.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name
-        _write_integer_outputs(proto, types, file)
+        _write_integer_outputs(proto, {f"{tensor}_q": types[f"{tensor}_q"] for tensor in compared}, file)
         executed = (execute or run_with_onnx_runtime)(file, image.numpy())
     lowered = copy.deepcopy(lowered).to("cpu")  # the evaluation may still need the original on a GPU
     simulated: dict[str, torch.Tensor] = {}

@@ -36,6 +36,7 @@ from ffnet.files import check_output_folder, sha256_of
 from ffnet.onnx import formats, npu_worker
 from ffnet.onnx.chips import CHIPS
 from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MANIFEST_FILE, MODEL_FILE
+from ffnet.onnx.mixed_precision import rescale_biases, unify_bit_widths, widen
 from ffnet.onnx.npu import NpuProcess
 from ffnet.onnx.npu_worker import NpuSession, NpuTarget
 from ffnet.onnx.rewriting import fold_float_constants, keep_scale_in_resizes
@@ -120,6 +121,8 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
     name_layers(float_network.graph)
     fold_float_constants(quantized, quantized_weights(sim))
     keep_scale_in_resizes(quantized.graph)
+    unify_bit_widths(quantized.graph)
+    rescale_biases(quantized.graph)
     _save(quantized, work / MODEL_FILE)
     _save(float_network, work / FLOAT_MODEL_FILE)
     check_export(sim, quantized)
@@ -213,7 +216,7 @@ def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
     """Raise a RuntimeError unless a file expresses every quantizer.
 
     Its Q/DQ nodes must have the quantizer's scale and zero point. A weight without them, of a layer with a float input,
-    must be a constant with the quantized values.
+    must be a constant with the quantized values. Further Q/DQ nodes must repeat a quantizer, or refine it to 16 bits.
     """
     found, weights = file_quantizers(proto), quantized_weights(sim)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -228,6 +231,20 @@ def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
             raise RuntimeError(f"{MODEL_FILE} has no quantizer at {site.tensor}.")
         if not same:
             raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {site.tensor} than the simulation.")
+    _check_further_quantizers(found, {site.tensor for site in quantizer_sites(sim)})
+
+
+def _check_further_quantizers(found: Mapping[str, tuple[np.ndarray, np.ndarray]], sites: set[str | None]) -> None:
+    """Raise a RuntimeError if a quantizer that belongs to no site would round otherwise than those of the sites."""
+    known = [quantization for tensor, quantization in found.items() if tensor in sites]
+    allowed = {_key(*quantization) for quantization in (*known, *(widen(*quantization) for quantization in known))}
+    for tensor, quantization in found.items():
+        if tensor not in sites and _key(*quantization) not in allowed:
+            raise RuntimeError(f"{MODEL_FILE} has a quantizer at {tensor} that the simulation lacks.")
+
+
+def _key(scale: np.ndarray, zero_point: np.ndarray) -> tuple[bytes, bytes]:
+    return scale.tobytes(), zero_point.tobytes()
 
 
 def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:

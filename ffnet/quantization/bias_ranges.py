@@ -11,7 +11,8 @@ import torch
 from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
 
-from ffnet.quantization.sites import QuantizerSite, weighted_layers
+from ffnet.quantization.sites import QuantizerSite
+from ffnet.quantization.weighted_layers import weighted_layers
 
 LARGEST = 2**31 - 2**8  # of an int32, less what float32 rounds off
 MOST_BITS = 24  # of weight and input together in layers with int32 arithmetic: 8 and 16, but not twice 16
@@ -24,8 +25,8 @@ def raise_weight_scales(sim: QuantizationSimModel) -> dict[str, int]:
     channel of n products of 8 bits it changes the output by less than n * 255 / 2**32 of the bias.
     """
     changed = {}
-    for weight, bias, source in _biased_layers(sim):
-        factors = _scale_factors(weight.quantizer, bias, source.quantizer)
+    for weight, bias, step in _biased_layers(sim):
+        factors = _scale_factors(weight.quantizer, bias, step)
         if (factors > 1).any():
             with torch.no_grad():
                 for bound in (weight.quantizer.min, weight.quantizer.max):
@@ -34,16 +35,16 @@ def raise_weight_scales(sim: QuantizationSimModel) -> dict[str, int]:
     return changed
 
 
-def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, source: QuantizerBase) -> torch.Tensor:
+def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """Return the factors (channels,), at least 1, by which the weight's scales are too small for the bias."""
-    steps = weight.get_scale().detach().flatten() * source.get_scale().detach()
+    steps = weight.get_scale().detach().flatten() * step
     needed = bias.detach().abs() / (steps.double() * LARGEST)
     return torch.where(needed > 1, needed * (1 + 1e-6), 1.0).to(bias.dtype)
 
 
-def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, torch.Tensor, QuantizerSite]]:
-    """Yield the weight's site, the bias, and the input's site of each layer with int32 arithmetic."""
-    for weight, source in weighted_layers(sim):
-        bias = sim.model.get_submodule(weight.layer).bias
-        if bias is not None and source is not None and weight.bit_width + source.bit_width <= MOST_BITS:
-            yield weight, bias, source
+def _biased_layers(sim: QuantizationSimModel) -> Iterator[tuple[QuantizerSite, torch.Tensor, torch.Tensor]]:
+    """Yield the weight's site, the bias, and the input's scale in files, of each layer with int32 arithmetic."""
+    for layer in weighted_layers(sim):
+        bias, scale = sim.model.get_submodule(layer.weight.layer).bias, layer.input_scale
+        if bias is not None and scale is not None and layer.weight.bit_width + layer.input_bits <= MOST_BITS:
+            yield layer.weight, bias, scale

@@ -1,7 +1,7 @@
 """What a choice of bit widths costs on a device, relative to 8-bit weights and activations.
 
-Bit operations are multiply-accumulates times the bits of the weight times those of the layer's input, as in AIMET's
-automatic mixed precision. Layers with a float input cost the same in every choice and do not count.
+Bit operations are multiply-accumulates times the bits of the weight times those of the layer's input in exported files,
+as in AIMET's automatic mixed precision. Layers with a float input cost the same in every choice and do not count.
 """
 
 import copy
@@ -13,7 +13,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffnet.quantization.sites import weighted_layers
+from ffnet.quantization.weighted_layers import weighted_layers
 
 REFERENCE_BITS = 8
 
@@ -40,12 +40,13 @@ def multiply_accumulates(network: nn.Module, size: tuple[int, int]) -> dict[str,
 def relative_cost(sim: QuantizationSimModel, operations: Mapping[str, int]) -> Cost:
     """Return the cost of a simulation with its present bit widths; `operations`: of each layer, per image."""
     cost = reference = weight_bits = weights = 0
-    for weight, source in weighted_layers(sim):
+    for layer in weighted_layers(sim):
+        weight = layer.weight
         number = sim.model.get_submodule(weight.layer).weight.numel()
         weights += number
         weight_bits += number * weight.bit_width
-        if source is not None:
+        if layer.input_bits:
             reference += operations[weight.layer] * REFERENCE_BITS**2
-            cost += operations[weight.layer] * weight.bit_width * source.bit_width
+            cost += operations[weight.layer] * weight.bit_width * layer.input_bits
     reference_bits = weights * REFERENCE_BITS
     return Cost(cost / reference if reference else 1.0, weight_bits / reference_bits if weights else 1.0)

@@ -60,31 +60,6 @@ def site_parameter(sim: QuantizationSimModel, site: QuantizerSite) -> nn.Paramet
     return sim.model.get_submodule(site.layer).get_parameter(str(site.key))
 
 
-def weighted_layers(sim: QuantizationSimModel) -> list[tuple[QuantizerSite, QuantizerSite | None]]:
-    """Return the site of each quantized weight with the site that quantizes the layer's input; None for float inputs.
-
-    In order of execution.
-    """
-    sites = quantizer_sites(sim)
-    inputs = {site.node: site for site in sites if site.role == "input" and site.key == 0}
-    outputs = {site.node: site for site in sites if site.role == "output"}
-    weights = [site for site in sites if site.kind == WEIGHT and site.key == "weight"]
-    return [(weight, inputs.get(weight.node) or _quantized_source(sim, weight.node, outputs)) for weight in weights]
-
-
-def _quantized_source(
-    sim: QuantizationSimModel, node: torch.fx.Node, outputs: dict[torch.fx.Node, QuantizerSite]
-) -> QuantizerSite | None:
-    """Return the site that quantizes a layer's input, before any layers that keep values as they are."""
-    source = node.all_input_nodes[0]
-    while source.op == "call_module":
-        module = sim.model.get_submodule(str(source.target))
-        if source in outputs or not isinstance(module, nn.Identity | nn.MaxPool2d):
-            return outputs.get(source)
-        source = source.all_input_nodes[0]
-    return None
-
-
 def tensor_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
     """Return the nodes whose tensors a layer takes; AIMET numbers its input quantizers in this order."""
     return [argument for argument in node.args if isinstance(argument, torch.fx.Node)]

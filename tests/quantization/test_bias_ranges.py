@@ -10,7 +10,7 @@ from torch import nn
 
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from tests.helpers.networks import random_batches, three_layer_network
-from tests.helpers.simulations import encodings, logits, simulate
+from tests.helpers.simulations import encodings, logits, raise_precision, simulate
 
 CHANNEL = 3
 PER_TENSOR = str(Path(aimet_torch.__file__).parent / "common" / "quantsim_config" / "default_config.json")
@@ -46,6 +46,16 @@ def test_the_scale_of_a_channel_is_raised_to_the_smallest_that_holds_its_bias():
     assert torch.equal(after[others], before[others])
     assert largest_bias(layer, source) <= 2**31 - 1
     assert quantizer.get_offset().count_nonzero() == 0
+
+
+def test_a_layer_with_an_8_bit_input_and_a_16_bit_output_has_257_times_finer_steps():
+    sim = simulate(network_with_a_dead_channel(), cle=False)
+    raise_weight_scales(sim)
+    layer, source = sim.model.get_submodule("2"), sim.model.get_submodule("1").output_quantizers[0]
+    assert largest_bias(layer, source) > 2**31 / 1.01
+    raise_precision(sim, ["3"])
+    assert 2**31 / 1.01 < largest_bias(layer, source) * 257 <= 2**31 - 1
+    assert raise_weight_scales(sim) == {}
 
 
 def test_raising_changes_next_to_nothing_in_the_logits():
