@@ -62,13 +62,13 @@ def test_costs_of_one_bit_width_for_all(prepared, param_bw, output_bw, expected)
 
 
 def test_costs_of_mixed_precision(prepared):
-    """The second layer has 4-bit weights, the third a 16-bit input."""
+    """The second layer has 4-bit weights and a 16-bit output, to which its input is converted; the third reads that."""
     sim = build_quantsim(prepared, QuantizationConfig())
     weight, source = sim.model.get_submodule("2").param_quantizers["weight"], sim.model.get_submodule("3")
     weight.qmin, weight.qmax = -8, 7
     source.output_quantizers[0].qmax = 65535
     cost = relative_cost(sim, THREE_LAYERS)
-    operations = THREE_LAYERS["0"] + THREE_LAYERS["2"] / 2 + THREE_LAYERS["4"] * 2
+    operations = THREE_LAYERS["0"] + THREE_LAYERS["2"] / 2 * 2 + THREE_LAYERS["4"] * 2
     assert cost.bit_operations == pytest.approx(operations / sum(THREE_LAYERS.values()))
     assert cost.weight_bytes == pytest.approx((WEIGHTS - 72 * 8 / 2) / WEIGHTS)
 
