@@ -5,6 +5,7 @@ Each process has one thread, because oneDNN's sums depend on the number of threa
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -18,8 +19,9 @@ from ffnet.errors import UserError
 from ffnet.onnx.export import export_float
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from tests.helpers.cityscapes_tree import SIZE, write_tree
-from tests.helpers.networks import DEMO, golden_model, random_batches
+from tests.helpers.networks import DEMO, golden_model, random_batches, three_layer_network
 from tests.helpers.program import SCRIPT, arguments
+from tests.helpers.simulations import encodings, logits
 
 CPU = torch.device("cpu")
 
@@ -153,3 +155,24 @@ def test_a_single_process_is_the_main_process_and_takes_all_images(monkeypatch):
         assert ranks.shard(images) is images and ranks.gather(scores) == [scores]
         ranks.main_process_first(calls.append, 1)
     assert calls == [1]
+
+
+def test_every_rank_gets_the_encodings_and_weights_of_the_main_process(monkeypatch):
+    """Without processes: what the main process broadcasts is pickled and reaches the other rank."""
+    prepared, sent = equalize(three_layer_network()), []
+    main, other = (build_quantsim(prepared, QuantizationConfig(param_bw=bits)) for bits in (4, 8))
+    calibrate(main, random_batches())
+    with torch.no_grad():
+        main.model.get_submodule("2").weight.mul_(0.5)
+
+    def broadcast(objects, src):
+        if sent:
+            objects[:] = pickle.loads(sent[0])
+        sent.append(pickle.dumps(objects))
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    for rank, sim in enumerate((main, other)):
+        distributed.Ranks(rank, 2, CPU).share_state(sim)
+    x = random_batches()[0]
+    assert len(sent) == 2 and torch.equal(logits(other.model, x), logits(main.model, x))
+    assert encodings(other) == encodings(main)

@@ -99,6 +99,14 @@ def test_the_weights_of_an_export_are_loaded_with_its_encodings(rounded):
         assert torch.equal(logits(sim.model, image), logits(rounded.sim.model, image))
 
 
+def test_only_the_layers_that_the_manifest_names_are_loaded(rounded, copied):
+    edit_manifest(copied, lambda manifest: manifest.update({ROUNDED_LAYERS: ["2"]}))
+    sim, loaded = rounded.load(copied)
+    assert loaded.rounded == ("2",)
+    for layer, source in (("0", rounded.prepared), ("2", rounded.sim.model), ("4", rounded.prepared)):
+        assert torch.equal(sim.model.get_submodule(layer).weight, source.get_submodule(layer).weight)
+
+
 def without_manifest(folder):
     (folder / MANIFEST_FILE).unlink()
 
@@ -183,7 +191,7 @@ def test_a_float_network_without_a_weight_is_an_error(rounded, copied):
 
 def other_kernel():
     model = three_layer_network()
-    model[0] = nn.Conv2d(3, 8, 1, 2)
+    model[0] = nn.Conv2d(3, 8, 5, 2, padding=2)
     return model
 
 
