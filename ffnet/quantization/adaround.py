@@ -127,10 +127,12 @@ def _round_layer(
     samples = LayerSamples(
         torch.cat(patches), torch.cat([each.values for each in targets]), is_followed_by_relu(sim.model, site.node)
     )
-    rounding = SoftRounding(_plain(layer.weight), site.quantizer)
+    weight, bias = _plain(layer.weight), None if layer.bias is None else _plain(layer.bias)
+    rounding = SoftRounding(weight, site.quantizer)
     with torch.enable_grad():
-        optimize_rounding(rounding, None if layer.bias is None else _plain(layer.bias), samples, iterations)
-    layer.weight.copy_(rounding.hard_weight())
+        optimize_rounding(rounding, bias, samples, iterations)
+    choices = rounding.hard_weight(), _plain(site.quantizer(weight))  # small layers may be better off with the nearest
+    layer.weight.copy_(min(choices, key=lambda choice: output_error(choice, bias, samples).item()))
     site.quantizer.allow_overwrite(False)  # calibration would search a range for the rounded weights
 
 
@@ -200,6 +202,16 @@ def reconstruction_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.T
     return (outputs - targets).square().sum(1).mean()
 
 
+def output_error(
+    weight: torch.Tensor, bias: torch.Tensor | None, samples: LayerSamples, drawn: torch.Tensor | slice = slice(None)
+) -> torch.Tensor:
+    """Return the reconstruction loss of a layer with the given weight, behind its ReLU, at the drawn positions."""
+    outputs, targets = functional.linear(samples.inputs[drawn], weight.flatten(1), bias), samples.targets[drawn]
+    if samples.followed_by_relu:
+        outputs, targets = outputs.relu(), targets.relu()
+    return reconstruction_loss(outputs, targets)
+
+
 def optimize_rounding(
     rounding: SoftRounding, bias: torch.Tensor | None, samples: LayerSamples, iterations: int
 ) -> None:
@@ -210,11 +222,7 @@ def optimize_rounding(
     for iteration in range(iterations):
         drawn = torch.randint(number, (min(BATCH, number),), generator=generator).to(samples.inputs.device)
         up = rounding.up()
-        outputs = functional.linear(samples.inputs[drawn], rounding.weight(up).flatten(1), bias)
-        targets = samples.targets[drawn]
-        if samples.followed_by_relu:
-            outputs, targets = outputs.relu(), targets.relu()
-        loss = reconstruction_loss(outputs, targets) + rounding_loss(up, iteration / iterations)
+        loss = output_error(rounding.weight(up), bias, samples, drawn) + rounding_loss(up, iteration / iterations)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

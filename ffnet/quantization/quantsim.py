@@ -36,7 +36,6 @@ from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.seq_mse import apply_seq_mse
-from ffnet.quantization.sites import WEIGHT, quantizer_sites, site_parameter
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
 from ffnet.wording import count
 
@@ -82,14 +81,14 @@ def quantize(
     equalized = equalize(model, config.cle).to(runtime.device)
     sim = build_quantsim(equalized, config)
     loaded = load_encodings(sim, file, config.partial_encodings) if file else None
-    if config.seq_mse or config.adaround:
+    if loaded is None or loaded.missing:
+        calibrate_on_images(sim, images, runtime)
+    if config.recovers:
         chosen = recovery_batches(images, config.recovery_images, runtime.device)
         if config.seq_mse:
             apply_seq_mse(sim, chosen, runtime.progress)
         if config.adaround:
-            compute_weight_encodings(sim)
             apply_adaround(sim, equalized, chosen, config.adaround, runtime.progress)
-    if loaded is None or loaded.missing:
         calibrate_on_images(sim, images, runtime)
     raise_weight_scales(sim)
     return sim
@@ -99,14 +98,6 @@ def recovery_batches(images: Dataset, number: int, device: torch.device) -> list
     """Return evenly spaced images of a data set, normalized (1, 3, H, W) float32 on `device`."""
     chosen = evenly_spaced(len(images), number)  # type: ignore[arg-type]
     return [normalize(images[index][0][None].to(device)) for index in chosen.tolist()]
-
-
-def compute_weight_encodings(sim: QuantizationSimModel) -> None:
-    """Compute the encodings of all weights that have none yet."""
-    for site in quantizer_sites(sim):
-        if site.kind == WEIGHT and not site.quantizer.is_initialized():
-            with quiet_aimet(), site.quantizer.compute_encodings():
-                site.quantizer(site_parameter(sim, site))
 
 
 def check_finite_logits(model: nn.Module, path: Path | str) -> None:

@@ -49,6 +49,12 @@ def simulate(model, batches=None, **config):
     return sim
 
 
+def compute_weight_encodings(sim):
+    """Compute the encodings of all weights, as AIMET does before sequential MSE."""
+    for _, module in sim.named_qmodules():
+        module._compute_param_encodings(overwrite=True)
+
+
 def raise_precision(sim, tensors):
     """Give activations 16 bits and weights 8 bits, in the range that they have; `tensors`: one of each group's."""
     for group in precision_groups(sim):

@@ -33,12 +33,12 @@ from ffnet.quantization.adaround import (
     reconstruction_loss,
     rounding_loss,
 )
-from ffnet.quantization.quantsim import build_quantsim, calibrate, compute_weight_encodings, equalize
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.sites import WEIGHT, quantizer_sites, site_parameter
 from ffnet.variants import VARIANTS
 from tests.helpers.networks import random_batches, three_layer_network
-from tests.helpers.simulations import encodings, logits, small_network
+from tests.helpers.simulations import compute_weight_encodings, encodings, logits, small_network
 
 KERNELS = {(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3)}  # size, stride and padding of FFNet's convolutions
 PER_TENSOR = str(Path(aimet_torch.__file__).parent / "common" / "quantsim_config" / "default_config.json")
@@ -329,3 +329,16 @@ def test_the_error_is_about_that_of_aimets_adaround(tmp_path, monkeypatch):
     nearest = layer_errors(sim, prepared, [])["4"]
     apply_adaround(sim, prepared, IMAGES, 300, progress=False)
     assert layer_errors(sim, prepared, [])["4"] < 1.05 * aimets < 0.7 * nearest
+
+
+def test_a_layer_keeps_the_nearest_rounding_if_no_better_one_is_found(monkeypatch):
+    def spoil(rounding, *_):
+        rounding.alpha.data.neg_()  # every weight away from its nearest integer
+
+    monkeypatch.setattr("ffnet.quantization.adaround.optimize_rounding", spoil)
+    prepared = equalize(three_layer_network())
+    sim = build_quantsim(prepared, FOUR_BITS)
+    compute_weight_encodings(sim)
+    nearest = {name: plain(site.quantizer(site_parameter(sim, site))) for name, site in weights(sim).items()}
+    apply_adaround(sim, prepared, IMAGES[:1], 1, progress=False)
+    assert all(torch.equal(plain(site_parameter(sim, site)), nearest[name]) for name, site in weights(sim).items())

@@ -24,10 +24,10 @@ from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
-from ffnet.quantization.quantsim import build_quantsim, calibrate, compute_weight_encodings, equalize
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.quantization.rounded_weights import rounded_layers
 from tests.helpers.networks import random_batches, three_layer_network
-from tests.helpers.simulations import encodings, logits
+from tests.helpers.simulations import compute_weight_encodings, encodings, logits
 
 SIZE = (32, 64)
 IMAGES = [image[None] for batch in random_batches(2, SIZE) for image in batch]

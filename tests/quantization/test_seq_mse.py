@@ -6,12 +6,12 @@ from aimet_torch.seq_mse import apply_seq_mse as aimet_seq_mse
 from torch.utils.data import DataLoader
 
 from ffnet.config import QuantizationConfig
-from ffnet.quantization.quantsim import build_quantsim, calibrate, compute_weight_encodings, equalize
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.seq_mse import apply_seq_mse
 from ffnet.quantization.sites import WEIGHT, quantizer_sites
 from tests.helpers.networks import random_batches, three_layer_network
-from tests.helpers.simulations import encodings, small_network
+from tests.helpers.simulations import compute_weight_encodings, encodings, small_network
 
 IMAGES = [image[None] for batch in random_batches(2, (32, 64)) for image in batch]
 CANDIDATES = 20
