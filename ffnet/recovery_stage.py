@@ -15,6 +15,7 @@ from ffnet.inputs import Inputs
 from ffnet.ladder import Candidate, Images, Ladder
 from ffnet.quantization.costs import multiply_accumulates
 from ffnet.quantization.quantsim import recovery_batches
+from ffnet.quantization.sites import WEIGHT, QuantizerSite
 from ffnet.quantization.state import write_state
 from ffnet.report.recovery import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.report.result import percent
@@ -80,7 +81,9 @@ def _describe(ladder: Ladder, inputs: Inputs, interrupted: bool) -> Recovery:
         fp32_miou=_miou(best, FP32),
         steps=[_step(candidate, id(candidate) in kept) for candidate in shown],
         chosen=best.name,
-        raised=[RaisedQuantizer(site.layer, site.kind, group.bits) for group in best.raised for site in group.sites],
+        raised=[
+            RaisedQuantizer(site.layer, _tensor(site), group.bits) for group in best.raised for site in group.sites
+        ],
         selection_images=[image_name(path) for path in selection],
         scored_too=not set(selection).isdisjoint(inputs.images.images),
         interrupted=interrupted,
@@ -90,6 +93,11 @@ def _describe(ladder: Ladder, inputs: Inputs, interrupted: bool) -> Recovery:
 def _paths(images: Subset[Sample]) -> list[str]:
     split = images.dataset
     return [split.images[index] for index in images.indices] if isinstance(split, CityscapesSplit) else []
+
+
+def _tensor(site: QuantizerSite) -> str:
+    """Return which tensor of its layer a site quantizes: "output", "input" or the name of a parameter."""
+    return str(site.key) if site.kind == WEIGHT else site.role
 
 
 def _step(candidate: Candidate, kept: bool) -> RecoveryStep:

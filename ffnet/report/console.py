@@ -115,10 +115,10 @@ def _recovery_tables(recovery: Recovery) -> tuple[Rows, Rows]:
         ["seconds", "-", *(_number(step.seconds, 1) for step in steps)],
         ["outcome", "-", *map(recovery.outcome, steps)],
     ]
-    raised = [(quantizer.layer, quantizer.kind, str(quantizer.bits)) for quantizer in recovery.raised]
+    raised = [(quantizer.layer, quantizer.tensor, str(quantizer.bits)) for quantizer in recovery.raised]
     shown = raised[:RAISED_QUANTIZERS]
     heading = f"raised quantizers ({len(shown)} of {len(raised)})"
-    return list(zip(*filter(None, columns), strict=True)), [(heading, "kind", "bits"), *shown] if shown else []
+    return list(zip(*filter(None, columns), strict=True)), [(heading, "tensor", "bits"), *shown] if shown else []
 
 
 def _npu_tables(npu: NpuResult) -> tuple[Rows, Rows]:

@@ -28,7 +28,7 @@ class RaisedQuantizer:
     """A quantizer that got more bits than the options say."""
 
     layer: str
-    kind: str  # WEIGHT or ACTIVATION
+    tensor: str  # of the layer: "weight", "output" or "input"
     bits: int
 
 

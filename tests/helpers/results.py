@@ -89,7 +89,7 @@ def small_recovery(**changes):
         fp32_miou=80.0,
         steps=steps,
         chosen=steps[-1].name,
-        raised=[RaisedQuantizer("conv0", "weight", 8), RaisedQuantizer("relu", "activation", 16)],
+        raised=[RaisedQuantizer("conv0", "weight", 8), RaisedQuantizer("relu", "output", 16)],
         selection_images=[f"ulm_{i:06d}_000019" for i in range(4)],
         scored_too=False,
         interrupted=False,

@@ -100,9 +100,9 @@ def test_the_steps_of_accuracy_recovery_are_listed_below_fp32():
         "mixed precision, 1 of 10 raised 79.12 - 0.88 - 62.50 56.25 6.0 chosen",
     ]
     assert [line.split() for line in raised.splitlines()] == [
-        ["raised", "quantizers", "(2", "of", "2)", "kind", "bits"],
+        ["raised", "quantizers", "(2", "of", "2)", "tensor", "bits"],
         ["conv0", "weight", "8"],
-        ["relu", "activation", "16"],
+        ["relu", "output", "16"],
     ]
 
 

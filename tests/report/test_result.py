@@ -89,7 +89,7 @@ def test_json_holds_accuracy_recovery_with_its_steps_and_raised_quantizers():
         "kept": True,
     }
     assert content["steps"][4]["miou_interval"] is None
-    assert content["raised"][1] == {"layer": "relu", "kind": "activation", "bits": 16}
+    assert content["raised"][1] == {"layer": "relu", "tensor": "output", "bits": 16}
 
 
 def test_the_npu_is_described_with_its_chip_images_and_nodes_on_the_cpu():
