@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ffnet.backends import FP32, INT8_SIMULATED, Backend
 from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig
-from ffnet.errors import UserError
+from ffnet.errors import UserError, is_out_of_memory
 from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import Sample
@@ -108,7 +108,7 @@ class Ladder:
 
     def climb(self) -> None:
         """Measure the plain configuration, then take steps until the target is met or no step is left."""
-        self._measure(PLAIN)
+        self._measure(PLAIN, read_state(self.sim))
         if self.config.max_drop is not None and math.isnan(self.best.drop):
             raise UserError("--max-drop: no pixel of the selection images is labelled. Give other --selection-images.")
         steps = self._steps()
@@ -141,9 +141,17 @@ class Ladder:
         base = self.best
         self._keep(base)
         write_state(self.sim, base.state)
-        step()
+        try:
+            step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"--recovery-images {self.config.recovery_images}: the memory does not suffice for {name} on so many "
+                "images. Give a smaller number."
+            ) from error
         self._calibrate()
-        self._measure(name if base.name == PLAIN else f"{base.name} and {name}")
+        self._measure(name if base.name == PLAIN else f"{base.name} and {name}", read_state(self.sim))
 
     def _mix(self) -> None:
         """Raise the bits of the most sensitive quantizers until the target is met, then lower what it does not need."""
@@ -158,10 +166,11 @@ class Ladder:
         high = mixed_precision.raised_state(self.sim, groups, self._calibrate)
 
         def meets(raised: Groups, shown: bool = False) -> bool:
-            write_state(self.sim, mixed_precision.mixed_state(base.state, high, raised))
+            state = mixed_precision.mixed_state(base.state, high, raised)
+            write_state(self.sim, state)
             name = f"mixed precision, {len(raised)} of {count(len(groups), 'quantizer')} raised"
             name += "" if shown else ", others lowered again"
-            return self._meets(self._measure(name, raised, shown))
+            return self._meets(self._measure(name, state, raised, shown))
 
         raised = mixed_precision.raise_until(ranked, lambda raised: meets(raised, shown=True))
         if raised:
@@ -170,9 +179,8 @@ class Ladder:
     def _calibrate(self) -> None:
         calibrate_on_images(self.sim, self.images.calibration, self.runtime)
 
-    def _measure(self, name: str, raised: Groups = (), shown: bool = True) -> Candidate:
-        """Score the present state of the simulation on the selection images."""
-        state = read_state(self.sim)
+    def _measure(self, name: str, state: SimState, raised: Groups = (), shown: bool = True) -> Candidate:
+        """Score the simulation, which is in the given state, on the selection images."""
         raise_weight_scales(self.sim)
         scores = self._score(name, lower(self.sim))
         matrices = {FP32: self.fp32.confusion_matrices[FP32], INT8_SIMULATED: scores.confusion_matrices[name]}
@@ -209,7 +217,9 @@ class Ladder:
         tried = [f"{name} ({format_duration(seconds[name])})" for name in steps]
         if self.config.max_drop is None:
             return f"Accuracy recovery: {', '.join(tried)}."
-        tried.append(f"mixed precision (many measurements of {format_duration(self.tried[0].seconds)} each)")
+        most = 2 * len(mixed_precision.precision_groups(self.sim))
+        each = format_duration(self.tried[0].seconds)
+        tried.append(f"mixed precision (up to {most} measurements, {each} each)")
         return (
             f"Accuracy recovery tries {', '.join(tried)}. It ends as soon as the mIoU drop on the selection images, "
             f"now {self.tried[0].drop:.2f}, is at most {self.config.max_drop:g} percentage points."

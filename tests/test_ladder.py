@@ -142,8 +142,29 @@ def test_a_target_needs_labels():
     assert without_target.best.drop != without_target.best.drop
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_step_without_enough_memory_names_the_option(monkeypatch, error):
+    ladder = make_ladder(adaround=5, recovery_images=7)
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(ladder, "_apply_adaround", fail)
+    with pytest.raises(UserError, match="--recovery-images 7: the memory does not suffice for AdaRound"):
+        ladder.climb()
+
+
 def test_it_says_what_it_will_try_and_when_it_ends(caplog):
     with caplog.at_level("INFO", "ffnet"):
         make_ladder(max_drop=100.0).climb()
     (message,) = caplog.messages
     assert "sequential MSE (about 1 s), AdaRound (about" in message and "at most 100 percentage points" in message
+    assert "mixed precision (up to" in message

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ffnet.errors import UserError
+from ffnet.errors import UserError, is_out_of_memory
 from ffnet.evaluation.runtime import Runtime
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
@@ -45,7 +45,7 @@ def load_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample,
             while batch := list(islice(samples, runtime.batch_size)):
                 yield _stack(batch, pin=runtime.device.type == "cuda")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch has no class for it
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"--batch-size {runtime.batch_size} and --num-workers {runtime.num_workers}: the memory does not suffice "
