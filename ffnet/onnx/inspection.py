@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ffnet.onnx.float_convolutions import float_reason
 from ffnet.onnx.graph_index import GraphIndex, node_name
 from ffnet.onnx.runtime import open_session
 from ffnet.onnx.validation import OnnxHeader, check_onnx
+from ffnet.wording import count, list_names
 
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
@@ -42,8 +44,15 @@ class OnnxDescription:
         ]
 
     def kernel_lines(self) -> list[str]:
-        """Return sentences on the kernels that run the convolutions."""
-        floats = [f"The convolution {name} runs in float: {reason}." for name, reason in self.floats.items()]
+        """Return sentences on the kernels that run the convolutions, one for each reason why some run in float."""
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for name, reason in self.floats.items():
+            by_reason[reason].append(name)
+        floats = [
+            f"{count(len(names), 'convolution')} {'runs' if len(names) == 1 else 'run'} in float: {reason} "
+            f"({list_names(names)})."
+            for reason, names in by_reason.items()
+        ]
         return [f"Convolutions that run on integer kernels: {self.integer} of {self.convolutions}.", *floats]
 
 

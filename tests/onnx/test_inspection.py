@@ -8,7 +8,7 @@ from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx.inspection import inspect_onnx
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from tests.helpers.exports import export_simulation, exported
-from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches
+from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.onnx_files import convolution_network, save
 from tests.helpers.simulations import simulate, small_network
 
@@ -34,7 +34,8 @@ def test_only_the_first_two_convolutions_of_a_pre_down_network_run_in_float():
     assert (facts.integer, facts.convolutions) == (29, 31)
     assert list(facts.floats) == ["smoothing", "backbone_model.conv0"]
     assert facts.floats["backbone_model.conv0"] == "its input (smoothing) and weight are not quantized"
-    assert "The convolution backbone_model.conv0 runs in float: its input" in list(facts.lines())[-1]
+    reason = facts.floats["backbone_model.conv0"]
+    assert facts.lines()[-1] == f"1 convolution runs in float: {reason} (backbone_model.conv0)."
 
 
 def test_a_convolution_whose_weight_is_not_quantized_is_named(small_export, tmp_path):
@@ -44,6 +45,17 @@ def test_a_convolution_whose_weight_is_not_quantized_is_named(small_export, tmp_
     facts = inspect_onnx(save(tmp_path / "other.onnx", proto))
     assert (facts.integer, facts.convolutions) == (2, 3)
     assert facts.floats == {"2": "its weight is not quantized"}
+
+
+def test_convolutions_in_float_for_the_same_reason_share_a_sentence(tmp_path):
+    model = three_layer_network()
+    sim = simulate(model, param_bw=4, quant_scheme="tf")
+    raise_weight_scales(sim)
+    facts = inspect_onnx(export_simulation(model, sim, random_batches()[0], tmp_path / "out").folder / MODEL_FILE)
+    assert facts.kernel_lines() == [
+        "Convolutions that run on integer kernels: 0 of 3.",
+        "3 convolutions run in float: ONNX Runtime has no integer kernel for int4 (0, 2, 4).",
+    ]
 
 
 def test_float_files_are_recognized(export_case):
@@ -69,25 +81,21 @@ def exported_without_cache(model, folder):
     return export_simulation(model, sim, random_batches()[0], folder)
 
 
-@pytest.mark.slow
-def test_convolutions_after_a_max_pool_run_in_float_because_aimet_gives_their_biases_another_scale(tmp_path):
-    path = exported_without_cache(small_network(), tmp_path / "export").folder / MODEL_FILE
-    facts = inspect_onnx(path)
-    assert list(facts.floats) == ["block.conv1", "block.downsample.0", "adapter.layers.0"]
-    assert set(facts.floats.values()) == {BIAS_SCALE}
-    proto = onnx.load(path)
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    pool_scale = numpy_helper.to_array(constants["pool_scale"])
-    for layer in facts.floats:
-        scale = constants[f"{layer}.bias_scale"]
-        weight_scale = numpy_helper.to_array(constants[f"{layer}.weight_scale"]).flatten()
-        scale.CopyFrom(numpy_helper.from_array(pool_scale * weight_scale, scale.name))
-    assert not inspect_onnx(save(tmp_path / "other.onnx", proto)).floats
+def test_convolutions_after_a_max_pool_run_on_integer_kernels(tmp_path):
+    """AIMET writes another scale for their biases, which no integer kernel takes; the export rewrites them."""
+    facts = inspect_onnx(exported_without_cache(small_network(), tmp_path / "export").folder / MODEL_FILE)
+    assert facts.integer == facts.convolutions and not facts.floats
+
+
+def test_a_bias_of_another_scale_keeps_a_convolution_in_float(small_export, tmp_path):
+    proto = onnx.load(small_export.folder / MODEL_FILE)
+    (scale,) = (tensor for tensor in proto.graph.initializer if tensor.name == "2.bias_scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
+    assert inspect_onnx(save(tmp_path / "other.onnx", proto)).floats == {"2": BIAS_SCALE}
 
 
 @pytest.mark.slow
-def test_convolutions_after_the_max_pool_of_a_published_network_run_in_float_for_the_same_reason(tmp_path):
+def test_all_convolutions_of_a_published_network_with_a_max_pool_run_on_integer_kernels(tmp_path):
     model = golden_model("segmentation_ffnet18_dAAC")
     facts = inspect_onnx(exported_without_cache(model, tmp_path / "export").folder / MODEL_FILE)
-    assert list(facts.floats) == [f"backbone_model.layer1.0.{layer}" for layer in ("conv1", "downsample.0")]
-    assert set(facts.floats.values()) == {BIAS_SCALE}
+    assert facts.integer == facts.convolutions and not facts.floats
