@@ -12,11 +12,11 @@ from ffnet.evaluation import metrics
 from ffnet.evaluation.bootstrap import miou_intervals
 from ffnet.evaluation.loading import Sample
 from ffnet.inputs import Inputs
-from ffnet.ladder import Candidate, Images, Ladder
 from ffnet.quantization.costs import multiply_accumulates
 from ffnet.quantization.quantsim import recovery_batches
 from ffnet.quantization.sites import WEIGHT, QuantizerSite
 from ffnet.quantization.state import write_state
+from ffnet.recovery_search import Candidate, Images, RecoverySearch
 from ffnet.report.recovery import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.report.result import percent
 from ffnet.run import Run
@@ -53,31 +53,31 @@ def _search(sim: QuantizationSimModel, float_network: fx.GraphModule, inputs: In
     options = run.config.quantization
     batches = recovery_batches(inputs.calibration_images, options.recovery_images, run.ranks.device)
     images = Images(inputs.calibration_images, batches, inputs.selection_images)
-    ladder = Ladder(sim, float_network, images, operations, options, run.runtime)
+    search = RecoverySearch(sim, float_network, images, operations, options, run.runtime)
     interrupted = False
     try:
-        ladder.climb()
+        search.run()
     except Terminated:
         raise
     except KeyboardInterrupt:
-        if not ladder.tried:
+        if not search.tried:
             raise
         interrupted = True
         logger.warning(
-            f"Interrupted: the run goes on with the best configuration so far ({ladder.best.name}). Interrupt it again "
+            f"Interrupted: the run goes on with the best configuration so far ({search.best.name}). Interrupt it again "
             "to end it."
         )
-    write_state(sim, ladder.best.state)
-    return _describe(ladder, inputs, interrupted)
+    write_state(sim, search.best.state)
+    return _describe(search, inputs, interrupted)
 
 
-def _describe(ladder: Ladder, inputs: Inputs, interrupted: bool) -> Recovery:
-    best = ladder.best
+def _describe(search: RecoverySearch, inputs: Inputs, interrupted: bool) -> Recovery:
+    best = search.best
     selection = _paths(inputs.selection_images) if inputs.selection_images else []
-    kept = {id(candidate) for candidate in (*ladder.kept, best)}
-    shown = [candidate for candidate in ladder.tried if candidate.shown or candidate is best]
+    kept = {id(candidate) for candidate in (*search.kept, best)}
+    shown = [candidate for candidate in search.tried if candidate.shown or candidate is best]
     return Recovery(
-        target=ladder.config.max_drop,
+        target=search.config.max_drop,
         fp32_miou=_miou(best, FP32),
         steps=[_step(candidate, id(candidate) in kept) for candidate in shown],
         chosen=best.name,

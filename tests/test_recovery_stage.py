@@ -5,10 +5,10 @@ import json
 import pytest
 
 import ffnet_quanteval
-from ffnet import ladder
+from ffnet import recovery_search
 from ffnet.backends import INT8_SIMULATED
-from ffnet.ladder import PLAIN, Candidate
 from ffnet.onnx.formats import EXPORT_FILES
+from ffnet.recovery_search import PLAIN, Candidate
 from tests.helpers.program import arguments, run_with_result
 
 W4 = ("--calibration-split", "train", "--default-param-bw", "4")
@@ -45,7 +45,7 @@ def test_selection_images_are_apart_from_calibration_and_scoring(tree, toy_check
     assert len(recovery["selection_images"]) == 1 and result["calibration"]["images"] == 2
     assert not recovery["scored_too"]
     assert [step["name"] for step in recovery["steps"]] == [PLAIN, "AdaRound"]
-    assert "Accuracy recovery: AdaRound, with a drop of" in capsys.readouterr().out
+    assert "Accuracy recovery: AdaRound, with an mIoU drop of" in capsys.readouterr().out
 
 
 def test_the_report_says_if_the_selection_images_are_scored(tree, toy_checkpoint, capsys):
@@ -72,7 +72,7 @@ def test_an_interrupted_search_goes_on_with_the_best_so_far(tree, toy_checkpoint
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ladder, "apply_seq_mse", interrupt)
+    monkeypatch.setattr(recovery_search, "apply_seq_mse", interrupt)
     result = run_with_result(arguments(tree, toy_checkpoint, *W4, "--max-drop", "0"), tree / "out")
     assert result["recovery"]["interrupted"]
     assert result["recovery"]["chosen"] == PLAIN

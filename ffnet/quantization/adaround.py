@@ -23,7 +23,7 @@ from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites
 
 POSITIONS = 1024  # of a layer's output that are drawn from each image
 BATCH = 512  # positions in one iteration
-TRAVEL = 15.0  # learning rate times iterations: how far Adam can move a parameter; AIMET's 15,000 steps of 1e-3
+SUMMED_LEARNING_RATE = 15.0  # over the iterations: how far Adam can move a parameter; as AIMET's 15,000 times 1e-3
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to this range and clipped, so that it reaches 0 and 1
 REGULARIZATION = 0.01  # weight of the term that drives every rounding to 0 or 1
 WARM_START = 0.2  # share of the iterations without that term
@@ -216,7 +216,7 @@ def optimize_rounding(
     rounding: SoftRounding, bias: torch.Tensor | None, samples: LayerSamples, iterations: int
 ) -> None:
     """Minimize the error of a layer's output over the roundings of its weight, in place."""
-    optimizer = torch.optim.Adam([rounding.alpha], lr=TRAVEL / iterations)
+    optimizer = torch.optim.Adam([rounding.alpha], lr=SUMMED_LEARNING_RATE / iterations)
     generator = torch.Generator().manual_seed(0)
     number = len(samples.inputs)
     for iteration in range(iterations):

@@ -21,7 +21,7 @@ from ffnet.model import FFNet
 from ffnet.quantization.adaround import (
     BETA,
     REGULARIZATION,
-    TRAVEL,
+    SUMMED_LEARNING_RATE,
     WARM_START,
     LayerSamples,
     SoftRounding,
@@ -319,7 +319,7 @@ def test_the_error_is_about_that_of_aimets_adaround(tmp_path, monkeypatch):
     """AIMET takes all positions in each iteration, and its learning rate is made for 15,000 iterations."""
     prepared = equalize(three_layer_network())
     with quiet_aimet(), monkeypatch.context() as patches:
-        patches.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, lr=TRAVEL / 300))
+        patches.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, lr=SUMMED_LEARNING_RATE / 300))
         parameters = AdaroundParameters(IMAGES, len(IMAGES), 300)
         theirs = Adaround.apply_adaround(copy.deepcopy(prepared), IMAGES[0], parameters, str(tmp_path), "x", 4)
     expected, found = (layer_outputs(network, ["4"])["4"] for network in (prepared, theirs))

@@ -73,7 +73,7 @@ class Candidate:
         return 100 * (fp32 - int8)
 
 
-class Ladder:
+class RecoverySearch:
     """The search over the states of one simulation.
 
     `tried` holds every candidate in the order of measurement, and `kept` those from which later steps started.
@@ -106,7 +106,7 @@ class Ladder:
             return min(self.tried, key=lambda candidate: candidate.drop)
         return min(meeting, key=lambda each: (each.cost.bit_operations, each.cost.weight_bytes, each.drop))
 
-    def climb(self) -> None:
+    def run(self) -> None:
         """Measure the plain configuration, then take steps until the target is met or no step is left."""
         self._measure(PLAIN, read_state(self.sim))
         if self.config.max_drop is not None and math.isnan(self.best.drop):
