@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,21 +28,16 @@ from ffnet.pipeline import quantize_and_score
 from ffnet.report.result import Result
 from ffnet.variants import DEMO_VARIANTS
 
-MAX_DROP = 0.3
-SEQ_MSE: dict[str, Any] = {"seq_mse": True}
-ADAROUND: dict[str, Any] = {"adaround": ADAROUND_ITERATIONS}
-RUNS: dict[str, tuple[int, dict[str, dict[str, Any]]]] = {  # bit widths -> bits of weights, {options: their values}
-    "W4A8": (
-        4,
-        {
-            "": {},
-            "--seq-mse": SEQ_MSE,
-            "--seq-mse --adaround": SEQ_MSE | ADAROUND,
-            f"--max-drop {MAX_DROP:g}": {"max_drop": MAX_DROP},
-        },
-    ),
-    "W8A8": (8, {"": {}, "--adaround": ADAROUND, "--max-drop 0": {"max_drop": 0.0}}),
-}
+RUNS = (  # bit widths, options, what they mean
+    ("W4A8", "", QuantizationConfig(param_bw=4)),
+    ("W4A8", "--seq-mse", QuantizationConfig(param_bw=4, seq_mse=True)),
+    ("W4A8", "--seq-mse --adaround", QuantizationConfig(param_bw=4, seq_mse=True, adaround=ADAROUND_ITERATIONS)),
+    ("W4A8", "--max-drop 0.3", QuantizationConfig(param_bw=4, max_drop=0.3)),
+    ("W4A8", "--max-drop 0.05", QuantizationConfig(param_bw=4, max_drop=0.05)),
+    ("W8A8", "", QuantizationConfig()),
+    ("W8A8", "--adaround", QuantizationConfig(adaround=ADAROUND_ITERATIONS)),
+    ("W8A8", "--max-drop 0", QuantizationConfig(max_drop=0.0)),
+)
 
 
 @dataclass(frozen=True)
@@ -67,19 +61,15 @@ class Row:
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
-    """Return what `benchmarks.accuracy_recovery` prints for its arguments."""
+    """Return what `benchmarks.accuracy_recovery` prints for its arguments; show each row on stderr when it is known."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.model_name or DEMO_VARIANTS:
             for network, checkpoint in write_checkpoints(name, Path(folder)):
-                for bit_widths, (bits, runs) in RUNS.items():
-                    for options, values in runs.items():
-                        quantization = QuantizationConfig(param_bw=bits, **values)
-                        result = run_program(
-                            args, ModelConfig(name, checkpoint, cache_dir=args.cache_dir), quantization
-                        )
-                        rows.append(make_row(network, bit_widths, options, result))
-                        print(rows[-1], file=sys.stderr)
+                model = ModelConfig(name, checkpoint, cache_dir=args.cache_dir)
+                for bit_widths, options, quantization in RUNS:
+                    rows.append(make_row(network, bit_widths, options, run_program(args, model, quantization)))
+                    print(rows[-1], file=sys.stderr)
     return rows
 
 
