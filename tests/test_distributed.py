@@ -50,7 +50,7 @@ def result_of(count, options, folder):
     """Return result.json of a run with so many processes, of which only one may print the report."""
     run = run_with_processes(count, [*options, "--output-dir", folder])
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("mIoU %") == 1
+    assert run.stdout.count("IoU % per class") == 1
     return json.loads((folder / "result.json").read_text())
 
 

@@ -23,7 +23,7 @@ def test_what_a_recovered_run_exports_is_read_back_bit_for_bit(tree, toy_checkpo
         arguments(tree, toy_checkpoint, *W4, "--max-drop", "0.955", "--adaround", "20", "--export", first), tree / "out"
     )
     recovery = searched["recovery"]
-    assert len({(each["layer"], each["kind"]) for each in recovery["raised"]}) >= 5
+    assert len({(each["layer"], each["tensor"]) for each in recovery["raised"]}) >= 5
     assert recovery["chosen"] in [step["name"] for step in recovery["steps"]]
     loaded = run_with_result(
         arguments(tree, toy_checkpoint, "--encodings", first / "model.encodings", "--export", second), tree / "out2"
