@@ -192,8 +192,12 @@ def run_in_child(arguments, folder):
     for number, name in ((1, "stdout.log"), (2, "stderr.log")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    import torch
+
     import ffnet_quanteval
 
+    # A fork breaks torch's pool of threads, which is replaced at its next use; two threads that do so at once abort.
+    torch.set_num_threads(torch.get_num_threads())
     try:
         status = ffnet_quanteval.main(arguments)
     except SystemExit as end:
