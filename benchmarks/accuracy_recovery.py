@@ -1,6 +1,6 @@
 """Measure what accuracy recovery wins back on the demo's networks, at W4A8 and W8A8.
 
-    python -m benchmarks.accuracy_recovery                                     # an hour on two cores
+    python -m benchmarks.accuracy_recovery                                     # 40 minutes, with a process per network
     python -m benchmarks.accuracy_recovery --model-name segmentation_ffnet14T_dBBB_mobile --npu-images 0 --json
 
 The program itself runs with each set of options, on the demo's networks and on ill-conditioned copies of them. It

@@ -80,12 +80,12 @@ def selection_indices(number: int, data: DataConfig) -> list[int]:
 
     Without `data.selection_images` it is a third of the images, at most MOST_SELECTION_IMAGES.
     """
-    wanted = data.selection_images or min(number // 3, MOST_SELECTION_IMAGES)
-    if not 0 < wanted < number:
+    wanted = data.selection_images or min(max(number // 3, 1), MOST_SELECTION_IMAGES)
+    if wanted >= number:
         raise UserError(
             f"--selection-images: {wanted} of the {count(number, 'image')} of the {data.calibration_split} split would "
-            "be used to choose recovery steps, and calibration needs at least one other. Give a smaller number, or "
-            "another --calibration-split."
+            "be used to choose recovery steps, and calibration needs at least one other. Give a smaller number, or a "
+            "split or --limit with more images."
         )
     return [int(index) for index in evenly_spaced(number, wanted)]
 

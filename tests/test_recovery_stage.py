@@ -59,6 +59,7 @@ def test_the_report_says_if_the_selection_images_are_scored(tree, toy_checkpoint
     ("words", "message"),
     [
         ("--max-drop 1 --selection-images 4", "--selection-images: 4 of the 4 images of the val split"),
+        ("--max-drop 1 --limit 1", "--selection-images: 1 of the 1 image of the val split"),
         ("--max-drop 1 --selection-images 2 --calibration-images 3", "has only 2 images, apart from 2 for"),
     ],
 )

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from aimet_torch.quantsim import QuantizationSimModel
 
+from ffnet.quantization.bias_ranges import MOST_BITS
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites
 from ffnet.quantization.state import SimState, read_state
 
 RAISED_BITS = {WEIGHT: 8, ACTIVATION: 16}
-MOST_BITS = 24  # of a weight and an activation together, so that the biases' integers fit into int32
 
 
 @dataclass(frozen=True, eq=False)
