@@ -168,13 +168,23 @@ def read_stream(stream: io.BytesIO) -> CheckpointContents:
         contents = read_torch_zip(stream)
     elif head.startswith(LEGACY_MAGIC):
         contents = read_legacy_format(stream)
-    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+    elif begins_like_safetensors(head):
         contents = CheckpointContents("safetensors", safetensors.torch.load(stream.getvalue()))
     else:
         raise problem_of_other_file(head)
     if not contents.state_dict:
         raise CheckpointProblem("this file holds no tensors", "Name another one.")
     return without_prefix(contents)
+
+
+def begins_like_checkpoint(head: bytes) -> bool:
+    """Return whether a file with these first bytes, at least 16, may be a checkpoint or a release zip."""
+    return head.startswith((b"PK\3\4", LEGACY_MAGIC)) or begins_like_safetensors(head)
+
+
+def begins_like_safetensors(head: bytes) -> bool:
+    """Return whether a file with these first bytes may be a safetensors file."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
 def without_prefix(contents: CheckpointContents) -> CheckpointContents:
