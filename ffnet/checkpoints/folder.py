@@ -10,8 +10,9 @@ A file fits a model if `load_checkpoint` accepts it: keys, shapes, values and, i
 
 The models of the second kind are told apart by the hyperparameters and the Python text of a pickled module, by the
 member of a release zip, by a smoothing kernel, which only a pre_down model needs, by a file name that was published or
-is the model's own, or by a copy of the same tensors of which one of these is known. A file that is known to hold the weights of one is never used for the other. A file of which nothing is
-known is never used for two such models; it is used for one, if no other file competes, and a note says so.
+is the model's own, or by a copy of the same tensors of which one of these is known. A file that is known to hold the
+weights of one is never used for the other. A file of which nothing is known is never used for two such models; it is
+used for one, if no other file competes, and a note says so.
 
 If several files fit a model, the best one is used: of known weights rather than unknown, with a smoothing kernel only
 for a pre_down model, with batch norms rather than equalized, then with a published name. A note names the others. Files
@@ -397,7 +398,7 @@ def unused_notes(chosen: Mapping[str, Candidate], candidates: Sequence[Candidate
     for name, candidate in chosen.items():
         unused = [c for c in suitable_candidates(VARIANTS[name], candidates) if c.digest not in used]
         if unused:
-            yield f"{candidate.label} was used for {name}. Not used, because it matches best: {list_labels(unused)}."
+            yield f"{candidate.label} was used for {name}, which it matches best; not used: {list_labels(unused)}."
 
 
 def list_labels(candidates: Sequence[Candidate]) -> str:
