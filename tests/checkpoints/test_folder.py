@@ -15,6 +15,7 @@ import torch
 from ffnet.checkpoints import folder as module
 from ffnet.checkpoints.folder import find_checkpoints
 from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint
+from ffnet.checkpoints.matching import shapes_of, without_details
 from ffnet.model import build_model, remove_batch_norms
 from ffnet.variants import VARIANTS
 from tests.helpers import checkpoint_forms as forms
@@ -203,6 +204,22 @@ def test_known_weights_are_preferred_to_unknown_ones(tmp_path):
     known = save(state_of(PAIR, 1), tmp_path / "y.pth")
     save(state_of(MOBILE, 2), tmp_path / "x.pth")
     assert find_checkpoints(tmp_path, [MOBILE]).paths == {MOBILE: known}
+
+
+def test_published_models_that_share_tensors_but_not_weights_are_those_that_the_module_names():
+    models = {}
+    for name, variant in VARIANTS.items():
+        if not variant.is_demo:
+            shapes = frozenset(shapes_of(without_details(variant), False).items())
+            models.setdefault(shapes, {}).setdefault(variant.release_file, []).append(name.split("ffnet")[1])
+    pairs = [names for group in models.values() for names in group.values() if len(names) > 1]
+    rivals = [sorted(min(names, key=len) for names in group.values()) for group in models.values() if len(group) > 1]
+    assert len(models) == 45 and len(pairs) == 16
+    assert all(sorted(names) == [min(names), f"{min(names)}_pre_down"] for names in pairs)
+    mobile = ["150S_BBB", "86S_BBB", "86S_dBBB"]
+    assert sorted(rivals) == sorted(
+        [[name, f"{name}_mobile"] for name in mobile] + [[f"{depth}_AAA", f"{depth}_dAAA"] for depth in (50, 101)]
+    )
 
 
 def test_file_of_unknown_weights_is_never_used_for_two_models(tmp_path):
