@@ -49,8 +49,8 @@ def run(argv: Sequence[str] | None) -> int:
 
     if config.list_models:
         return delivery.print_models()
-    result = pipeline.score_onnx(config) if config.model.onnx else pipeline.quantize_and_score(config)
-    return delivery.deliver(result, config.output) if result else 0
+    results = pipeline.evaluate_onnx(config) if config.model.onnx else pipeline.evaluate_models(config)
+    return delivery.deliver(results, config)
 
 
 def log_to_stderr(quiet: bool) -> None:

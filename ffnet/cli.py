@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ffnet.backends import SAVED_BACKENDS, short_name
 from ffnet.config import (
     LIST_CHIPS,
+    OUTPUT_FOLDERS,
     SEQ_MSE_BITS,
     Config,
     DataConfig,
@@ -26,8 +28,9 @@ from ffnet.files import check_output_folder
 from ffnet.onnx.formats import EXPORT_FILES, NPU_FOLDER, check_bit_widths
 from ffnet.onnx.npu_package import check_npu_package
 from ffnet.options import DATASET_VARIABLE, FLAGS, OPTIONS, lookup
+from ffnet.report.file_names import COMPARISON_FILES, PROGRESS_FOLDER, RESULT_FILES
 from ffnet.streams import print_lines
-from ffnet.variants import DEMO_VARIANTS
+from ffnet.variants import DEMO_VARIANTS, VARIANTS
 
 PROGRAM = "ffnet_quanteval.py"
 SECTIONS = {
@@ -90,11 +93,13 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
     """Return the Config of the given options, with the defaults that depend on other options or the environment."""
     defaults: dict[str, Any] = {"command": command}
     if given.get("data.demo"):
-        defaults |= {"model.name": DEMO_VARIANTS[0], "output.execute": "model.onnx" not in given}
+        defaults |= {"model.names": [DEMO_VARIANTS[:1]], "output.execute": "model.onnx" not in given}
     elif os.environ.get(DATASET_VARIABLE):
         defaults["data.dataset_path"] = Path(os.environ[DATASET_VARIABLE])
     values: dict[str, dict[str, Any]] = defaultdict(dict)
     for target, value in (defaults | dict(given)).items():
+        if target == "model.names":  # of lists of names
+            value = tuple(dict.fromkeys(itertools.chain(*value)))
         section, _, name = target.rpartition(".")
         values[section][name] = value
     return Config(**{name: section(**values[name]) for name, section in SECTIONS.items()}, **values[""])
@@ -102,11 +107,12 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
 
 # Options that --onnx excludes: it evaluates one file as it is, on the CPU.
 NEEDS_CHECKPOINT = (
-    "model.name", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
+    "model.names", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
     "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
     "quantization.max_drop", "quantization.seq_mse", "quantization.adaround",
     "data.calibration_split", "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst",
     "output.sensitivity", "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
+    "runtime.models_at_once",
 )  # fmt: skip
 # Options that have no effect if the encodings are complete.
 ANSWERED_BY_ENCODINGS = (
@@ -118,6 +124,7 @@ REQUIRES = {  # option -> the options without any of which it has no effect
     "quantization.partial_encodings": ("quantization.encodings",),
     "output.sensitivity_images": ("output.sensitivity",),
     "output.worst": ("output.output_dir",),
+    "output.resume": ("output.output_dir",),
     "model.onnx_input": ("model.onnx",),
     "model.onnx_channels": ("model.onnx",),
     "npu.images": ("npu.chip",),
@@ -125,8 +132,7 @@ REQUIRES = {  # option -> the options without any of which it has no effect
     "quantization.recovery_images": RECOVERY,
     "data.selection_images": RECOVERY,
 }
-OUTPUT_FOLDERS = ("output.output_dir", "output.save_predictions", "output.export")
-INPUT_FILES = ("model.checkpoint", "quantization.encodings", "model.onnx")
+INPUT_FILES = ("quantization.encodings", "model.onnx")
 
 
 def _check_combinations(given: set[str], config: Config) -> None:
@@ -182,9 +188,10 @@ def _check_images(config: Config) -> None:
     """Raise UserError unless it is clear which images are evaluated."""
     if config.data.demo and config.data.dataset_path:
         raise UserError("--demo renders its own images and cannot be combined with --dataset-path. Remove one of them.")
-    if config.data.demo and not config.model.onnx and config.model.name not in DEMO_VARIANTS:
+    others = [name for name in config.model.names if name not in DEMO_VARIANTS]
+    if config.data.demo and not config.model.onnx and others:
         names = " and ".join(DEMO_VARIANTS)
-        raise UserError(f"--model-name {config.model.name}: --demo has weights for {names} only. Name one of these.")
+        raise UserError(f"--model-name {others[0]}: --demo has weights for {names} only. Name one of these or both.")
     if not config.data.demo and config.data.dataset_path is None:
         raise UserError(
             f"--dataset-path is missing. Give the folder that holds leftImg8bit and gtFine, or set {DATASET_VARIABLE} "
@@ -193,7 +200,17 @@ def _check_images(config: Config) -> None:
 
 
 def _check_files(config: Config) -> None:
-    """Raise UserError if an input file is missing."""
+    """Raise UserError if an input file is missing, or if it is of one model and there are several."""
+    checkpoint, several = config.model.checkpoint, len(config.model.names) > 1
+    if checkpoint and not checkpoint.exists():
+        raise UserError(f"--checkpoint {checkpoint}: there is no such file. Check the path.")
+    if checkpoint and several and not checkpoint.is_dir():
+        raise UserError(
+            f"--checkpoint {checkpoint}: this is the file of one model, and --model-name has {len(config.model.names)}. "
+            "Name a folder that holds a file for each."
+        )
+    if config.quantization.encodings and several:
+        raise UserError("--encodings are those of one model, and --model-name has several. Name one model.")
     for target in INPUT_FILES:
         path = lookup(config, target)
         if path and not path.is_file():
@@ -203,7 +220,7 @@ def _check_files(config: Config) -> None:
 
 def _check_output(config: Config) -> None:
     """Raise UserError if output folders overlap or can't be used, or if the bit widths can't be exported."""
-    folders = {target: lookup(config, target) for target in OUTPUT_FOLDERS if lookup(config, target)}
+    folders = _output_folders(config)
     for one, other in itertools.permutations(folders, 2):
         if folders[one].resolve().is_relative_to(folders[other].resolve()):
             raise UserError(
@@ -211,6 +228,27 @@ def _check_output(config: Config) -> None:
             )
     if config.output.export or config.output.execute or config.npu.chip:
         check_bit_widths(config.quantization.param_bw, config.quantization.output_bw)
-    for target, folder in folders.items():
-        own_files = (*EXPORT_FILES, NPU_FOLDER) if target == "output.export" else ()
-        check_output_folder(FLAGS[target], folder, own_files, config.output.force)
+    _check_output_folders(config)
+
+
+def _output_folders(config: Config) -> dict[str, Path]:
+    """Return the folder of every option that names one, by its target."""
+    folders = {f"output.{name}": getattr(config.output, name) for name in OUTPUT_FOLDERS}
+    return {target: folder for target, folder in folders.items() if folder}
+
+
+def _check_output_folders(config: Config) -> None:
+    """Raise UserError if the folders, or those of each model in them, hold other files than an earlier run's own."""
+    resume, names = config.output.resume, config.model.names
+    of_one_model = {
+        "output.output_dir": (*RESULT_FILES, PROGRESS_FOLDER) if resume else (),
+        "output.save_predictions": [short_name(backend) for backend in SAVED_BACKENDS] if resume else (),
+        "output.export": (*EXPORT_FILES, NPU_FOLDER),
+    }
+    of_several = {target: VARIANTS.keys() if resume or target == "output.export" else () for target in of_one_model}
+    of_several["output.output_dir"] = (*VARIANTS, *COMPARISON_FILES) if resume else ()
+    checks = [(config, of_several)] if len(names) > 1 else []
+    checks += [(config.for_model(name), of_one_model) for name in names]
+    for checked, own_files in checks:
+        for target, folder in _output_folders(checked).items():
+            check_output_folder(FLAGS[target], folder, own_files[target], config.output.force)

@@ -4,7 +4,7 @@
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +14,26 @@ LIST_CHIPS = "list"  # in place of a chip: print the table of chips
 VALUE_RANGES = ("normalized", "0-1", "0-255")  # of an ONNX file's input
 CHANNEL_ORDERS = ("rgb", "bgr")
 ADAROUND_ITERATIONS = 500  # per layer
+OUTPUT_FOLDERS = ("output_dir", "save_predictions", "export")  # fields of OutputConfig
 SEQ_MSE_BITS = 4  # most bits of a weight whose range AIMET's sequential MSE searches
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network is evaluated."""
+    """Which networks are evaluated."""
 
-    name: str = DEFAULT_MODEL  # a key of VARIANTS; not used with `onnx`
-    checkpoint: Path | None = None  # None: the published file, or the demo's
+    names: tuple[str, ...] = (DEFAULT_MODEL,)  # keys of VARIANTS; not used with `onnx`
+    checkpoint: Path | None = None  # a file, or a folder of files; None: the published file, or the demo's
     onnx: Path | None = None  # evaluate this ONNX file instead of a checkpoint
     onnx_input: str | None = None  # of VALUE_RANGES; None: find out
     onnx_channels: str | None = None  # of CHANNEL_ORDERS; None: find out
     cache_dir: Path | None = None  # for downloads and rendered scenes; None: torch hub's folder
+
+    @property
+    def name(self) -> str:
+        """The only model; raises a ValueError if there are several."""
+        (name,) = self.names
+        return name
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class RuntimeConfig:
     allow_tf32: bool = False
     compile: bool | None = None  # None: if the run is long enough for compilation to save time
     batch_size: int = 8
+    models_at_once: int = 5  # number of models that are in memory at the same time and share one evaluation loop
     num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))  # threads that decode images
     quiet: bool = False  # no progress on stderr
 
@@ -91,6 +99,7 @@ class OutputConfig:
     """Which results are computed beyond mIoU, and where they are written."""
 
     output_dir: Path | None = None
+    resume: bool = False  # go on with what an earlier run has kept in `output_dir`
     worst: int = 6  # images with the largest mIoU drop that the report shows
     sensitivity: bool = False
     sensitivity_images: int = 8
@@ -113,3 +122,11 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
     list_models: bool = False  # print the table of models and do nothing else
     command: str = ""  # the command line that repeats the run
+
+    def for_model(self, name: str) -> "Config":
+        """Return the configuration of one model; if there are several, each has a subfolder of every output folder."""
+        if len(self.model.names) == 1:
+            return self
+        folders = {field: getattr(self.output, field) for field in OUTPUT_FOLDERS}
+        own = {field: folder / name for field, folder in folders.items() if folder}
+        return replace(self, model=replace(self.model, names=(name,)), output=replace(self.output, **own))

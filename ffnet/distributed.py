@@ -5,15 +5,14 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from aimet_torch.quantsim import QuantizationSimModel
-from torch.utils.data import Dataset, Subset
 
 from ffnet.errors import UserError
-from ffnet.evaluation.loading import Sample
 from ffnet.quantization.state import read_state, write_state
 from ffnet.wording import count
 
@@ -45,20 +44,24 @@ class Ranks:
             dist.barrier()
         return result if self.is_main else function(*args, **kwargs)
 
-    def shard(self, images: Dataset[Sample]) -> Dataset[Sample]:
-        """Return every `world_size`-th image from `rank` on; some ranks have one more than others, or none."""
-        if self.world_size == 1:
-            return images
-        return Subset(images, range(self.rank, len(images), self.world_size))  # type: ignore[arg-type]
+    def share_of(self, indices: np.ndarray) -> np.ndarray:
+        """Return every `world_size`-th index from `rank` on; some ranks have one more than others, or none."""
+        return indices[self.rank :: self.world_size]
+
+    def share(self, item: T | None) -> T:
+        """Return the main process's item in every process; the other processes' items are ignored."""
+        items = [item]
+        if self.world_size > 1:
+            dist.broadcast_object_list(items, src=0)
+        return cast(T, items[0])
 
     def share_state(self, sim: QuantizationSimModel) -> None:
         """Copy the encodings and weights of the main process's simulation to every other process's."""
         if self.world_size == 1:
             return
-        states = [read_state(sim) if self.is_main else None]
-        dist.broadcast_object_list(states, src=0)
-        if not self.is_main and states[0] is not None:
-            write_state(sim, states[0])
+        state = self.share(read_state(sim) if self.is_main else None)
+        if not self.is_main:
+            write_state(sim, state)
 
     def gather(self, item: T) -> list[T] | None:
         """Return the items of all ranks in the main process, None in every other process."""

@@ -1,6 +1,6 @@
 """Open what a run needs: the device, the images, the encodings and the checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
 from datasets.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
-from ffnet.checkpoints.loading import Checkpoint, load_checkpoint
+from ffnet.checkpoints import folder
+from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_checkpoint
 from ffnet.config import Config, DataConfig, RuntimeConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.loading import Sample, evenly_spaced
 from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
 from ffnet.quantization.quantsim import check_config_file
-from ffnet.variants import VARIANTS
+from ffnet.variants import VARIANTS, Variant
 from ffnet.wording import count
 
 MOST_SELECTION_IMAGES = 32  # unless --selection-images gives another number
@@ -97,15 +98,15 @@ def open_images(config: Config) -> CityscapesSplit:
         return CityscapesSplit(data.dataset_path, data.split, data.limit)
     cache_dir = config.model.cache_dir or default_cache_dir()
     try:
-        folder = ensure_scenes(cache_dir, not config.runtime.quiet)
+        scenes = ensure_scenes(cache_dir, not config.runtime.quiet)
     except OSError as error:
         raise UserError(
             f"{error.filename or cache_dir}: the demo's scenes can't be written there. Name another --cache-dir."
         ) from error
     try:
-        return CityscapesSplit(folder, data.split, data.limit)
+        return CityscapesSplit(scenes, data.split, data.limit)
     except DatasetError as error:
-        raise DatasetError(f"{error} Or delete {folder}, so that the demo renders its scenes again.") from error
+        raise DatasetError(f"{error} Or delete {scenes}, so that the demo renders its scenes again.") from error
 
 
 def ignored_files_notes(
@@ -138,12 +139,46 @@ def _calibration_images(
     return Subset(split, sorted(drawn.tolist()))
 
 
-def load_model(config: Config) -> Checkpoint:
-    """Load the network with the given weights, the demo's, or the published ones, downloaded on first use."""
-    variant = VARIANTS[config.model.name]
-    path = config.model.checkpoint
-    if path is None and variant.is_demo:
-        path = DEMO_FOLDER / f"{variant.name}.pth"
-    if path is None:
-        path = download_published(variant, config.model.cache_dir or default_cache_dir())
-    return load_checkpoint(variant, path)
+def find_checkpoints(config: Config) -> tuple[dict[str, Path], list[str]]:
+    """Return the file of each model's weights, and notes on what else a folder holds.
+
+    They are the given ones, the demo's, or the published ones, which are downloaded on first use.
+
+    Raises:
+        InvalidCheckpointError: if a model has no file.
+    """
+    names, given = config.model.names, config.model.checkpoint
+    if given is None:
+        return {name: _own_checkpoint(VARIANTS[name], config) for name in names}, []
+    if given.is_dir():
+        found = folder.find_checkpoints(given, names)
+        return found.paths, list(found.notes)
+    return dict.fromkeys(names, given), []
+
+
+def _own_checkpoint(variant: Variant, config: Config) -> Path:
+    """Return the demo's file of a variant, or the published one."""
+    if variant.is_demo:
+        return DEMO_FOLDER / f"{variant.name}.pth"
+    return download_published(variant, config.model.cache_dir or default_cache_dir())
+
+
+def check_checkpoints(paths: Mapping[str, Path]) -> None:
+    """Load every model's file once, one at a time.
+
+    Raises:
+        InvalidCheckpointError: if some of them are unfit; it names all of these.
+    """
+    problems = []
+    for name, path in paths.items():
+        try:
+            load_model(name, path)
+        except InvalidCheckpointError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise InvalidCheckpointError(" ".join(problems))
+
+
+def load_model(name: str, path: Path) -> Checkpoint:
+    """Load the network of a variant with the weights of a file."""
+    return load_checkpoint(VARIANTS[name], path)

@@ -21,14 +21,16 @@ from ffnet.config import Config
 from ffnet.errors import UserError
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import evenly_spaced
-from ffnet.evaluation.loop import running_scores
+from ffnet.evaluation.loop import score_batches
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.scores import interleave, merge_shards
+from ffnet.evaluation.recording import ScoreCollector
+from ffnet.evaluation.scores import merge_shards
 from ffnet.onnx.chips import CHIPS
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.npu import NpuBackend, run_once
 from ffnet.onnx.npu_worker import NpuTarget
+from ffnet.progress import NPU
 from ffnet.published import (
     Comparison,
     ImageSetup,
@@ -55,14 +57,14 @@ class NpuOutcome:
 
 
 def open_npu(path: Path, run: Run, input_format: InputFormat = NORMALIZED_RGB) -> NpuBackend:
-    """Compile a file for the chip that the run names; raise a UserError if that is impossible."""
+    """Compile a file for the chip that the run names, in one process; raise a UserError if that is impossible.
+
+    The other processes start when the NPU's turn comes: those of several models at once would fill the memory.
+    """
     npu = run.config.npu
-    processes = min(torch.get_num_threads(), MAX_PROCESSES)
-    if npu.images != "all":
-        processes = min(processes, npu.images)
     target = NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback)
     with run.stage("compile for the NPU"):
-        return run.keep(NpuBackend(target, processes, input_format))
+        return run.keep(NpuBackend(target, input_format=input_format))
 
 
 def run_on_npu(
@@ -96,28 +98,34 @@ def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: Cit
     """Score all backends and the NPU on the same images, spread evenly over the split.
 
     The other backends predict these images again, which takes little time beside the NPU's, so that no predictions need
-    to be kept. Every rank takes its share of the images; the main process returns the results of all.
+    to be kept. Every rank takes its share of the images that no earlier run has kept; the main process returns the
+    results of all.
     """
     indices = evenly_spaced(len(images), run.config.npu.images)
-    own = indices[run.ranks.rank :: run.ranks.world_size]
+    own = run.ranks.share_of(run.progress.remaining(NPU, indices))
     both = replace(prepared, backends={**prepared.backends, INT8_NPU: backend})
-    runtime = replace(run.runtime, batch_size=len(backend.processes), num_workers=0)
     failure: BaseException | None = None
-    try:
-        for scores in running_scores(both, Subset(images, own.tolist()), runtime, title=f"evaluate {INT8_NPU}"):
-            done = scores
-    except KeyboardInterrupt as interrupt:
-        failure = interrupt
-    except Exception as error:
-        failure = UserError(f"The other results are complete, but {INT8_NPU} is not: {error}")
-    shards = run.ranks.gather((own[: done.images], done, failure))
+    with run.progress.records(NPU) as records:
+        collector = ScoreCollector(both.backends, records)
+        try:
+            backend.start_processes(min(torch.get_num_threads(), MAX_PROCESSES, max(1, len(own))))
+            runtime = replace(run.runtime, batch_size=len(backend.processes), num_workers=0)
+            title = f"evaluate {INT8_NPU}"
+            for batch in score_batches([both], Subset(images, own.tolist()), runtime, title):
+                collector.add(own[batch.positions], batch)
+        except KeyboardInterrupt as interrupt:
+            failure = interrupt
+        except Exception as error:
+            failure = UserError(f"The other results are complete, but {INT8_NPU} is not: {error}")
+    shards = run.ranks.gather((collector.shard(), failure))
     if shards is None:
         return NpuOutcome()
-    merged = merge_shards([scores for _, scores, _ in shards])
-    failure = next((failure for *_, failure in shards if failure), None)
+    shard = run.progress.with_earlier(NPU, merge_shards([shard for shard, _ in shards]))
+    merged = shard.scores
+    failure = next((failure for _, failure in shards if failure), None)
     if not merged.images:
         return NpuOutcome(failure=failure)
-    names = [image_name(images.images[index]) for index in interleave([own for own, *_ in shards])]
+    names = [image_name(images.images[index]) for index in shard.indices]
     chip = backend.target.chip
     setup = ImageSetup(run.config.data.split, len(names), (images.height, images.width))
     published = compare_with_ai_hub(run.config, setup)

@@ -9,14 +9,17 @@ from typing import Any
 
 from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, VALUE_RANGES, Config
 from ffnet.onnx.chips import DEFAULT_CHIP, find_chip
-from ffnet.variants import DEFAULT_MODEL, VARIANTS, closest_names
+from ffnet.variants import DEFAULT_MODEL, MODEL_GROUPS, VARIANTS, closest_names
 
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
 
 
-def _model_name(text: str) -> str:
+def _model_names(text: str) -> tuple[str, ...]:
+    """Return the names of one model or of a group of them."""
+    if text in MODEL_GROUPS:
+        return MODEL_GROUPS[text]
     if text in VARIANTS:
-        return text
+        return (text,)
     close = " or ".join(closest_names(text)) or DEFAULT_MODEL
     raise argparse.ArgumentTypeError(f"{text!r} is not an FFNet segmentation model. Did you mean {close}?")
 
@@ -122,13 +125,15 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
     "model": (
         Option(
             "--model-name",
-            "model.name",
-            "one of the 66 FFNet segmentation models, or of the demo's two",
-            {"type": _model_name, "metavar": "NAME"},
+            "model.names",
+            "FFNet segmentation models that are evaluated and compared: names, `published` for the five with published "
+            f"INT8 results, `all` for the 66, or the demo's two (default: {DEFAULT_MODEL})",
+            {"type": _model_names, "nargs": "+", "action": "extend", "metavar": "NAME"},
             aliases=("--model-config",),
         ),
         Option("--list-models", "list_models", "list the 66 models with sizes and published mIoU, and exit", FLAG),
-        Option("--checkpoint", "model.checkpoint", "weights (default: the published file, downloaded once)", FILE),
+        Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by their content "
+               "(default: the published files, downloaded once)", {"type": _path, "metavar": "FILE_OR_DIR"}),
         Option("--cache-dir", "model.cache_dir", "for downloads and rendered scenes (default: $TORCH_HOME/hub/ffnet)",
                FOLDER),
         Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),
@@ -189,12 +194,16 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--allow-tf32", "runtime.allow_tf32", "on a GPU, compute FP32 in TF32: faster and less exact", FLAG),
         Option("--compile", "runtime.compile", "compile the networks (default: if the run is long enough)", SWITCH),
         Option("--batch-size", "runtime.batch_size", "images per batch", {"type": _integer(1, 4096), "metavar": "N"}),
+        Option("--models-at-once", "runtime.models_at_once",
+               "most models that are in memory at the same time and share the decoding of images", COUNT),
         Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread",
                {"type": _integer(0, 256), "metavar": "N"}),
         Option("--quiet", "runtime.quiet", "show no progress on stderr", FLAG),
     ),
     "results": (
         Option("--output-dir", "output.output_dir", "write report.html, result.json and CSV files", FOLDER),
+        Option("--resume", "output.resume", "go on where a run with the same options and --output-dir stopped; without "
+               "one, start from the beginning", FLAG),
         Option("--worst", "output.worst", "number of images with the largest mIoU drop in the report", COUNT_OR_ZERO),
         Option("--sensitivity", "output.sensitivity", "rank quantizers by their effect on the logits: with only one "
                "enabled, and with only one disabled", FLAG),
@@ -212,9 +221,11 @@ FLAGS = {option.target: option.flag for option in itertools.chain(*OPTIONS.value
 
 
 def option_values(config: Config) -> dict[str, Any]:
-    """Return the value of every option, keyed by its name with underscores; paths as text."""
-    values = {}
-    for option in itertools.chain(*OPTIONS.values()):
-        value = lookup(config, option.target)
-        values[option.flag.removeprefix("--").replace("-", "_")] = str(value) if isinstance(value, Path) else value
-    return values
+    """Return the value of every option, keyed by its name with underscores; paths and lists of names as text."""
+    return {flag.removeprefix("--").replace("-", "_"): _plain(lookup(config, target)) for target, flag in FLAGS.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return " ".join(value) if isinstance(value, tuple) else value

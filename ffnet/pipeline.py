@@ -1,110 +1,222 @@
-"""The evaluation, from checkpoint and images to a Result. Nothing here prints; `ffnet.report` presents the Result."""
+"""The evaluation, from checkpoints and images to Results. Nothing here prints; `ffnet.report` presents the Results."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
-from torch import fx
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet import distributed
 from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import Config
+from ffnet.diagnostics_stage import Networks, attempt, diagnose
+from ffnet.distributed import Ranks
+from ffnet.encodings_stage import find_encodings, quantization_notes
 from ffnet.errors import UserError
-from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
-from ffnet.evaluation.loop import evaluate, warm_up
-from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.scores import Scores, merge_shards
-from ffnet.inputs import Inputs, ignored_files_notes, load_model, open_images, open_inputs, select_device
+from ffnet.evaluation.compilation import PreparedBackends
+from ffnet.evaluation.scores import Scores
+from ffnet.files import read_utf8, sha256_of
+from ffnet.inputs import (
+    Inputs,
+    check_checkpoints,
+    find_checkpoints,
+    ignored_files_notes,
+    load_model,
+    open_images,
+    open_inputs,
+    select_device,
+)
 from ffnet.npu_stage import NpuOutcome, open_npu, run_on_npu
-from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import MODEL_FILE, ROUNDED_LAYERS
-from ffnet.onnx.inspection import inspect_onnx
+from ffnet.onnx.npu import NpuBackend
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.onnx_stage import open_onnx
+from ffnet.progress import IMAGES, images_digest
 from ffnet.published import Comparison, ImageSetup, compare_with_variant, quantization_setup
 from ffnet.quantization.bias_ranges import raise_weight_scales
-from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.lowering import lower
-from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, check_finite_logits, equalize
+from ffnet.quantization.quantsim import build_quantsim, check_finite_logits, equalize
 from ffnet.quantization.rounded_weights import rounded_layers
-from ffnet.quantization.sensitivity import analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
-from ffnet.recovery_stage import recover
-from ffnet.report.images import ImageComparison, compare_images, worst_images
+from ffnet.report.file_names import RESULT_FILE
 from ffnet.report.recovery import Recovery
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, Result
-from ffnet.run import Run
+from ffnet.run import Run, create_output_folders, timed
+from ffnet.scoring_stage import prepare, score
 from ffnet.variants import VARIANTS
-from ffnet.wording import count, list_names
 
-MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
-LEAST_AGREEMENT = 99.0  # percent, their least prediction agreement without an explanation
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Networks:
-    """The quantized network in its three forms."""
+class Model:
+    """A model whose backends are ready to be evaluated."""
 
-    float_network: fx.GraphModule  # equalized, not quantized
-    sim: QuantizationSimModel
-    lowered: fx.GraphModule
+    run: Run
+    checkpoint: Checkpoint
+    calibration: Calibration
+    recovery: Recovery | None
+    networks: Networks
+    backends: Mapping[str, Backend]  # as they were built
+    prepared: PreparedBackends  # as the evaluation loop runs them
+    npu: NpuBackend | None
 
 
-def quantize_and_score(config: Config) -> Result | None:
-    """Score a checkpoint in FP32, in simulated INT8 and, if requested, in INT8 on ONNX Runtime and on the NPU.
+@dataclass(frozen=True)
+class Shared:
+    """What all models of the program have in common."""
 
-    Under torchrun every rank scores its share of the images; only the main process returns a Result.
+    ranks: Ranks
+    inputs: Inputs
+    images_digest: str  # of the main process; "" elsewhere and if nothing is kept
+    checkpoints: Mapping[str, Path]  # by name of the model
+    stage_seconds: Mapping[str, float]
+    notes: Sequence[str]
+
+
+def evaluate_models(config: Config) -> Iterator[Result]:
+    """Score checkpoints in FP32, in simulated INT8 and, if requested, in INT8 on ONNX Runtime and on the NPU.
+
+    Models that are in memory at the same time share one evaluation loop. A result is yielded as soon as it is there.
+    Under torchrun every rank scores its share of the images; only the main process yields Results.
 
     Raises:
         UserError: if an option, a file or the environment is wrong.
         DatasetError: if an image or a label is wrong.
     """
-    with distributed.session(select_device(config.runtime)) as ranks, Run(config, ranks) as run:
-        with run.stage("open images"):
-            inputs = ranks.main_process_first(open_inputs, config)
-            run.notes += ignored_files_notes(inputs.images, inputs.calibration_images)
-            run.create_output_folders(inputs.images)
-        with run.stage("load checkpoint"):
-            checkpoint = ranks.main_process_first(load_model, config)
-            fp32 = checkpoint.model.to(ranks.device)
-            check_finite_logits(fp32, checkpoint.path)
-        with run.stage("build QuantSim"):
-            equalized = equalize(fp32, config.quantization.cle and not checkpoint.equalized)
-            sim = build_quantsim(equalized, config.quantization)
-        with run.stage("calibrate"):
-            calibration = set_encodings(sim, inputs, run)
-        recovery = recover(sim, equalized, inputs, run) if config.quantization.recovers else None
-        run.notes += quantization_notes(config, checkpoint, raise_weight_scales(sim), calibration)
-        networks = Networks(equalized, sim, lower(sim))
-        backends: dict[str, Backend] = {FP32: fp32, INT8_SIMULATED: networks.lowered}
-        facts = export_facts(checkpoint, calibration, recovery) | {ROUNDED_LAYERS: rounded_layers(sim, equalized)}
-        exported = export_files(sim, inputs.images, facts, run)
-        if exported and config.output.execute:
-            backends[INT8_ONNX_RUNTIME] = OnnxBackend(exported)
-        npu = open_npu(exported, run) if exported and config.npu.chip else None
-        prepared = prepare(backends, inputs.images, run)
-        scores = score(prepared, inputs.images, run)
-        diagnostics, failure = attempt(lambda: diagnose(networks, backends, inputs, scores, run), run)
-        outcome = NpuOutcome()
-        if npu and not isinstance(failure, KeyboardInterrupt):
-            outcome = run_on_npu(npu, prepared, inputs.images, run, (networks.lowered, quantizer_sites(sim)))
-        if scores is None:
-            return None
-        diagnostics = replace(diagnostics, npu_layers=outcome.layers)
-        details = Details(scores, tuple(inputs.images.images), diagnostics, failure or outcome.failure)
-        info = CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form)
-        published = published_results(config, inputs.images, checkpoint, calibration)
-        return run.result(config.model.name, details, info, calibration, recovery, outcome.result, published)
+    names, at_once = config.model.names, config.runtime.models_at_once
+    with distributed.session(select_device(config.runtime)) as ranks:
+        warn_without_gpu(config, ranks)
+        shared = open_shared(config, ranks)
+        if len(names) > at_once:
+            check_checkpoints(shared.checkpoints)
+        for start in range(0, len(names), at_once):
+            group = [config.for_model(name) for name in names[start : start + at_once]]
+            interrupted = yield from evaluate_group(group, shared)
+            if interrupted:
+                return
 
 
-def score_onnx(config: Config) -> Result | None:
-    """Score an exported ONNX file on the CPU and, if requested, on the NPU; only the main process returns a Result.
+def open_shared(config: Config, ranks: Ranks) -> Shared:
+    """Open the images, and find the checkpoints of all models."""
+    seconds: dict[str, float] = {}
+    with timed("open images", seconds):
+        inputs = ranks.main_process_first(open_inputs, config)
+        if ranks.is_main:
+            create_output_folders(config, inputs.images)
+        digest = keep_digest(config, inputs.images, ranks)
+    with timed("find checkpoints", seconds):
+        checkpoints, notes = ranks.main_process_first(find_checkpoints, config)
+    notes = [*ignored_files_notes(inputs.images, inputs.calibration_images), *notes]
+    return Shared(ranks, inputs, digest, checkpoints, seconds, notes)
+
+
+def evaluate_group(configs: Sequence[Config], shared: Shared) -> Iterator[Result]:
+    """Evaluate models that are in memory at the same time; return whether the user interrupted this."""
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(Run(config, shared.ranks, shared.stage_seconds, shared.notes)) for config in configs
+        ]
+        checkpoints = [load_checkpoint(run, shared) for run in runs]  # all, before the first takes time
+        inputs = shared.inputs
+        models = [
+            quantize(run, checkpoint, inputs)
+            for run, checkpoint in zip(runs, checkpoints, strict=True)
+            if not run.progress.kept.finished
+        ]
+        scores = score([model.prepared for model in models], [model.run for model in models], inputs.images)
+        scored = {model.run: (model, scores) for model, scores in zip(models, scores, strict=True)}
+        interrupt: KeyboardInterrupt | None = None
+        for run in runs:
+            result = finish(*scored[run], inputs, interrupt) if run in scored else finished_result(run, inputs.images)
+            if result:
+                yield result
+                failure = result.details.failure
+                interrupt = failure if isinstance(failure, KeyboardInterrupt) else interrupt
+        return interrupt is not None
+
+
+def load_checkpoint(run: Run, shared: Shared) -> Checkpoint:
+    """Load the weights of a model, and find what an earlier run with them has kept."""
+    name = run.config.model.name
+    with run.stage("load checkpoint"):
+        checkpoint = shared.ranks.main_process_first(load_model, name, shared.checkpoints[name])
+    run.begin(checkpoint.sha256, shared.images_digest)
+    return checkpoint
+
+
+def quantize(run: Run, checkpoint: Checkpoint, inputs: Inputs) -> Model:
+    """Quantize a model and prepare its backends."""
+    config, images = run.config, inputs.images
+    with run.stage("build QuantSim"):
+        fp32 = checkpoint.model.to(run.ranks.device)
+        check_finite_logits(fp32, checkpoint.path)
+        equalized = equalize(fp32, config.quantization.cle and not checkpoint.equalized)
+        sim = build_quantsim(equalized, config.quantization)
+    calibration, recovery = find_encodings(sim, equalized, inputs, run)
+    run.notes += quantization_notes(config, checkpoint, raise_weight_scales(sim), calibration)
+    networks = Networks(equalized, sim, lower(sim))
+    backends: dict[str, Backend] = {FP32: fp32, INT8_SIMULATED: networks.lowered}
+    facts = export_facts(checkpoint, calibration, recovery) | {ROUNDED_LAYERS: rounded_layers(sim, equalized)}
+    exported = export_files(sim, images, facts, run)
+    if exported and config.output.execute:
+        backends[INT8_ONNX_RUNTIME] = OnnxBackend(exported)
+    npu = open_npu(exported, run) if exported and config.npu.chip else None
+    prepared = prepare(backends, images, run)
+    return Model(run, checkpoint, calibration, recovery, networks, backends, prepared, npu)
+
+
+def finish(
+    model: Model, scores: Scores | None, inputs: Inputs, interrupt: KeyboardInterrupt | None = None
+) -> Result | None:
+    """Find what explains the scores, and evaluate the NPU; return the Result, None if this is not the main process.
+
+    After an `interrupt`, only the scores are reported.
+    """
+    run, diagnostics, outcome = model.run, Diagnostics(), NpuOutcome()
+    failure: BaseException | None = interrupt
+    if failure is None:
+        diagnostics, failure = attempt(lambda: diagnose(model.networks, model.backends, inputs, scores, run), run)
+    if model.npu and not isinstance(failure, KeyboardInterrupt):
+        simulated = (model.networks.lowered, quantizer_sites(model.networks.sim))
+        outcome = run_on_npu(model.npu, model.prepared, inputs.images, run, simulated)
+    if scores is None:
+        return None
+    diagnostics = replace(diagnostics, npu_layers=outcome.layers)
+    details = details_of(scores, inputs.images, diagnostics=diagnostics, failure=failure or outcome.failure)
+    checkpoint = model.checkpoint
+    info = CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form)
+    published = published_results(run.config, inputs.images, checkpoint, model.calibration)
+    return run.result(
+        run.config.model.name, details, info, model.calibration, model.recovery, outcome.result, published
+    )
+
+
+def finished_result(run: Run, images: CityscapesSplit) -> Result | None:
+    """Return the Result that an earlier run has written; None if this is not the main process."""
+    folder, scores = run.config.output.output_dir, run.progress.earlier_scores(IMAGES)
+    if folder is None or scores is None:
+        return None
+    logger.info(f"{folder}: the results of an earlier run are complete.")
+    content = json.loads(read_utf8(folder / RESULT_FILE))
+    return Result.from_json(content, details_of(scores, images, written=True))
+
+
+def details_of(scores: Scores, images: CityscapesSplit, **others: Any) -> Details:
+    """Return the details of a Result on all images of a split."""
+    return Details(scores, tuple(images.images), (images.height, images.width), **others)
+
+
+def evaluate_onnx(config: Config) -> Iterator[Result]:
+    """Score an exported ONNX file on the CPU and, if requested, on the NPU; only the main process yields a Result.
 
     Raises:
         UserError: if the file can't be run.
@@ -117,16 +229,39 @@ def score_onnx(config: Config) -> Result | None:
         with run.stage("open images"):
             images = ranks.main_process_first(open_images, config)
             run.notes += ignored_files_notes(images)
-            run.create_output_folders(images)
-        backend = open_onnx(path, images, run)
-        npu = open_npu(path, run, backend.input_format) if config.npu.chip else None
-        prepared = prepare({ONNX_FILE: backend}, images, run)
-        scores = score(prepared, images, run)
-        outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
-        if scores is None:
-            return None
-        details = Details(scores, tuple(images.images), failure=outcome.failure)
-        return run.result(str(path), details, npu=outcome.result)
+            if ranks.is_main:
+                create_output_folders(config, images)
+            run.begin(sha256_of(path), keep_digest(config, images, ranks))
+        if run.progress.kept.finished:
+            result = finished_result(run, images)
+        else:
+            result = score_onnx(path, images, run)
+        if result:
+            yield result
+
+
+def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result | None:
+    """Score a file on the CPU and, if requested, on the NPU."""
+    backend = open_onnx(path, images, run)
+    npu = open_npu(path, run, backend.input_format) if run.config.npu.chip else None
+    prepared = prepare({ONNX_FILE: backend}, images, run)
+    (scores,) = score([prepared], [run], images)
+    outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
+    if scores is None:
+        return None
+    return run.result(str(path), details_of(scores, images, failure=outcome.failure), npu=outcome.result)
+
+
+def keep_digest(config: Config, images: CityscapesSplit, ranks: Ranks) -> str:
+    """Return the digest of the images if the main process keeps its work; "" otherwise."""
+    kept = ranks.is_main and config.output.output_dir
+    return images_digest(images, config.runtime.num_workers) if kept else ""
+
+
+def warn_without_gpu(config: Config, ranks: Ranks) -> None:
+    """Say on stderr that the run takes longer than expected, unless a CPU was asked for."""
+    if ranks.is_main and ranks.device.type == "cpu" and config.runtime.use_cuda is None:
+        logger.warning("No CUDA device found: running on the CPU.")
 
 
 def published_results(
@@ -140,64 +275,6 @@ def published_results(
         ImageSetup(config.data.split, len(images), (images.height, images.width)),
         quantization_setup(config, calibration.images, checkpoint.equalized),
     )
-
-
-def set_encodings(sim: QuantizationSimModel, inputs: Inputs, run: Run) -> Calibration:
-    """Load or calibrate the encodings of `sim`, the same on every rank, and say where they come from."""
-    quantization = run.config.quantization
-    loaded = load_encodings(sim, inputs.encodings, quantization.partial_encodings) if inputs.encodings else None
-    images = inputs.calibration_images if loaded is None or loaded.missing else None
-    batch_size = run.runtime.batch_size
-    if images is not None and run.ranks.is_main:
-        batch_size = calibrate_on_images(sim, images, run.runtime)
-    run.ranks.share_state(sim)
-    number = 0 if images is None else len(images)
-    description = describe_encodings(run.config, number, loaded)
-    if batch_size < run.runtime.batch_size:
-        description += f" The GPU ran out of memory, so batches of {count(batch_size, 'image')} were used."
-    return Calibration(number, description)
-
-
-def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | None) -> str:
-    """Return sentences that say where the encodings come from; `images`: number of calibration images."""
-    data = config.data
-    if data.calibration_split == data.split:
-        published = "" if config.quantization.recovers else ", as the published results were"
-        calibrated = (
-            f"Calibrated on {count(images, 'image')} of the split that is scored{published}; with --calibration-split "
-            "train no calibration image is scored."
-        )
-    else:
-        calibrated = (
-            f"Calibrated on {count(images, 'image')} of the {data.calibration_split} split; none of them is scored."
-        )
-    if loaded is None:
-        return calibrated
-    sentences = [f"Encodings, bit widths and symmetry are those of {config.quantization.encodings}."]
-    if loaded.prefix:
-        sentences.append(f"The prefix {loaded.prefix!r}, which a wrapper adds, was removed from its names.")
-    lists = {
-        "Quantizers that the file does not cover": loaded.missing,
-        "Entries that belong to no quantizer and were ignored": loaded.unexpected,
-        "Quantizers that AIMET 2 shares and the file gives separate encodings": loaded.separated,
-        "Layers whose weights AdaRound rounded, read from the exported float network beside the file": loaded.rounded,
-    }
-    sentences += [f"{title} ({len(names)}): {list_names(names)}." for title, names in lists.items() if names]
-    return " ".join([*sentences, calibrated] if loaded.missing else sentences)
-
-
-def quantization_notes(
-    config: Config, checkpoint: Checkpoint, raised: Mapping[str, int], calibration: Calibration
-) -> list[str]:
-    """Return the report's notes on how the network was quantized; `raised`: see raise_weight_scales."""
-    notes = list(checkpoint.notes)
-    if checkpoint.equalized:
-        notes.append("The checkpoint is already equalized, so cross-layer equalization was not applied again.")
-    elif not config.quantization.cle:
-        notes.append("Cross-layer equalization was not applied.")
-    if raised:
-        notes.append(f"Weight scales were raised so that biases fit into int32: {', '.join(raised)}.")
-    return [*notes, calibration.description]
 
 
 def export_facts(checkpoint: Checkpoint, calibration: Calibration, recovery: Recovery | None) -> dict[str, Any]:
@@ -228,96 +305,3 @@ def export_files(sim: QuantizationSimModel, images: CityscapesSplit, facts: Mapp
             f"{option} can't be written ({error.strerror}). Free some space, or name another folder with --export."
         ) from error
     return folder / MODEL_FILE
-
-
-def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
-    """Prepare the backends for speed, and compile those that are worth it."""
-    with run.stage("compile"):
-        pixels = images.total_pixels // run.ranks.world_size
-        prepared = prepare_backends(backends, pixels, run.runtime, run.config.runtime.compile)
-        warm_up(prepared, (images.height, images.width), run.runtime)
-    if FP32 in backends:
-        run.notes.append(f"{FP32} and {INT8_SIMULATED}: {prepared.reason}.")
-    return prepared
-
-
-def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scores | None:
-    """Run all images through all backends; the main process returns the scores of all ranks, the others None."""
-    with run.stage("evaluate"):
-        scores = evaluate(prepared, run.ranks.shard(images), run.runtime, run.prediction_writer(images))
-        shards = run.ranks.gather(scores)
-    if shards is None:
-        return None
-    merged = merge_shards(shards)
-    if not any(matrices.any() for matrices in merged.confusion_matrices.values()):
-        run.notes.append(
-            "There is no mIoU, because no pixel has the label of a class that is scored. For example, the labels of "
-            "Cityscapes' test split are not published."
-        )
-    if merged.batch_size:
-        run.notes.append(f"The GPU ran out of memory: the last batches had {count(merged.batch_size, 'image')}.")
-    return merged
-
-
-def attempt(work: Callable[[], Diagnostics], run: Run) -> tuple[Diagnostics, BaseException | None]:
-    """Return the diagnostics or the error that ended `work`, so that the scores are reported in either case."""
-    try:
-        with run.stage("diagnose"):
-            return work(), None
-    except KeyboardInterrupt as interrupt:
-        return Diagnostics(), interrupt
-    except Exception as error:
-        return Diagnostics(), UserError(f"The scores are reported, but the diagnostics failed: {error}")
-
-
-def diagnose(
-    networks: Networks,
-    backends: Mapping[str, Backend],
-    inputs: Inputs,
-    scores: Scores | None,
-    run: Run,
-) -> Diagnostics:
-    """Find the images and layers with the largest drops, if the options ask for them; add notes on ONNX Runtime.
-
-    Without `scores`, in a process that is not the main one, it does nothing.
-    """
-    if scores is None:
-        return Diagnostics()
-    output, images, device = run.config.output, inputs.calibration_images, run.ranks.device
-    worst: list[ImageComparison] = []
-    sensitivity = None
-    if output.output_dir:
-        worst = compare_images(worst_images(scores, output.worst), inputs.images, backends, scores, device)
-    if output.sensitivity and images is not None:
-        indices = range(min(output.sensitivity_images, len(images)))
-        batches = [normalize(images[index][0][None].to(device)) for index in indices]
-        sensitivity = analyze_sensitivity(
-            networks.sim, networks.float_network, networks.lowered, batches, run.runtime.progress
-        )
-    backend = backends.get(INT8_ONNX_RUNTIME)
-    if isinstance(backend, OnnxBackend):
-        run.notes += onnx_runtime_notes(networks, backend.path, inputs.images, scores)
-    return Diagnostics(tuple(worst), sensitivity)
-
-
-def onnx_runtime_notes(networks: Networks, path: Path, images: CityscapesSplit, scores: Scores) -> list[str]:
-    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
-    notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(path).kernel_lines()]
-    mious = scores.miou(INT8_SIMULATED), scores.miou(INT8_ONNX_RUNTIME)
-    agreement = scores.agreement(INT8_SIMULATED, INT8_ONNX_RUNTIME)
-    if not differ(mious, agreement):
-        return notes
-    image = normalize(images[0][0][None])
-    divergence = first_divergence(compare_layers(networks.lowered, quantizer_sites(networks.sim), path, image))
-    where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
-    return [
-        *notes,
-        f"{INT8_ONNX_RUNTIME} is far from {INT8_SIMULATED}: {mious[1]:.2f} and {mious[0]:.2f} mIoU, {agreement:.2f} % "
-        f"of the pixels predicted alike. {where} (Compared on the first image.)",
-    ]
-
-
-def differ(mious: tuple[float, float], agreement: float) -> bool:
-    """Return whether two backends that should agree differ by more than MIOU_TOLERANCE or agree on too few pixels."""
-    both_nan = mious[0] != mious[0] and mious[1] != mious[1]
-    return not (both_nan or abs(mious[0] - mious[1]) <= MIOU_TOLERANCE) or agreement < LEAST_AGREEMENT

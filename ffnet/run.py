@@ -1,10 +1,9 @@
-"""The state of one run: its device, stage times, notes, temporary files and processes."""
+"""The state of one model's run: its device, stage times, notes, kept work, temporary files and processes."""
 
 import contextlib
-import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,35 +12,54 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.backends import INT8_SIMULATED, ONNX_FILE
 from ffnet.config import Config
 from ffnet.distributed import Ranks
-from ffnet.evaluation.loop import Writer
+from ffnet.evaluation.recording import Writer
 from ffnet.evaluation.runtime import Runtime
 from ffnet.files import create_output_folder
 from ffnet.options import option_values
+from ffnet.progress import Progress, conditions
 from ffnet.published import Comparison
 from ffnet.report import result as results
-from ffnet.report.delivery import RESULT_MEGABYTES
+from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_MEGABYTES
 from ffnet.report.predictions import prediction_writer, predictions_megabytes
 from ffnet.report.recovery import Recovery
 from ffnet.report.result import Calibration, CheckpointInfo, Details, NpuResult, Result
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 
-class Run:
-    """One run of the pipeline on one rank. As a context manager it releases what the run keeps open."""
+@contextlib.contextmanager
+def timed(name: str, *stage_seconds: dict[str, float]) -> Iterator[None]:
+    """Measure the wall time of a stage, also of one that fails, for one or more runs."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        for seconds in stage_seconds:
+            seconds[name] = time.perf_counter() - begin
 
-    def __init__(self, config: Config, ranks: Ranks) -> None:
+
+class Run:
+    """The evaluation of one model on one rank. As a context manager it releases what it keeps open."""
+
+    def __init__(
+        self, config: Config, ranks: Ranks, stage_seconds: Mapping[str, float] = {}, notes: Sequence[str] = ()
+    ) -> None:
+        """Begin a run.
+
+        Args:
+            config: of one model.
+            ranks: of the program.
+            stage_seconds: wall times of stages that were before it.
+            notes: of these stages.
+        """
         self.config = config
         self.ranks = ranks
         options, progress = config.runtime, ranks.is_main and not config.runtime.quiet
         self.runtime = Runtime(ranks.device, options.batch_size, options.num_workers, progress)
-        self.notes: list[str] = []  # sentences for the report
-        self._stage_seconds: dict[str, float] = {}
+        self.notes = list(notes)  # sentences for the report
+        self.stage_seconds = dict(stage_seconds)
+        self.progress = Progress()
         self._resources = contextlib.ExitStack()
-        if ranks.is_main and ranks.device.type == "cpu" and options.use_cuda is None and not config.model.onnx:
-            logger.warning("No CUDA device found: running on the CPU.")
 
     def __enter__(self) -> "Run":
         return self
@@ -49,14 +67,28 @@ class Run:
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._resources.close()
 
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def begin(self, weights: str, images: str) -> None:
+        """Begin to keep the run's work in its output folder or, with --resume, find what an earlier run has kept.
+
+        Args:
+            weights: sha256 of the checkpoint or the ONNX file.
+            images: sha256 of all images and labels; used in the main process only.
+
+        Raises:
+            UserError: if another run uses the folder, or if the earlier run was made under other conditions.
+        """
+        output = self.config.output
+        if output.output_dir is None:
+            return
+        self.progress = Progress(output.output_dir / PROGRESS_FOLDER, self.ranks.rank)
+        self._resources.callback(self.progress.close)
+        if self.ranks.is_main:
+            self.progress.begin(conditions(self.config, weights, images, self.ranks.device), output.resume)
+        self.progress.kept = self.ranks.share(self.progress.kept)
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Measure the wall time of a stage, also of one that fails."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stage_seconds[name] = time.perf_counter() - begin
+        return timed(name, self.stage_seconds)
 
     def temporary_folder(self) -> Path:
         """Create a folder that is removed at the end of the run."""
@@ -67,31 +99,14 @@ class Run:
         return self._resources.enter_context(resource)
 
     @property
-    def saved_backends(self) -> tuple[str, ...]:
-        """The backends whose predictions --save-predictions writes."""
-        return (ONNX_FILE,) if self.config.model.onnx else (INT8_SIMULATED,)
-
-    @property
     def dataset(self) -> str:
         """The name of the scored images in the report."""
         return "the demo's street scenes" if self.config.data.demo else f"Cityscapes {self.config.data.split}"
 
-    def create_output_folders(self, images: CityscapesSplit) -> None:
-        """Create the folders for results on the main process, before the work; see files.create_output_folder."""
-        output = self.config.output
-        if output.output_dir and self.ranks.is_main:
-            create_output_folder("--output-dir", output.output_dir, RESULT_MEGABYTES)
-        if output.save_predictions and self.ranks.is_main:
-            megabytes = RESULT_MEGABYTES + predictions_megabytes(images, self.saved_backends)
-            create_output_folder("--save-predictions", output.save_predictions, megabytes)
-
     def prediction_writer(self, images: CityscapesSplit) -> Writer | None:
-        """Return a function that writes the predictions of this rank's images; None if none were requested."""
+        """Return a function that writes the predictions of an image, given its index; None if none were requested."""
         folder = self.config.output.save_predictions
-        if folder is None:
-            return None
-        paths = images.images[self.ranks.rank :: self.ranks.world_size]
-        return prediction_writer(folder, paths, self.saved_backends)
+        return prediction_writer(folder, images.images, saved_backends(self.config)) if folder else None
 
     def provenance(self) -> dict[str, Any]:
         """Return what the manifest of an export says about the run that wrote it."""
@@ -108,13 +123,12 @@ class Run:
         published: Comparison = Comparison(),
     ) -> Result:
         """Return the Result of the run; `model`: name of a variant, or path of an ONNX file."""
-        demo_note = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
         return Result(
             model=model,
             dataset=self.dataset,
             images=len(details.image_paths),
             device=results.device_name(self.ranks.device),
-            notes=[*([demo_note] if self.config.data.demo else []), *published.notes, *self.notes],
+            notes=[*([results.DEMO_NOTE] if self.config.data.demo else []), *published.notes, *self.notes],
             published=dict(published.mious),
             checkpoint=checkpoint,
             calibration=calibration,
@@ -122,9 +136,25 @@ class Run:
             backends=results.backend_results(details.scores),
             agreement=results.agreement(details.scores),
             npu=npu,
-            stage_seconds=self._stage_seconds,
+            stage_seconds=self.stage_seconds,
             options=option_values(self.config),
             command=self.config.command,
             versions=results.versions(),
             details=details,
         )
+
+
+def saved_backends(config: Config) -> tuple[str, ...]:
+    """Return the backends whose predictions --save-predictions writes."""
+    return (ONNX_FILE,) if config.model.onnx else (INT8_SIMULATED,)
+
+
+def create_output_folders(config: Config, images: CityscapesSplit) -> None:
+    """Create the folders for results, before the work; see files.create_output_folder."""
+    output, models = config.output, len(config.model.names)
+    megabytes = models * RESULT_MEGABYTES
+    if output.output_dir:
+        create_output_folder("--output-dir", output.output_dir, megabytes)
+    if output.save_predictions:
+        megabytes += models * predictions_megabytes(images, saved_backends(config))
+        create_output_folder("--save-predictions", output.save_predictions, megabytes)

@@ -146,6 +146,10 @@ def _variant(backbone: str, suffix: str, fp32: float | None) -> Variant:
 
 _VARIANTS = (_variant(backbone, suffix, fp32) for suffix, row in FP32_MIOU.items() for backbone, fp32 in row.items())
 VARIANTS = {variant.name: variant for variant in _VARIANTS}
+MODEL_GROUPS = {  # names that stand for several models
+    "published": tuple(ZOO_MIOU),
+    "all": tuple(name for name, variant in VARIANTS.items() if not variant.is_demo),
+}
 DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_demo)
 
 

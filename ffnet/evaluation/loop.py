@@ -4,8 +4,8 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,17 +14,17 @@ from tqdm import tqdm
 
 from ffnet.backends import Backend
 from ffnet.errors import UserError
+from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends
 from ffnet.evaluation.loading import Sample, open_batches
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
-from ffnet.evaluation.scores import Scores, concatenate
+from ffnet.evaluation.scores import Scores, concatenate, no_scores
 from ffnet.variants import NUM_CLASSES
 from ffnet.wording import count
 
 Predictions = dict[str, torch.Tensor]  # {backend: train ids uint8 (N, H, W), on the device}
-Writer = Callable[[int, dict[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
 
 
 def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[torch.Tensor, None, None]:
@@ -34,11 +34,20 @@ def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[
             yield normalize(batch.to(runtime.device, non_blocking=True))
 
 
+@dataclass(frozen=True)
+class ScoredBatch:
+    """The scores of some images in the backends of one model."""
+
+    model: int  # index of the model
+    positions: np.ndarray  # (images,) int64, of the images in the dataset of the loop
+    scores: Scores
+    predictions: Predictions
+
+
 def evaluate(
     backends: Mapping[str, Backend] | PreparedBackends,
     images: Dataset[Sample],
     runtime: Runtime = Runtime(),
-    writer: Writer | None = None,
     title: str = "evaluate",
 ) -> Scores:
     """Score every backend on all images.
@@ -50,44 +59,70 @@ def evaluate(
             modules must be in eval mode and on the device of `runtime`, to which only images and labels are moved.
         images: a CityscapesSplit, or another dataset of (image uint8 (3, H, W), train ids uint8 (H, W)).
         runtime: the device, and how images are loaded.
-        writer: is called with the index and the predictions of each image. After an OSError it is not called again,
-            and `Scores.unsaved` says why; the evaluation goes on.
         title: stands before the progress bar.
 
     Raises:
         UserError: if logits are not finite, or if the memory does not suffice for decoding a batch or, on a
             GPU, for one image.
     """
-    scores = _no_scores(())
-    for scores in running_scores(backends, images, runtime, writer, title):  # noqa: B007 - the last one is wanted
-        pass
-    return scores
+    prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
+    batches = score_batches([prepared], images, runtime, title)
+    return concatenate([no_scores(prepared.backends), *(batch.scores for batch in batches)])
 
 
 @torch.inference_mode()
-def running_scores(
-    backends: Mapping[str, Backend] | PreparedBackends,
+def score_batches(
+    models: Sequence[PreparedBackends],
     images: Dataset[Sample],
     runtime: Runtime = Runtime(),
-    writer: Writer | None = None,
     title: str = "evaluate",
-) -> Iterator[Scores]:
-    """Yield what `evaluate` returns, of no image and then of all images so far, after every batch.
+    wanted: np.ndarray | None = None,
+) -> Iterator[ScoredBatch]:
+    """Yield the scores of every batch in the backends of one model after the other; an image is decoded once.
 
-    See `evaluate` for the arguments.
+    Args:
+        models: the backends of each model; for them and the other arguments see `evaluate`.
+        images: see `evaluate`.
+        runtime: see `evaluate`.
+        title: see `evaluate`.
+        wanted: which images each model is scored on, (models, images) bool; None: all.
     """
-    prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
-    done, unsaved = _no_scores(prepared.backends), None
-    yield done
+    backoff = _Backoff(models)
+    totals = {name: np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64) for name in models[0].backends}
+    start = 0
     with open_batches(images, runtime, title) as bar:
         for batch in bar:
-            for scores, predictions in _score_in_pieces(prepared, batch, runtime.device, done.batch_size):
-                if writer and not unsaved:
-                    unsaved = _write(writer, done.images, predictions)
-                done = concatenate(done, scores)
-            bar.set_postfix_str(", ".join(f"{name} {done.miou(name):.2f}" for name in prepared.backends))
-            done = replace(done, unsaved=unsaved)
-            yield done
+            everything = np.ones((len(models), len(batch[0])), bool)
+            chosen = everything if wanted is None else wanted[:, start : start + len(batch[0])]
+            for model, prepared in enumerate(models):
+                pieces = _score_in_pieces(prepared, batch, chosen[model].nonzero()[0], runtime.device, backoff)
+                for positions, scores, predictions in pieces:
+                    yield ScoredBatch(model, start + positions, scores, predictions)
+                    if len(models) == 1:
+                        bar.set_postfix_str(_running_mious(totals, scores))
+            start += len(batch[0])
+
+
+class _Backoff:
+    """The batch size, which is halved whenever the memory of the GPU does not suffice."""
+
+    def __init__(self, models: Sequence[PreparedBackends]) -> None:
+        backends = itertools.chain(*(prepared.backends.values() for prepared in models))
+        self._compiled = [backend for backend in backends if isinstance(backend, FixedBatchSize)]
+        self.batch_size: int | None = None  # None: that of the data loading
+
+    def halve(self, images: int, error: torch.cuda.OutOfMemoryError) -> None:
+        """Set the batch size to half of so many images, which did not fit; raise a UserError if it was only one."""
+        self.batch_size = smaller_batch_size(images, error)
+        for backend in self._compiled:
+            backend.batch_size = self.batch_size
+
+
+def _running_mious(totals: dict[str, np.ndarray], scores: Scores) -> str:
+    """Add the counts of `scores` to the totals, and return the mIoU of every backend so far."""
+    for name in totals:
+        totals[name] += scores.total(name)
+    return ", ".join(f"{name} {100 * metrics.mean_iou(total):.2f}" for name, total in totals.items())
 
 
 @torch.inference_mode()
@@ -119,41 +154,29 @@ def _score(prepared: PreparedBackends, batch: Sample, device: torch.device) -> t
     return Scores(matrices, agreeing, labels[0].numel(), seconds, scoring_seconds), predictions
 
 
-def _no_scores(backends: Iterable[str]) -> Scores:
-    """Return the scores of no image."""
-    matrices = {name: np.empty((0, NUM_CLASSES, NUM_CLASSES), np.int64) for name in backends}
-    agreeing = {pair: np.empty(0, np.int64) for pair in itertools.combinations(matrices, 2)}
-    return Scores(matrices, agreeing, 0, dict.fromkeys(matrices, 0.0))
-
-
-def _write(writer: Writer, first: int, predictions: Predictions) -> str | None:
-    """Pass the predictions of a batch to the writer; return why it failed, or None."""
-    try:
-        for offset in range(len(next(iter(predictions.values())))):
-            writer(first + offset, {name: ids[offset].cpu().numpy() for name, ids in predictions.items()})
-    except OSError as error:
-        return f"{error.filename or 'a file'}: {error.strerror or error}"
-    return None
-
-
 def _score_in_pieces(
-    prepared: PreparedBackends, batch: Sample, device: torch.device, batch_size: int | None
-) -> Iterator[tuple[Scores, Predictions]]:
-    """Yield the scores and predictions of a batch in pieces of `batch_size`, or smaller ones if memory requires it."""
-    images, labels = batch
-    start = 0
-    while start < len(images):
-        piece = slice(start, start + (batch_size or len(images)))
+    prepared: PreparedBackends, batch: Sample, chosen: np.ndarray, device: torch.device, backoff: _Backoff
+) -> Iterator[tuple[np.ndarray, Scores, Predictions]]:
+    """Score the images of a batch at the positions `chosen`, in pieces of the batch size after backoff.
+
+    Each piece is yielded as positions in the batch, scores and predictions.
+    """
+    while len(chosen):
+        piece = chosen[: backoff.batch_size]
         try:
-            scores, predictions = _score(prepared, (images[piece], labels[piece]), device)
+            scores, predictions = _score(prepared, _select(batch, piece), device)
         except torch.cuda.OutOfMemoryError as error:
-            batch_size = smaller_batch_size(len(images[piece]), error)
-            for backend in prepared.backends.values():
-                if isinstance(backend, FixedBatchSize):
-                    backend.batch_size = batch_size
+            backoff.halve(len(piece), error)
         else:
-            yield replace(scores, batch_size=batch_size), predictions
-            start = piece.stop
+            yield piece, replace(scores, batch_size=backoff.batch_size), predictions
+            chosen = chosen[len(piece) :]
+
+
+def _select(batch: Sample, positions: np.ndarray) -> Sample:
+    """Return some images of a batch; neighbours without a copy, so that they stay in pinned memory."""
+    first, last = int(positions[0]), int(positions[-1])
+    chosen = slice(first, last + 1) if last - first + 1 == len(positions) else torch.from_numpy(positions)
+    return batch[0][chosen], batch[1][chosen]
 
 
 def smaller_batch_size(batch_size: int, error: torch.cuda.OutOfMemoryError) -> int:

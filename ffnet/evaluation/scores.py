@@ -1,11 +1,13 @@
 """What the evaluation loop measures: pixel counts per image for every backend, and times."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ffnet.evaluation import metrics
+from ffnet.variants import NUM_CLASSES
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Scores:
     seconds: dict[str, float]  # backend -> time in the network, without decoding and scoring
     scoring_seconds: float = 0.0  # from logits to counts, all backends together
     batch_size: int | None = None  # the batch size after backoff; None if no batch ran out of memory
-    unsaved: str | None = None  # why some predictions were not written; None if all were
+    unsaved: str | None = None  # why some predictions or records were not written; None if all were
 
     @property
     def images(self) -> int:
@@ -38,24 +40,27 @@ class Scores:
         return 100 * float(self.agreeing_pixels[first, second].mean() / self.pixels_per_image)
 
 
-def merge_shards(shards: Sequence[Scores]) -> Scores:
-    """Merge the scores of ranks that each took every n-th image; the times are those of the slowest rank.
+@dataclass(frozen=True)
+class Shard:
+    """The scores of some images of a split."""
 
-    A rank that stopped early may have fewer images than the others.
-    """
-    return _combine(shards, interleave, max)
-
-
-def concatenate(*batches: Scores) -> Scores:
-    """Merge the scores of successive images; the times are added."""
-    return _combine(batches, np.concatenate, sum)
+    indices: np.ndarray  # (images,) int64, of these images in the split
+    scores: Scores
 
 
-def _combine(pieces: Sequence[Scores], join: Callable[..., np.ndarray], reduce_times: Callable[..., float]) -> Scores:
+def no_scores(backends: Iterable[str]) -> Scores:
+    """Return the scores of no image."""
+    matrices = {name: np.empty((0, NUM_CLASSES, NUM_CLASSES), np.int64) for name in backends}
+    agreeing = {pair: np.empty(0, np.int64) for pair in itertools.combinations(matrices, 2)}
+    return Scores(matrices, agreeing, 0, dict.fromkeys(matrices, 0.0))
+
+
+def concatenate(pieces: Sequence[Scores], reduce_times: Callable[[Iterable[float]], float] = sum) -> Scores:
+    """Return the scores of all images of several pieces, in their order; `reduce_times` combines the times."""
     first = pieces[0]
     return Scores(
-        {name: join([piece.confusion_matrices[name] for piece in pieces]) for name in first.confusion_matrices},
-        {pair: join([piece.agreeing_pixels[pair] for piece in pieces]) for pair in first.agreeing_pixels},
+        {n: np.concatenate([piece.confusion_matrices[n] for piece in pieces]) for n in first.confusion_matrices},
+        {pair: np.concatenate([piece.agreeing_pixels[pair] for piece in pieces]) for pair in first.agreeing_pixels},
         max(piece.pixels_per_image for piece in pieces),
         {name: reduce_times(piece.seconds[name] for piece in pieces) for name in first.seconds},
         reduce_times(piece.scoring_seconds for piece in pieces),
@@ -64,7 +69,24 @@ def _combine(pieces: Sequence[Scores], join: Callable[..., np.ndarray], reduce_t
     )
 
 
-def interleave(shards: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the array from which shard k of n holds the rows k, k + n, k + 2n, ... as far as they exist."""
-    places = [np.arange(rank, rank + len(rows) * len(shards), len(shards)) for rank, rows in enumerate(shards)]
-    return np.concatenate(shards)[np.argsort(np.concatenate(places))]
+def merge_shards(shards: Sequence[Shard], reduce_times: Callable[[Iterable[float]], float] = max) -> Shard:
+    """Merge shards in the order of their images' indices; an image that is in several counts once.
+
+    Args:
+        shards: at least one.
+        reduce_times: `max` for ranks that worked at the same time, `sum` for shards that were computed one after the
+            other.
+    """
+    indices = np.concatenate([shard.indices for shard in shards])
+    scores = concatenate([shard.scores for shard in shards], reduce_times)
+    indices, order = np.unique(indices, return_index=True)
+    return Shard(indices, _take(scores, order))
+
+
+def _take(scores: Scores, order: np.ndarray) -> Scores:
+    """Return the scores of the images at some positions, in this order."""
+    return replace(
+        scores,
+        confusion_matrices={name: matrices[order] for name, matrices in scores.confusion_matrices.items()},
+        agreeing_pixels={pair: counts[order] for pair, counts in scores.agreeing_pixels.items()},
+    )

@@ -98,15 +98,21 @@ class NpuBackend:
         self.header = check_onnx(target.path)
         _check_static(target, self.header)
         with contextlib.ExitStack() as stack:  # ends the processes if one of them fails
+            self._stack = stack
             self.processes = [stack.enter_context(NpuProcess(target))]
             self.session: npu_worker.NpuSession = self.processes[0].call(npu_worker.describe_session)
-            others = 0 if self.session.hardware else processes - 1
-            self.processes += [stack.enter_context(NpuProcess(target)) for _ in range(others)]
-            for process in self.processes[1:]:
-                process.send(npu_worker.describe_session)
-            for process in self.processes[1:]:
-                process.receive()
+            self.start_processes(processes)
             self._stack = stack.pop_all()
+
+    def start_processes(self, processes: int) -> None:
+        """Have at least so many processes, each of which compiles the file; on the hardware there is one only."""
+        missing = 0 if self.session.hardware else processes - len(self.processes)
+        started = [self._stack.enter_context(NpuProcess(self.target)) for _ in range(missing)]
+        for process in started:
+            process.send(npu_worker.describe_session)
+        for process in started:
+            process.receive()
+        self.processes += started
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""

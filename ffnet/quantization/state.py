@@ -1,7 +1,13 @@
-"""The encodings and weights of a simulation as values, so that a search can go back to an earlier simulation."""
+"""The encodings and weights of a simulation as values, to go back to an earlier simulation or to write it to disk."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
 
@@ -21,6 +27,7 @@ class SiteState:
 
 
 SimState = dict[str, SiteState]  # by name of the site
+INTEGERS, TENSORS = ("qmin", "qmax", "symmetric"), ("low", "high")  # fields of a SiteState; `parameter` may be None
 
 
 def read_state(sim: QuantizationSimModel) -> SimState:
@@ -45,6 +52,36 @@ def write_state(sim: QuantizationSimModel, state: SimState) -> None:
         quantizer.set_range(value.low.to(device), value.high.to(device))
         if value.parameter is not None:
             site_parameter(sim, site).copy_(value.parameter)
+
+
+def save_state(state: SimState, description: Mapping[str, Any], parameters: bool) -> bytes:
+    """Return the content of a safetensors file of a state.
+
+    Args:
+        state: of a simulation.
+        description: of anything that JSON can hold.
+        parameters: whether the file holds the parameters too; without them, `write_state` leaves those of the
+            simulation as they are.
+    """
+    names = [*TENSORS, "parameter"] if parameters else list(TENSORS)
+    tensors, integers = {}, {}
+    for site, value in state.items():
+        present = {name: getattr(value, name) for name in names}
+        tensors |= {f"{site} {name}": tensor.contiguous() for name, tensor in present.items() if tensor is not None}
+        integers[site] = {name: getattr(value, name) for name in INTEGERS}
+    return safetensors.torch.save(tensors, {"sites": json.dumps(integers), "description": json.dumps(description)})
+
+
+def load_state(path: Path) -> tuple[SimState, dict[str, Any]]:
+    """Return the state and the description in a file that `save_state` made; raise a SafetensorError if damaged."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+        state = {}
+        for site, integers in json.loads(metadata["sites"]).items():
+            keys = {name: f"{site} {name}" for name in (*TENSORS, "parameter")}
+            tensors = {name: file.get_tensor(key) if key in names else None for name, key in keys.items()}
+            state[site] = SiteState(**integers, **tensors)
+    return state, json.loads(metadata["description"])
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:

@@ -1,60 +1,165 @@
 """The end of a run: print its report, write its files, and choose the exit status."""
 
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffnet.backends import FP32, INT8_NPU
 from ffnet.cli import PROGRAM
-from ffnet.config import OutputConfig
+from ffnet.config import Config
 from ffnet.errors import UserError
 from ffnet.files import write_atomically
+from ffnet.options import option_values
+from ffnet.progress import mark_finished
+from ffnet.report.comparison import ComparedModel, ModelComparison, compare_model
+from ffnet.report.comparison_console import format_comparison
+from ffnet.report.comparison_html import render_comparison
 from ffnet.report.console import format_console, format_models
 from ffnet.report.csv_files import (
+    write_comparison,
     write_npu_layers,
     write_per_class,
     write_per_image,
     write_recovery,
     write_sensitivity,
 )
+from ffnet.report.file_names import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES
 from ffnet.report.html import render
-from ffnet.report.result import Result, miou_drops
+from ffnet.report.result import DEMO_NOTE, Result, miou_drops
 from ffnet.signals import interrupt_status
 from ffnet.streams import print_lines
+from ffnet.wording import count, format_number
 
-RESULT_FILES = (
-    "result.json",
-    "report.html",
-    "per_class.csv",
-    "per_image.csv",
-    "recovery.csv",
-    "sensitivity.csv",
-    "npu_layers.csv",
-)
-RESULT_MEGABYTES = 20  # upper bound of their total size
+logger = logging.getLogger(__name__)
 
 
-def deliver(result: Result, output: OutputConfig) -> int:
-    """Print the report, write the files of `output.output_dir`, print errors on stderr, and return the exit status.
+@dataclass
+class Outcome:
+    """What the exit status depends on."""
 
-    It is 1 if an mIoU drop exceeds `output.fail_under`, 2 after an error, 128 and the number of the signal if one ended
-    the run (130 after Ctrl-C), and otherwise 0.
+    errors: list[str] = field(default_factory=list)
+    interrupt: KeyboardInterrupt | None = None  # that ended the run
+    drops: list[str] = field(default_factory=list)  # messages on mIoU drops that exceed --fail-under
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        if self.errors:
+            return 2
+        return interrupt_status(self.interrupt) if self.interrupt else int(bool(self.drops))
+
+    def add(self, other: "Outcome") -> None:
+        """Add the outcome of another model."""
+        self.errors += other.errors
+        self.interrupt = self.interrupt or other.interrupt
+        self.drops += other.drops
+
+
+def deliver(results: Iterable[Result], config: Config) -> int:
+    """Report every result as soon as it is there, then compare the models if there are several.
+
+    Each result is printed and written to `--output-dir`, errors go to stderr. Of several models, only the comparison is
+    printed; it is also made of those that are there if the next one fails or if the run is interrupted.
+
+    Returns:
+        The exit status: 1 if an mIoU drop exceeds `--fail-under`, 2 after an error, 128 and the number of the signal if
+        one ended the run (130 after Ctrl-C), and otherwise 0.
     """
-    errors = _print(format_console(result, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-    if output.output_dir:
-        errors += _write(result, output.output_dir)
+    outcome = Outcome()
+    if len(config.model.names) == 1:
+        for result in results:
+            outcome.add(deliver_result(result, config))
+        return outcome.status
+    models: list[ComparedModel] = []
+    last: Result | None = None
+    try:
+        for last in results:
+            outcome.add(deliver_result(last, config))
+            models.append(compare_model(last, last.details.image_size, config.npu.chip, report_link(last, config)))
+    finally:
+        if last:
+            outcome.add(deliver_comparison(comparison_of(models, last, config), config))
+    return outcome.status
+
+
+def deliver_result(result: Result, config: Config) -> Outcome:
+    """Print the report of one model, unless there are others, and write its files; print errors on stderr."""
+    several = len(config.model.names) > 1
+    folder = (config.for_model(result.model) if several else config).output.output_dir
+    errors = [] if several else _print(format_console(result, colored()))
+    if folder and not result.details.written:
+        errors += _write_result(result, folder, quiet=several)
+    if several:
+        logger.info(describe_result(result))
     failure, unsaved = result.details.failure, result.details.scores.unsaved
     if unsaved:
-        errors.append(f"--save-predictions: {unsaved}. The predictions of this image and of later ones are not saved.")
-    if failure and not isinstance(failure, KeyboardInterrupt):
+        errors.append(f"{unsaved}. Predictions and per-image results from this image on are not saved.")
+    interrupt = failure if isinstance(failure, KeyboardInterrupt) else None
+    if failure and not interrupt:
         errors.append(str(failure))
-    drops = [] if errors or failure else excessive_drops(result, output.fail_under)
-    for message in (*(f"error: {error}" for error in dict.fromkeys(errors)), *drops):
+    drops = [] if errors or failure else excessive_drops(result, config.output.fail_under)
+    model = f"{result.model}: " if several else ""
+    for message in (*(f"error: {model}{error}" for error in dict.fromkeys(errors)), *(model + drop for drop in drops)):
         print(f"{PROGRAM}: {message}", file=sys.stderr)
-    if errors:
-        return 2
-    return interrupt_status(failure) if isinstance(failure, KeyboardInterrupt) else int(bool(drops))
+    if folder and not errors and not failure:
+        mark_finished(folder)
+    return Outcome(errors, interrupt, drops)
+
+
+def deliver_comparison(comparison: ModelComparison, config: Config) -> Outcome:
+    """Print the comparison of several models and write its files."""
+    errors = _print(format_comparison(comparison, colored()))
+    folder = config.output.output_dir
+    if folder:
+        try:
+            write_comparison(folder / COMPARISON_TABLE, comparison)
+            write_atomically(folder / REPORT, render_comparison(comparison))
+        except OSError as error:
+            errors.append(f"--output-dir {folder}: the comparison can't be written ({error}).")
+        else:
+            errors += _print("", f"Written to {folder}: {REPORT}, {COMPARISON_TABLE} and a folder for each model")
+    for error in errors:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+    return Outcome(errors)
+
+
+def comparison_of(models: list[ComparedModel], last: Result, config: Config) -> ModelComparison:
+    """Return the comparison of models; `last`: the result of one of them."""
+    notes = [DEMO_NOTE] if config.data.demo else []
+    missing = config.model.names[len(models) :]
+    if missing:
+        notes.append(f"The run ended early: {count(len(missing), 'model')} of {len(config.model.names)} have no results.")
+    return ModelComparison(
+        models=models,
+        dataset=last.dataset,
+        images=last.images,
+        image_size=last.details.image_size,
+        device=last.device,
+        command=last.command,
+        notes=notes,
+        options=option_values(config),
+        versions=last.versions,
+    )
+
+
+def report_link(result: Result, config: Config) -> str | None:
+    """Return the path of a model's own report relative to that of the comparison; None if neither is written."""
+    return f"{result.model}/{REPORT}" if config.output.output_dir else None
+
+
+def describe_result(result: Result) -> str:
+    """Return one line with the mIoU of every backend of a model."""
+    mious = [f"{name} {format_number(entry.miou)}" for name, entry in result.backends.items()]
+    return f"{result.model}: mIoU % {', '.join(mious)}"
+
+
+def colored() -> bool:
+    """Return whether stdout shows colors."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def print_models() -> int:
@@ -72,9 +177,13 @@ def _print(*lines: str) -> list[str]:
     return []
 
 
-def _write(result: Result, folder: Path) -> list[str]:
-    """Write the files and print their names or, if that is impossible, the content of result.json; return errors."""
+def _write_result(result: Result, folder: Path, quiet: bool) -> list[str]:
+    """Write the files of a model or, if that is impossible, print the content of result.json; return errors.
+
+    The names of the files are printed, unless `quiet`.
+    """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         written = write_files(result, folder)
     except OSError as error:
         problem = f"--output-dir {folder}: the files can't be written ({error})."
@@ -83,7 +192,7 @@ def _write(result: Result, folder: Path) -> list[str]:
             problem if unprinted else f"{problem} The content of result.json is the last line on stdout.",
             *unprinted,
         ]
-    return _print("", f"Written to {folder}: {', '.join(path.name for path in written)}")
+    return [] if quiet else _print("", f"Written to {folder}: {', '.join(path.name for path in written)}")
 
 
 def write_files(result: Result, folder: Path) -> list[Path]:
@@ -91,10 +200,10 @@ def write_files(result: Result, folder: Path) -> list[Path]:
     diagnostics = result.details.diagnostics
     sensitivity, npu_layers = diagnostics.sensitivity, diagnostics.npu_layers
     written = [
-        write_atomically(folder / "result.json", json.dumps(result.to_json(), indent=1) + "\n"),
+        write_atomically(folder / RESULT_FILE, json.dumps(result.to_json(), indent=1) + "\n"),
         write_per_class(folder / "per_class.csv", result),
         write_per_image(folder / "per_image.csv", result),
-        write_atomically(folder / "report.html", render(result)),
+        write_atomically(folder / REPORT, render(result)),
     ]
     if result.recovery:
         written.append(write_recovery(folder / "recovery.csv", result.recovery))

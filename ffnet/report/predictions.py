@@ -9,7 +9,7 @@ from PIL import Image
 
 from datasets.cityscapes import LABEL_IDS, CityscapesSplit, image_name
 from ffnet.backends import short_name
-from ffnet.evaluation.loop import Writer
+from ffnet.evaluation.recording import Writer
 from ffnet.files import write_atomically
 
 BYTES_PER_PIXEL = 1 / 8  # upper bound for such a PNG file

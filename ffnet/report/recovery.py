@@ -1,6 +1,8 @@
 """What accuracy recovery did, for the report. The fields are part of the schema of `result.json`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.wording import count
@@ -80,3 +82,17 @@ class Recovery:
                 "--calibration-split train they do not."
             )
         return " ".join(sentences)
+
+
+def recovery_from_json(content: Mapping[str, Any] | None) -> Recovery | None:
+    """Return the Recovery of which `content` is the JSON object."""
+    if content is None:
+        return None
+    steps = [RecoveryStep(**with_tuples(step, "miou_interval", "drop_interval")) for step in content["steps"]]
+    raised = [RaisedQuantizer(**quantizer) for quantizer in content["raised"]]
+    return Recovery(**{**content, "steps": steps, "raised": raised})
+
+
+def with_tuples(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return a JSON object with some of its lists as tuples."""
+    return {**content, **{name: content[name] and tuple(content[name]) for name in names}}

@@ -18,9 +18,10 @@ from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.images import ImageComparison
-from ffnet.report.recovery import Recovery
+from ffnet.report.recovery import Recovery, recovery_from_json, with_tuples
 from ffnet.wording import count, list_names
 
+DEMO_NOTE = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
 PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scikit-image")
 
 
@@ -98,8 +99,10 @@ class Details:
 
     scores: Scores
     image_paths: tuple[str, ...]  # in the order of `scores`
+    image_size: tuple[int, int]  # height, width in pixels
     diagnostics: Diagnostics = Diagnostics()
     failure: BaseException | None = None  # what ended the run after the images were scored, if anything did
+    written: bool = False  # whether the files of the result are there already, from the run that is resumed
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,22 @@ class Result:
         content = dataclasses.asdict(dataclasses.replace(self, details=None))  # type: ignore[arg-type]
         return {name: value for name, value in content.items() if name != "details"}
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], details: Details) -> "Result":
+        """Return the result of which `result.json` holds `content`."""
+        npu = content["npu"]
+        return cls(
+            **{
+                **content,
+                "checkpoint": content["checkpoint"] and CheckpointInfo(**content["checkpoint"]),
+                "calibration": content["calibration"] and Calibration(**content["calibration"]),
+                "recovery": recovery_from_json(content["recovery"]),
+                "backends": _backends_from_json(content["backends"]),
+                "npu": npu and NpuResult(**{**npu, "backends": _backends_from_json(npu["backends"])}),
+                "details": details,
+            }
+        )
+
     def drop(self, backend: str) -> float | None:
         """Return the mIoU drop of a backend against FP32 in percentage points; None if they can't be compared."""
         return miou_drops(self.backends)[backend]
@@ -137,6 +156,12 @@ class Result:
         """Return how far a class's IoU is above that of the first backend, in percentage points; None if undefined."""
         base, iou = next(iter(self.backends.values())).iou[label], self.backends[backend].iou[label]
         return None if base is None or iou is None else iou - base
+
+
+def _backends_from_json(content: Mapping[str, Any]) -> dict[str, BackendResult]:
+    return {
+        name: BackendResult(**with_tuples(entry, "miou_interval", "drop_interval")) for name, entry in content.items()
+    }
 
 
 def miou_drop(mious: Mapping[str, float | None], backend: str) -> float | None:
@@ -185,8 +210,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def device_name(device: torch.device) -> str:
-    """Return the GPU's name, or the processor's with the number of threads that torch uses."""
+def processor_name(device: torch.device) -> str:
+    """Return the name of the GPU or of the processor."""
     if device.type == "cuda":
         return f"CUDA, {torch.cuda.get_device_name(device)}"
-    return f"CPU, {platform.processor() or platform.machine()}, {count(torch.get_num_threads(), 'thread')}"
+    return f"CPU, {platform.processor() or platform.machine()}"
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or the processor's with the number of threads that torch uses."""
+    threads = "" if device.type == "cuda" else f", {count(torch.get_num_threads(), 'thread')}"
+    return processor_name(device) + threads

@@ -1,0 +1,258 @@
+"""What a model's run keeps of its work, so that `--resume` can go on: the folder `progress` in its output folder.
+
+    settings.json        what the kept work depends on, see `conditions`
+    network.safetensors  ranges, bit widths and rounded weights of the simulation, once they are found
+    images-0.jsonl       the scores of the images that rank 0 has run through the backends; see `evaluation.recording`
+    npu-0.jsonl          the same for the NPU
+    finished             is there if all results are written
+
+All ranks append to files of their own; everything else is written by the main process.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from filelock import FileLock, Timeout
+
+from datasets.cityscapes import CityscapesSplit
+from ffnet.config import Config
+from ffnet.errors import UserError
+from ffnet.evaluation.recording import RecordFile, read_records
+from ffnet.evaluation.scores import Scores, Shard, merge_shards
+from ffnet.files import read_utf8, sha256_of, write_atomically
+from ffnet.options import FLAGS, lookup, option_values
+from ffnet.quantization.state import load_state, read_state, save_state, write_state
+from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_FILE
+from ffnet.report.recovery import Recovery, recovery_from_json
+from ffnet.report.result import Calibration, processor_name, versions
+from ffnet.wording import count
+
+logger = logging.getLogger(__name__)
+
+SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
+IMAGES, NPU = "images", "npu"  # kinds of record files
+
+# Options that change nothing of what is kept, or whose files are compared by their content.
+MAY_DIFFER = (
+    "model.names", "model.checkpoint", "model.onnx", "model.cache_dir", "list_models", "data.dataset_path",
+    "quantization.encodings", "runtime.models_at_once", "runtime.num_workers", "runtime.quiet", "output.output_dir",
+    "output.resume", "output.force", "output.fail_under",
+)  # fmt: skip
+
+
+def conditions(config: Config, weights: str, images: str, device: torch.device) -> dict[str, Any]:
+    """Return what the kept work depends on: a run may only go on with the work of one that has the same.
+
+    Args:
+        config: of one model.
+        weights: sha256 of the checkpoint or the ONNX file.
+        images: see `images_digest`.
+        device: on which the networks run.
+    """
+    values = {FLAGS[target]: lookup(config, target) for target in FLAGS if target not in MAY_DIFFER}
+    files = {"--encodings": config.quantization.encodings, "--config-file": Path(config.quantization.config_file)}
+    packages = versions()
+    if config.npu.chip:
+        packages["onnxruntime-qnn"] = importlib.metadata.version("onnxruntime-qnn")
+    return {
+        **{flag: str(value) if isinstance(value, Path) else value for flag, value in values.items()},
+        **{f"sha256 of {flag}": sha256_of(path) for flag, path in files.items() if path and path.is_file()},
+        "sha256 of the weights": weights,
+        "sha256 of the images and labels": images,
+        "sha256 of this program's code": code_digest(),
+        "device": processor_name(device),
+        **{f"version of {name}": version for name, version in packages.items()},
+    }
+
+
+def images_digest(images: CityscapesSplit, threads: int) -> str:
+    """Return a sha256 of the names and contents of all images and labels."""
+    paths = [*images.images, *images.targets]
+    with ThreadPoolExecutor(max(1, threads)) as executor:
+        digests = executor.map(sha256_of, map(Path, paths))
+        lines = [f"{digest} {Path(path).name}\n" for digest, path in zip(digests, paths, strict=True)]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def code_digest() -> str:
+    """Return a sha256 of the Python files that compute results."""
+    root = Path(__file__).parents[1]
+    files = sorted(path for package in ("ffnet", "datasets") for path in (root / package).rglob("*.py"))
+    lines = [f"{sha256_of(path)} {path.relative_to(root).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the conditions that differ, with both values where these are short."""
+    phrases = []
+    for name in {**kept, **now}:
+        before, after = kept.get(name), now.get(name)
+        if before != after:
+            phrases.append(f"the {name}" if name.startswith("sha256") else f"{name} was {before} and is {after}")
+    return phrases
+
+
+@dataclass
+class Kept:
+    """What an earlier run has kept; the same on every rank."""
+
+    compiled: bool | None = None  # whether its networks are compiled; None if it had not decided yet
+    network: bool = False  # whether the simulation is there
+    finished: bool = False
+    done: dict[str, np.ndarray] = field(default_factory=dict)  # kind -> indices of the images that are there
+
+
+class Progress:
+    """The kept work of one model, as one rank sees it. Without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None = None, rank: int = 0) -> None:
+        self.folder = folder
+        self.kept = Kept()
+        self._rank = rank
+        self._earlier: dict[str, Shard] = {}  # by kind; in the main process only
+        self._conditions: Mapping[str, Any] = {}
+        self._lock: FileLock | None = None
+
+    def begin(self, now: Mapping[str, Any], resume: bool) -> None:
+        """Begin anew or, if `resume`, find what an earlier run has kept; to be called in the main process.
+
+        Raises:
+            UserError: if another run uses the folder, or if the earlier run was made under other conditions.
+        """
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked(self.folder)
+        self._conditions = json.loads(json.dumps(now))
+        if resume and (self.folder / SETTINGS).exists():
+            self._find_kept(self.folder)
+            return
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+        self._write_settings()
+
+    def remaining(self, kind: str, images: Sequence[int]) -> np.ndarray:
+        """Return those of the images, by their indices, whose scores of this kind are not there yet."""
+        return np.setdiff1d(np.array(images, np.int64), self.kept.done.get(kind, ()))
+
+    def earlier_scores(self, kind: str) -> Scores | None:
+        """Return the scores that an earlier run has kept; None if there are none, and if this is not the main process."""
+        return self._earlier[kind].scores if kind in self._earlier else None
+
+    def with_earlier(self, kind: str, shard: Shard) -> Shard:
+        """Return the scores of this run together with those that an earlier run has kept; in the main process."""
+        return merge_shards([self._earlier[kind], shard], sum) if kind in self._earlier else shard
+
+    @contextlib.contextmanager
+    def records(self, kind: str) -> Iterator[RecordFile | None]:
+        """Open this rank's file for the scores of one kind, and close it in the end; None without a folder."""
+        if self.folder is None:
+            yield None
+            return
+        file = RecordFile(self.folder / f"{kind}-{self._rank}.jsonl")
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def keep_compiled(self, compiled: bool) -> None:
+        """Keep whether the networks are compiled; in the main process."""
+        self.kept.compiled = compiled
+        self._write_settings()
+
+    def keep_network(
+        self, sim: QuantizationSimModel, calibration: Calibration, recovery: Recovery | None, rounded: bool
+    ) -> None:
+        """Keep a simulation whose ranges are found, and how they were; in the main process.
+
+        Its weights are kept only if they are `rounded`; otherwise they follow from the checkpoint.
+        """
+        if self.folder is None:
+            return
+        calibrated, recovered = dataclasses.asdict(calibration), recovery and dataclasses.asdict(recovery)
+        description = {"calibration": calibrated, "recovery": recovered}
+        write_atomically(self.folder / NETWORK, save_state(read_state(sim), description, rounded))
+
+    def restore_network(self, sim: QuantizationSimModel) -> tuple[Calibration, Recovery | None]:
+        """Give a simulation the ranges, bit widths and rounded weights that were kept; in the main process."""
+        if self.folder is None:
+            raise ValueError("nothing is kept without a folder")
+        state, description = load_state(self.folder / NETWORK)
+        write_state(sim, state)
+        return Calibration(**description["calibration"]), recovery_from_json(description["recovery"])
+
+    def close(self) -> None:
+        """Let other runs use the folder."""
+        if self._lock:
+            self._lock.release()
+
+    def _locked(self, folder: Path) -> FileLock:
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"--output-dir {folder.parent}: another run writes there. Wait for its end, or name another folder."
+            ) from error
+        return lock
+
+    def _find_kept(self, folder: Path) -> None:
+        path = folder / SETTINGS
+        try:
+            settings = json.loads(read_utf8(path))
+            kept, compiled = settings["conditions"], settings["compiled"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: this file is damaged ({error}). Start again with --force instead of --resume."
+            ) from error
+        if phrases := differences(kept, self._conditions):
+            raise UserError(
+                f"--resume: the run in {folder.parent} was made under other conditions: {'; '.join(phrases)}. Restore "
+                "them, or start again with --force instead of --resume."
+            )
+        self._earlier = {kind: shard for kind in (IMAGES, NPU) if (shard := read_kind(folder, kind))}
+        done = {kind: shard.indices for kind, shard in self._earlier.items()}
+        finished = (folder / FINISHED).exists() and (folder.parent / RESULT_FILE).exists()
+        self.kept = Kept(compiled, (folder / NETWORK).exists(), finished, done)
+
+    def _write_settings(self) -> None:
+        if self.folder:
+            content = {"compiled": self.kept.compiled, "conditions": self._conditions}
+            write_atomically(self.folder / SETTINGS, json.dumps(content, indent=1) + "\n")
+
+
+def mark_finished(output_dir: Path) -> None:
+    """Note that all results of the model with this output folder are written, and remove what is no longer needed."""
+    folder = output_dir / PROGRESS_FOLDER
+    if folder.is_dir():
+        (folder / FINISHED).touch()
+        (folder / NETWORK).unlink(missing_ok=True)
+
+
+def read_kind(folder: Path, kind: str) -> Shard | None:
+    """Return the scores that all ranks have kept, and say on stderr if records were damaged; None if there are none."""
+    shards = []
+    for path in sorted(folder.glob(f"{kind}-*.jsonl")):
+        shard, damaged = read_records(path)
+        if shard:
+            shards.append(shard)
+        if damaged:
+            logger.warning(
+                f"{path}: {count(damaged, 'record')} of the earlier run, torn when it stopped or damaged, "
+                f"{'was' if damaged == 1 else 'were'} dropped; {'its image is' if damaged == 1 else 'their images are'} "
+                "evaluated again."
+            )
+    return merge_shards(shards) if shards else None
