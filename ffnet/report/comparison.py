@@ -140,8 +140,8 @@ class Front:
         """Return sentences on which member to deploy; `images`: the number of images of the run."""
         best, choice = self.best, self.choice
         first = (
-            f"By {self.cost.name}, of {count(self.eligible, 'model')}: {best.model.short_name} has the highest mIoU of {INT8_SIMULATED}, {best.miou:.2f} % "
-            f"at {self.cost.describe(best.cost)}"
+            f"By {self.cost.name}, of {count(self.eligible, 'model')}: {best.model.short_name} has the highest mIoU of "
+            f"{INT8_SIMULATED}, {best.miou:.2f} % at {self.cost.describe(best.cost)}"
         )
         if len(self.members) == 1:
             return f"{first}, and also the {self.cost.lowest}."

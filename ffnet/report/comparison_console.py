@@ -7,10 +7,10 @@ from ffnet.report.comparison import COMMON_PREFIX, COSTS, ComparedModel, Front, 
 from ffnet.report.result import BackendResult, miou_drops
 from ffnet.wording import Rows, count, format_interval, format_number, format_table, interval_column, join_columns
 
-
 LEGEND = f"""\
 Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published
-latency) and at least the same mIoU of {INT8_SIMULATED}. Gain: over the next cheaper model of the front, on the same images."""
+latency) and at least the same mIoU of {INT8_SIMULATED}.
+Gain: in percentage points over the next cheaper model of the front, with its paired 95 % confidence interval (CI)."""
 
 
 def format_comparison(comparison: ModelComparison) -> str:

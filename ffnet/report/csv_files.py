@@ -107,10 +107,9 @@ def _model_cells(model: ComparedModel, comparison: ModelComparison) -> dict[str,
 def _backend_cells(name: str, backends: Mapping[str, BackendResult]) -> dict[str, str]:
     """Return the mIoU, the mIoU drop and the limits of both intervals; empty if there is no such backend."""
     entry = backends.get(name)
-    values = {
-        "mIoU": (entry.miou, entry.miou_interval) if entry else (None, None),
-        "drop": (miou_drops(backends)[name], entry.drop_interval) if entry else (None, None),
-    }
+    values = {"mIoU": (entry.miou, entry.miou_interval) if entry else (None, None)}
+    if name != FP32:
+        values["drop"] = (miou_drops(backends)[name], entry.drop_interval) if entry else (None, None)
     cells = {}
     for metric, (value, limits) in values.items():
         lower, upper = limits or (None, None)
