@@ -48,6 +48,21 @@ class DeviceResult:
     latency: ByRuntime
 
 
+@dataclass(frozen=True)
+class PublishedLatency:
+    """The latency of one variant in W8A8 on one device."""
+
+    device: str
+    input_size: tuple[int, int]  # height, width of the images that AI Hub fed
+    milliseconds: ByRuntime
+
+    @property
+    def fastest(self) -> float | None:
+        """The latency of the fastest runtime in milliseconds; None if none was published."""
+        runtimes = (self.milliseconds.tflite, self.milliseconds.dlc, self.milliseconds.onnx)
+        return min((value for value in runtimes if value is not None), default=None)
+
+
 FULL_SIZE, HALF_SIZE = (1024, 2048), (512, 1024)
 RESULTS = {
     "segmentation_ffnet40S_dBBB_mobile": ModelResults(
@@ -120,3 +135,18 @@ def galaxy_s25(name: str) -> DeviceResult | None:
         return None
     latency = results.latency[GALAXY_S25]
     return DeviceResult(DEVICES[GALAXY_S25], results.input_size, results.float_miou, results.w8a8_miou, latency)
+
+
+def published_latency(name: str, chip: str | None) -> PublishedLatency | None:
+    """Return the latency of a variant; None if AI Hub has not published the variant.
+
+    Args:
+        name: of the variant.
+        chip: part name of the chip that the latency is wanted for. If AI Hub has none of it, or if it is None, the
+            latency is that on the Galaxy S25.
+    """
+    results = RESULTS.get(name)
+    if results is None:
+        return None
+    measured = chip if chip in DEVICES else GALAXY_S25
+    return PublishedLatency(DEVICES[measured], results.input_size, results.latency[measured])

@@ -301,6 +301,17 @@ def build_model(name: str) -> FFNet:
     return FFNet(VARIANTS[name]).eval()
 
 
+def build_without_weights(name: str) -> FFNet:
+    """Return the FFNet of a variant on the meta device, which takes no memory for its weights."""
+    with torch.device("meta"):
+        return build_model(name)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of parameters of a network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def remove_batch_norms(model: FFNet) -> FFNet:
     """Replace each batch norm of `model` by an Identity, and give each convolution a bias; return the model.
 

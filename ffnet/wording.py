@@ -27,6 +27,26 @@ def runtime_reason(error: Exception) -> str:
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip().partition("\n")[0])[:200]
 
 
+def format_number(value: float | None, digits: int = 2, sign: str = "") -> str:
+    """Return a number with `digits` decimals, and with a plus sign if `sign` is "+"; a hyphen for None."""
+    return "-" if value is None else f"{value:{sign}z.{digits}f}"
+
+
+def format_interval(limits: tuple[float, float] | None) -> str:
+    """Return the lower and the upper limit in brackets; a hyphen for None."""
+    return f"[{format_number(limits[0])}, {format_number(limits[1])}]" if limits else "-"
+
+
+def interval_column(intervals: Sequence[tuple[float, float] | None]) -> list[str]:
+    """Return the column of 95 % confidence intervals; empty if all are None."""
+    return ["95 % CI", *map(format_interval, intervals)] if any(intervals) else []
+
+
+def join_columns(columns: Sequence[Sequence[str]]) -> Rows:
+    """Return the rows of a table that is given by its columns; empty columns are left out."""
+    return list(zip(*filter(None, columns), strict=True))
+
+
 def format_table(rows: Rows) -> str:
     """Return rows as aligned lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -35,16 +35,36 @@ def miou_intervals(matrices: Mapping[str, np.ndarray], baseline: str) -> dict[st
         matrices: Backend -> confusion matrices (images, 19, 19) of the same images, row = label, column = prediction.
         baseline: Backend that drops are measured against; all drops are None if `matrices` lacks it.
     """
-    labelled = next(iter(matrices.values())).sum((1, 2)) > 0
-    if labelled.sum() < 2:
-        return dict.fromkeys(matrices, MiouIntervals(None, None))
-    weights = resampling_weights(int(labelled.sum()))
-    mious = {name: _mean_ious(weights, counts[labelled]) for name, counts in matrices.items()}
+    mious = {name: resampled_mious(counts) for name, counts in matrices.items()}
     intervals = {}
     for name, miou in mious.items():
-        drop = _interval(mious[baseline] - miou) if baseline in mious and name != baseline else None
+        drop = difference_interval(mious[baseline], miou) if baseline in mious and name != baseline else None
         intervals[name] = MiouIntervals(_interval(miou), drop)
     return intervals
+
+
+def resampled_mious(matrices: np.ndarray) -> np.ndarray:
+    """Return the mIoU of each resample in percent, (RESAMPLES,) float64; empty with fewer than two labelled images.
+
+    The resamples draw the same images for every backend and for every model that is scored on the same images.
+
+    Args:
+        matrices: Confusion matrices (images, 19, 19), row = label, column = prediction.
+    """
+    labelled = matrices.sum((1, 2)) > 0
+    if labelled.sum() < 2:
+        return np.empty(0)
+    return _mean_ious(resampling_weights(int(labelled.sum())), matrices[labelled])
+
+
+def difference_interval(first: np.ndarray, second: np.ndarray) -> Interval | None:
+    """Return the paired 95 % interval of `first` - `second` in percentage points; None if there are no resamples.
+
+    Args:
+        first: `resampled_mious` of one backend or model.
+        second: That of another one on the same images.
+    """
+    return _interval(first - second)
 
 
 def resampling_weights(images: int) -> np.ndarray:
@@ -61,6 +81,8 @@ def _mean_ious(weights: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     return 100 * ious.sum(1) / (unions > 0).sum(1)
 
 
-def _interval(values: np.ndarray) -> Interval:
+def _interval(values: np.ndarray) -> Interval | None:
+    if not values.size:
+        return None
     lower, upper = np.quantile(values, LIMITS)
     return float(lower), float(upper)

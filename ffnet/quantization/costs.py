@@ -28,13 +28,27 @@ class Cost:
 
 def multiply_accumulates(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     """Return {layer: number of multiply-accumulates} of a network's convolutions for one image of `size` (H, W)."""
+    counts = _count_operations(network, size).get_flop_counts()
+    operations = {name.partition(".")[2]: sum(by_kind.values()) for name, by_kind in counts.items()}
+    convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    return {name: number // 2 for name, number in operations.items() if name in convolutions}
+
+
+def total_multiply_accumulates(network: nn.Module, size: tuple[int, int]) -> int:
+    """Return the number of multiply-accumulates of a whole network for one image of `size` (H, W).
+
+    Unlike `multiply_accumulates`, it counts the smoothing of a pre_down network.
+    """
+    return _count_operations(network, size).get_total_flops() // 2
+
+
+def _count_operations(network: nn.Module, size: tuple[int, int]) -> FlopCounterMode:
+    """Return torch's counter of additions and multiplications after one image of `size` (H, W), without its data."""
     shapes_only = copy.deepcopy(network).to("meta")
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         shapes_only(torch.empty(1, 3, *size, device="meta"))
-    operations = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
-    return {name: number // 2 for name, number in operations.items() if name in convolutions}
+    return counter
 
 
 def relative_cost(sim: QuantizationSimModel, operations: Mapping[str, int]) -> Cost:

@@ -69,14 +69,14 @@ def class_chart(result: Result) -> Chart:
     left.scatter(after, rows, s=20, color=ORANGE, marker="D", label=second, zorder=2)
     left.scatter(before, rows, s=64, facecolors="none", edgecolors=GRAY, linewidths=1.6, label=first, zorder=3)
     left.set(xlim=(-3, 103), xlabel="IoU, percent", yticks=rows, yticklabels=changes, ylim=(len(changes) - 0.4, -0.6))
-    _legend(left, reverse=True)
+    add_legend(left, reverse=True)
     right.barh(rows, changes.values(), height=0.62, color=[ORANGE if c < 0 else BLUE for c in changes.values()])
     right.axvline(0, color=TEXT, linewidth=0.8)
     right.set(xlabel="change, percentage points", xmargin=0.1)
     for axes in (left, right):
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
-    return _chart(figure)
+    return to_chart(figure)
 
 
 @STYLE
@@ -97,10 +97,10 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     upper.set(ylabel="only this enabled: SQNR, dB", ymargin=0.15)
     lower.set(ylabel="only this disabled: gain, dB", xlabel="quantizers from input to output")
     lower.axhline(0, color=TEXT, linewidth=0.8)
-    _legend(upper)
+    add_legend(upper)
     for axes in (upper, lower):
         axes.grid(axis="y")
-    return _chart(figure)
+    return to_chart(figure)
 
 
 @STYLE
@@ -120,8 +120,8 @@ def npu_chart(layers: Sequence[LayerDivergence]) -> Chart:
         axes.grid(axis="y")
     upper.set(ylabel="differing values, percent", ylim=(0, None))
     lower.set(ylabel="mean difference, steps", xlabel="quantized activations from input to output", ylim=(0, None))
-    _legend(upper)
-    return _chart(figure)
+    add_legend(upper)
+    return to_chart(figure)
 
 
 @STYLE
@@ -147,8 +147,8 @@ def recovery_chart(recovery: Recovery) -> Chart:
     for outcome, (color, _) in OUTCOMES.items():
         if outcome in map(recovery.outcome, steps):
             panels[0].scatter([], [], s=40, color=color, label=outcome)
-    _legend(panels[0], columns=3)
-    return _chart(figure)
+    add_legend(panels[0], columns=3)
+    return to_chart(figure)
 
 
 def _cost_axis(axes: Axes, costs: Sequence[float]) -> list[float]:
@@ -200,11 +200,13 @@ def spread(values: Sequence[float], distance: float) -> list[float]:
     return moved.tolist()
 
 
-def _legend(axes: Axes, reverse: bool = False, columns: int = 2) -> None:
+def add_legend(axes: Axes, reverse: bool = False, columns: int = 2) -> None:
+    """Add a legend above the axes, without a frame."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, borderpad=0, reverse=reverse)
 
 
-def _chart(figure: Figure) -> Chart:
+def to_chart(figure: Figure) -> Chart:
+    """Return a figure in the colors of light and of dark pages."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     light = dark = file.getvalue()

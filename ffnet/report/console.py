@@ -1,18 +1,15 @@
 """The report on the console, and the table of models."""
 
-from collections.abc import Mapping, Sequence
-
-import torch
+from collections.abc import Mapping
 
 from datasets.cityscapes import CLASSES
 from ffnet.ai_hub import MIOU_IMAGES, SOURCE, galaxy_s25
 from ffnet.backends import FP32
-from ffnet.evaluation.bootstrap import Interval
-from ffnet.model import build_model
+from ffnet.model import build_without_weights, count_parameters
 from ffnet.report.recovery import Recovery
 from ffnet.report.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
-from ffnet.wording import Rows, count, format_table
+from ffnet.wording import Rows, count, format_number, format_table, interval_column, join_columns
 
 IOU_DROP = 1.0  # percentage points; classes whose IoU drops at least as much are shown in red
 SENSITIVE_QUANTIZERS = 10  # rows of the sensitivity table
@@ -48,11 +45,10 @@ def format_models() -> str:
     rows = [["model", "parameters", "input", "output", "FP32 mIoU", "INT8 mIoU", *S25_COLUMNS]]
     for variant in VARIANTS.values():
         if not variant.is_demo:
-            with torch.device("meta"):  # without memory for the weights
-                parameters = sum(parameter.numel() for parameter in build_model(variant.name).parameters())
+            parameters = count_parameters(build_without_weights(variant.name))
             strides = (1, _output_stride(variant))
             sizes = ("x".join(str(length // stride) for length in INPUT_SIZE) for stride in strides)
-            published = (_number(miou, 1) for miou in (variant.published.fp32, variant.published.int8))
+            published = (format_number(miou, 1) for miou in (variant.published.fp32, variant.published.int8))
             s25 = _galaxy_s25_cells(variant.name)
             rows.append([variant.name, f"{parameters / 1e6:.2f} M", *sizes, *published, *s25])
     return f"{format_table(rows)}\n\n{S25_NOTE}"
@@ -64,8 +60,8 @@ def _galaxy_s25_cells(name: str) -> list[str]:
     if result is None:
         return ["-"] * len(S25_COLUMNS)
     latency = (result.latency.tflite, result.latency.dlc, result.latency.onnx)
-    mious = (_number(miou, 1) for miou in (result.float_miou, result.w8a8_miou.onnx))
-    return [*mious, "/".join(_number(value, 1) for value in latency)]
+    mious = (format_number(miou, 1) for miou in (result.float_miou, result.w8a8_miou.onnx))
+    return [*mious, "/".join(format_number(value, 1) for value in latency)]
 
 
 def _output_stride(variant: Variant) -> int:
@@ -79,25 +75,20 @@ def _backends_table(backends: Mapping[str, BackendResult], published: Mapping[st
     entries, drops = backends.values(), miou_drops(backends)
     columns = [
         ["backend", *backends],
-        ["mIoU %", *(_number(entry.miou) for entry in entries)],
-        _interval_column([entry.miou_interval for entry in entries]),
-        ["mIoU drop", *map(_number, drops.values())],
-        _interval_column([entry.drop_interval for entry in entries]),
+        ["mIoU %", *(format_number(entry.miou) for entry in entries)],
+        interval_column([entry.miou_interval for entry in entries]),
+        ["mIoU drop", *map(format_number, drops.values())],
+        interval_column([entry.drop_interval for entry in entries]),
     ]
     if published:
-        columns.append(["published %", *(_number(published.get(name), 1) for name in backends)])
-        columns.append(["drop", *(_number(miou_drop(published, name), 1) for name in backends)])
-    columns.append(["images/s", *(_number(entry.images_per_second) for entry in entries)])
-    return list(zip(*filter(None, columns), strict=True))
-
-
-def _interval_column(intervals: Sequence[Interval | None]) -> list[str]:
-    """Return the column of 95 % confidence intervals; empty if all are None."""
-    return ["95 % CI", *map(_interval, intervals)] if any(intervals) else []
+        columns.append(["published %", *(format_number(published.get(name), 1) for name in backends)])
+        columns.append(["drop", *(format_number(miou_drop(published, name), 1) for name in backends)])
+    columns.append(["images/s", *(format_number(entry.images_per_second) for entry in entries)])
+    return join_columns(columns)
 
 
 def _agreement_table(agreement: Mapping[str, float]) -> Rows:
-    rows = [(pair.replace("|", " and "), _number(value)) for pair, value in agreement.items()]
+    rows = [(pair.replace("|", " and "), format_number(value)) for pair, value in agreement.items()]
     return [("prediction agreement", "pixels %"), *rows] if rows else []
 
 
@@ -106,19 +97,19 @@ def _recovery_tables(recovery: Recovery) -> tuple[Rows, Rows]:
     steps = recovery.steps
     columns = [
         [f"recovery, on {count(len(recovery.selection_images), 'selection image')}", FP32, *(s.name for s in steps)],
-        ["mIoU %", *(_number(miou) for miou in (recovery.fp32_miou, *(step.miou for step in steps)))],
-        _interval_column([None, *(step.miou_interval for step in steps)]),
-        ["mIoU drop", "-", *(_number(step.drop) for step in steps)],
-        _interval_column([None, *(step.drop_interval for step in steps)]),
-        ["bit ops, % of W8A8", "-", *(_number(100 * step.bit_operations) for step in steps)],
-        ["weight bytes, % of W8A8", "-", *(_number(100 * step.weight_bytes) for step in steps)],
-        ["seconds", "-", *(_number(step.seconds, 1) for step in steps)],
+        ["mIoU %", *(format_number(miou) for miou in (recovery.fp32_miou, *(step.miou for step in steps)))],
+        interval_column([None, *(step.miou_interval for step in steps)]),
+        ["mIoU drop", "-", *(format_number(step.drop) for step in steps)],
+        interval_column([None, *(step.drop_interval for step in steps)]),
+        ["bit ops, % of W8A8", "-", *(format_number(100 * step.bit_operations) for step in steps)],
+        ["weight bytes, % of W8A8", "-", *(format_number(100 * step.weight_bytes) for step in steps)],
+        ["seconds", "-", *(format_number(step.seconds, 1) for step in steps)],
         ["outcome", "-", *map(recovery.outcome, steps)],
     ]
     raised = [(quantizer.layer, quantizer.tensor, str(quantizer.bits)) for quantizer in recovery.raised]
     shown = raised[:RAISED_QUANTIZERS]
     heading = f"raised quantizers ({len(shown)} of {len(raised)})"
-    return list(zip(*filter(None, columns), strict=True)), [(heading, "tensor", "bits"), *shown] if shown else []
+    return join_columns(columns), [(heading, "tensor", "bits"), *shown] if shown else []
 
 
 def _npu_tables(npu: NpuResult) -> tuple[Rows, Rows]:
@@ -134,9 +125,12 @@ def _classes_table(result: Result) -> Rows:
     first, *others = result.backends
     rows = [["IoU % per class", first, *(heading for name in others for heading in (name, "change"))]]
     for label, base in result.backends[first].iou.items():
-        row = [label, _number(base)]
+        row = [label, format_number(base)]
         for name in others:
-            row += [_number(result.backends[name].iou[label]), _number(result.iou_change(name, label), sign="+")]
+            row += [
+                format_number(result.backends[name].iou[label]),
+                format_number(result.iou_change(name, label), sign="+"),
+            ]
         rows.append(row)
     return rows
 
@@ -147,13 +141,13 @@ def _sensitivity_table(result: Result) -> Rows:
         return []
     rows = [("most sensitive quantizers", "kind", "bits", "SQNR dB, only enabled", "gain dB, only disabled")]
     for row in sensitivity.rows[:SENSITIVE_QUANTIZERS]:
-        decibels = (_number(row.sqnr_only_enabled, 1), _number(sensitivity.gain(row), 2, "+"))
+        decibels = (format_number(row.sqnr_only_enabled, 1), format_number(sensitivity.gain(row), 2, "+"))
         rows.append((f"{row.layer} {row.role}", row.kind, str(row.bits), *decibels))
     return rows
 
 
 def _stages_table(result: Result) -> Rows:
-    return [("stage", "seconds"), *((stage, _number(time, 1)) for stage, time in result.stage_seconds.items())]
+    return [("stage", "seconds"), *((stage, format_number(time, 1)) for stage, time in result.stage_seconds.items())]
 
 
 def _colored(table: str, result: Result) -> str:
@@ -163,11 +157,3 @@ def _colored(table: str, result: Result) -> str:
     heading, *rows = table.split("\n")
     rows = [f"{RED}{row}{RESET}" if row.startswith(large_drops) else row for row in rows]
     return "\n".join((f"{BOLD}{heading}{RESET}", *rows))
-
-
-def _interval(limits: Interval | None) -> str:
-    return f"[{_number(limits[0])}, {_number(limits[1])}]" if limits else "-"
-
-
-def _number(value: float | None, digits: int = 2, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}z.{digits}f}"

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from datasets.cityscapes import CLASSES, image_name
+from ffnet.ai_hub import ByRuntime, PublishedLatency
+from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.evaluation import metrics
 from ffnet.files import write_atomically
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
+from ffnet.report.comparison import COSTS, ComparedModel, ModelComparison
 from ffnet.report.recovery import Recovery, RecoveryStep
-from ffnet.report.result import Result, percent
+from ffnet.report.result import BackendResult, Result, miou_drops, percent
 
 
 def write_per_class(path: Path, result: Result) -> Path:
@@ -72,6 +75,58 @@ def _step_cells(step: RecoveryStep) -> dict[str, str]:
         "bit_operations": f"{step.bit_operations:.6f}",
         "weight_bytes": f"{step.weight_bytes:.6f}",
         "seconds": _decimal(step.seconds),
+    }
+
+
+def write_comparison(path: Path, comparison: ModelComparison) -> Path:
+    """Write comparison.csv: a row per model, in the order of the run, with the metrics of every backend and the costs.
+
+    The mIoU drop is that against FP32 on the same images. "yes" and "no" say whether a model is on a Pareto front; the
+    cell is empty if it cannot be on it.
+    """
+    rows = [_model_cells(model, comparison) for model in comparison.models]
+    return _write(path, [rows[0].keys(), *(row.values() for row in rows)])
+
+
+def _model_cells(model: ComparedModel, comparison: ModelComparison) -> dict[str, Any]:
+    cells: dict[str, Any] = {"model": model.name, "report": model.link or "", "images": model.images}
+    for name in comparison.backends:
+        cells |= _backend_cells(name, model.backends)
+    if any(other.npu for other in comparison.models):
+        cells["NPU images"] = len(model.npu.images) if model.npu else ""
+        cells |= _backend_cells(INT8_NPU, model.npu.backends if model.npu else {})
+    for name in (FP32, INT8_SIMULATED):
+        cells[f"{name} published"] = _decimal(model.published.get(name))
+    cells |= {"parameters": model.parameters, "GMACs": _decimal(model.gmacs), **_latency_cells(model.latency)}
+    for cost in COSTS:
+        on_front = "yes" if model in comparison.front(cost) else "no"
+        cells[f"on the front by {cost.name}"] = on_front if comparison.eligible(model, cost) else ""
+    return cells
+
+
+def _backend_cells(name: str, backends: Mapping[str, BackendResult]) -> dict[str, str]:
+    """Return the mIoU, the mIoU drop and the limits of both intervals; empty if there is no such backend."""
+    entry = backends.get(name)
+    values = {"mIoU": (entry.miou, entry.miou_interval) if entry else (None, None)}
+    if name != FP32:
+        values["drop"] = (miou_drops(backends)[name], entry.drop_interval) if entry else (None, None)
+    cells = {}
+    for metric, (value, limits) in values.items():
+        lower, upper = limits or (None, None)
+        cells[f"{name} {metric}"] = _decimal(value)
+        cells |= {f"{name} {metric} lower": _decimal(lower), f"{name} {metric} upper": _decimal(upper)}
+    return cells
+
+
+def _latency_cells(latency: PublishedLatency | None) -> dict[str, str]:
+    """Return the device, the size of AI Hub's images and the latency of each runtime in milliseconds."""
+    runtimes = latency.milliseconds if latency else ByRuntime(None, None, None)
+    return {
+        "latency device": latency.device if latency else "",
+        "latency image size": "{}x{}".format(*latency.input_size) if latency else "",
+        "TFLite ms": _decimal(runtimes.tflite),
+        "DLC ms": _decimal(runtimes.dlc),
+        "ONNX ms": _decimal(runtimes.onnx),
     }
 
 

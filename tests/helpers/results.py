@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from datasets.cityscapes import CityscapesSplit
+from ffnet import ai_hub
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import evaluate
@@ -14,6 +15,7 @@ from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.report import result as results
+from ffnet.report.comparison import ModelComparison, compare_model
 from ffnet.report.images import compare_images, worst_images
 from ffnet.report.recovery import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
@@ -178,3 +180,51 @@ def scores_of(labels, predictions):
     }
     alike = np.equal(*predictions.values()).sum((1, 2))
     return Scores(matrices, {PAIR: alike}, labels[0].size, dict(zip(PAIR, (1.0, 2.0), strict=True)))
+
+
+def random_scores(quality, images=24, drop=0.01, seed=0):
+    """Scores of 19 classes on the same images for every seed; `quality` and `quality - drop` of the pixels are right.
+
+    Models differ by their seed in which pixels they get wrong, and share how hard an image is.
+    """
+    difficulty = np.random.default_rng(0).normal(0, 0.03, (images, 19))
+    rng = np.random.default_rng(seed)
+    matrices = {}
+    for name, share in zip(PAIR, (quality, quality - drop), strict=True):
+        right = np.clip(share + difficulty + rng.normal(0, 0.01, (images, 19)), 0, 1)
+        wrong = (1 - right[:, :, None]) * rng.dirichlet(np.full(19, 0.3), (images, 19))
+        matrices[name] = np.round(1000 * (wrong + right[:, :, None] * np.eye(19))).astype(np.int64)
+    times = dict(zip(PAIR, (1.0, 2.0), strict=True))
+    return Scores(matrices, {PAIR: np.full(images, 17_000)}, 20_000, times)
+
+
+def compared_models(names, qualities, size=(1024, 2048), **changes):
+    """A ComparedModel of each name, with random scores of its quality and `changes` to its Result."""
+    models = []
+    for seed, (name, quality) in enumerate(zip(names, qualities, strict=True)):
+        scores = random_scores(quality, seed=seed)
+        result = small_result(scores, **{"model": name, "published": {}} | changes)
+        models.append(compare_model(result, size, None, f"{name}/report.html"))
+    return models
+
+
+def comparison_of(models, **changes):
+    """A ModelComparison of models."""
+    comparison = ModelComparison(
+        models=models,
+        dataset="Cityscapes val",
+        images=models[0].images,
+        image_size=(1024, 2048),
+        device="CPU",
+        command="ffnet_quanteval.py --dataset-path '/a b/c' --model-name all",
+        notes=["a note"],
+        options={"cle": True, "limit": None},
+        versions={"python": "3.11"},
+    )
+    return dataclasses.replace(comparison, **changes)
+
+
+def zoo_comparison(**changes):
+    """A comparison of the five models that AI Hub published."""
+    qualities = (0.87, 0.88, 0.885, 0.875, 0.86)
+    return comparison_of(compared_models(ai_hub.RESULTS, qualities), **changes)
