@@ -24,7 +24,7 @@ from ffnet.config import (
 )
 from ffnet.inputs import DEMO_FOLDER
 from ffnet.onnx.chips import DEFAULT_CHIP
-from ffnet.pipeline import quantize_and_score
+from ffnet.pipeline import evaluate_models
 from ffnet.report.result import Result
 from ffnet.variants import DEMO_VARIANTS
 
@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.model_name or DEMO_VARIANTS:
             for network, checkpoint in write_checkpoints(name, Path(folder)):
-                model = ModelConfig(name, checkpoint, cache_dir=args.cache_dir)
+                model = ModelConfig((name,), checkpoint, cache_dir=args.cache_dir)
                 for bit_widths, options, quantization in RUNS:
                     rows.append(make_row(network, bit_widths, options, run_program(args, model, quantization)))
                     print(rows[-1], file=sys.stderr)
@@ -85,18 +85,9 @@ def write_checkpoints(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
 def run_program(args: argparse.Namespace, model: ModelConfig, quantization: QuantizationConfig) -> Result:
     """Run the program on the demo's scenes."""
     npu = NpuConfig(DEFAULT_CHIP, args.npu_images) if args.npu_images else NpuConfig()
-    result = quantize_and_score(
-        Config(
-            model,
-            DataConfig(demo=True, limit=args.limit, calibration_split="train"),
-            quantization,
-            npu,
-            RuntimeConfig(quiet=True),
-            OutputConfig(execute=True),
-        )
-    )
-    if result is None:
-        raise RuntimeError("This process is not the main one. Do not start the benchmark with torchrun.")
+    data = DataConfig(demo=True, limit=args.limit, calibration_split="train")
+    config = Config(model, data, quantization, npu, RuntimeConfig(quiet=True), OutputConfig(execute=True))
+    (result,) = evaluate_models(config)
     if result.details.failure:
         raise result.details.failure
     return result

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -206,8 +206,8 @@ def _check_files(config: Config) -> None:
         raise UserError(f"--checkpoint {checkpoint}: there is no such file. Check the path.")
     if checkpoint and several and not checkpoint.is_dir():
         raise UserError(
-            f"--checkpoint {checkpoint}: this is the file of one model, and --model-name has {len(config.model.names)}. "
-            "Name a folder that holds a file for each."
+            f"--checkpoint {checkpoint}: this is the file of one model, and --model-name has "
+            f"{len(config.model.names)}. Name a folder that holds a file for each."
         )
     if config.quantization.encodings and several:
         raise UserError("--encodings are those of one model, and --model-name has several. Name one model.")
@@ -240,15 +240,16 @@ def _output_folders(config: Config) -> dict[str, Path]:
 def _check_output_folders(config: Config) -> None:
     """Raise UserError if the folders, or those of each model in them, hold other files than an earlier run's own."""
     resume, names = config.output.resume, config.model.names
-    of_one_model = {
-        "output.output_dir": (*RESULT_FILES, PROGRESS_FOLDER) if resume else (),
-        "output.save_predictions": [short_name(backend) for backend in SAVED_BACKENDS] if resume else (),
-        "output.export": (*EXPORT_FILES, NPU_FOLDER),
-    }
-    of_several = {target: VARIANTS.keys() if resume or target == "output.export" else () for target in of_one_model}
-    of_several["output.output_dir"] = (*VARIANTS, *COMPARISON_FILES) if resume else ()
+    exported = (*EXPORT_FILES, NPU_FOLDER)
+    of_one_model: dict[str, Collection[str]] = {"output.export": exported}
+    of_several: dict[str, Collection[str]] = {"output.export": VARIANTS}
+    if resume:
+        of_one_model["output.output_dir"] = (*RESULT_FILES, PROGRESS_FOLDER)
+        of_one_model["output.save_predictions"] = [short_name(backend) for backend in SAVED_BACKENDS]
+        of_several["output.output_dir"] = (*VARIANTS, *COMPARISON_FILES)
+        of_several["output.save_predictions"] = VARIANTS
     checks = [(config, of_several)] if len(names) > 1 else []
     checks += [(config.for_model(name), of_one_model) for name in names]
     for checked, own_files in checks:
         for target, folder in _output_folders(checked).items():
-            check_output_folder(FLAGS[target], folder, own_files[target], config.output.force)
+            check_output_folder(FLAGS[target], folder, own_files.get(target, ()), config.output.force)

@@ -11,8 +11,8 @@ from torch.utils.data import Subset
 from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
 from datasets.streetscenes.scenes import ensure_scenes
-from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints import folder
+from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_checkpoint
 from ffnet.config import Config, DataConfig, RuntimeConfig
 from ffnet.errors import UserError

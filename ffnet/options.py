@@ -132,8 +132,9 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             aliases=("--model-config",),
         ),
         Option("--list-models", "list_models", "list the 66 models with sizes and published mIoU, and exit", FLAG),
-        Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by their content "
-               "(default: the published files, downloaded once)", {"type": _path, "metavar": "FILE_OR_DIR"}),
+        Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by "
+               "their content (default: the published files, downloaded once)",
+               {"type": _path, "metavar": "FILE_OR_DIR"}),
         Option("--cache-dir", "model.cache_dir", "for downloads and rendered scenes (default: $TORCH_HOME/hub/ffnet)",
                FOLDER),
         Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def open_shared(config: Config, ranks: Ranks) -> Shared:
     return Shared(ranks, inputs, digest, checkpoints, seconds, notes)
 
 
-def evaluate_group(configs: Sequence[Config], shared: Shared) -> Iterator[Result]:
+def evaluate_group(configs: Sequence[Config], shared: Shared) -> Generator[Result, None, bool]:
     """Evaluate models that are in memory at the same time; return whether the user interrupted this."""
     with contextlib.ExitStack() as stack:
         runs = [
@@ -232,10 +232,7 @@ def evaluate_onnx(config: Config) -> Iterator[Result]:
             if ranks.is_main:
                 create_output_folders(config, images)
             run.begin(sha256_of(path), keep_digest(config, images, ranks))
-        if run.progress.kept.finished:
-            result = finished_result(run, images)
-        else:
-            result = score_onnx(path, images, run)
+        result = finished_result(run, images) if run.progress.kept.finished else score_onnx(path, images, run)
         if result:
             yield result
 

@@ -15,7 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from ffnet.errors import UserError
 from ffnet.evaluation.recording import RecordFile, read_records
 from ffnet.evaluation.scores import Scores, Shard, merge_shards
 from ffnet.files import read_utf8, sha256_of, write_atomically
-from ffnet.options import FLAGS, lookup, option_values
+from ffnet.options import FLAGS, lookup
 from ffnet.quantization.state import load_state, read_state, save_state, write_state
 from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_FILE
 from ffnet.report.recovery import Recovery, recovery_from_json
@@ -144,12 +144,12 @@ class Progress:
                 path.unlink()
         self._write_settings()
 
-    def remaining(self, kind: str, images: Sequence[int]) -> np.ndarray:
+    def remaining(self, kind: str, images: np.ndarray) -> np.ndarray:
         """Return those of the images, by their indices, whose scores of this kind are not there yet."""
-        return np.setdiff1d(np.array(images, np.int64), self.kept.done.get(kind, ()))
+        return np.setdiff1d(images, self.kept.done.get(kind, np.empty(0, np.int64)))
 
     def earlier_scores(self, kind: str) -> Scores | None:
-        """Return the scores that an earlier run has kept; None if there are none, and if this is not the main process."""
+        """Return the scores that an earlier run has kept; None if there are none or this is not the main process."""
         return self._earlier[kind].scores if kind in self._earlier else None
 
     def with_earlier(self, kind: str, shard: Shard) -> Shard:
@@ -251,8 +251,7 @@ def read_kind(folder: Path, kind: str) -> Shard | None:
             shards.append(shard)
         if damaged:
             logger.warning(
-                f"{path}: {count(damaged, 'record')} of the earlier run, torn when it stopped or damaged, "
-                f"{'was' if damaged == 1 else 'were'} dropped; {'its image is' if damaged == 1 else 'their images are'} "
-                "evaluated again."
+                f"{path}: dropped {count(damaged, 'record')}, torn when the earlier run stopped or damaged since; "
+                f"{'its image is' if damaged == 1 else 'their images are'} evaluated again."
             )
     return merge_shards(shards) if shards else None

@@ -152,7 +152,7 @@ def saved_backends(config: Config) -> tuple[str, ...]:
 def create_output_folders(config: Config, images: CityscapesSplit) -> None:
     """Create the folders for results, before the work; see files.create_output_folder."""
     output, models = config.output, len(config.model.names)
-    megabytes = models * RESULT_MEGABYTES
+    megabytes: float = models * RESULT_MEGABYTES
     if output.output_dir:
         create_output_folder("--output-dir", output.output_dir, megabytes)
     if output.save_predictions:

@@ -54,13 +54,15 @@ def score(models: Sequence[PreparedBackends], runs: Sequence[Run], images: Citys
     ranks, runtime = runs[0].ranks, runs[0].runtime
     if runtime.device.type == "cpu":  # where the backends take single images anyway: less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
-    remaining = [run.progress.remaining(IMAGES, range(len(images))) for run in runs]
+    remaining = [run.progress.remaining(IMAGES, np.arange(len(images))) for run in runs]
     own = ranks.share_of(np.unique(np.concatenate(remaining)))
     wanted = np.array([np.isin(own, indices) for indices in remaining])
     title = "evaluate" if len(models) == 1 else f"evaluate {count(len(models), 'model')}"
     with timed("evaluate", *(run.stage_seconds for run in runs)), contextlib.ExitStack() as stack:
         collectors = [
-            ScoreCollector(prepared.backends, stack.enter_context(run.progress.records(IMAGES)), run.prediction_writer(images))
+            ScoreCollector(
+                prepared.backends, stack.enter_context(run.progress.records(IMAGES)), run.prediction_writer(images)
+            )
             for prepared, run in zip(models, runs, strict=True)
         ]
         with saying_how_to_resume(runs[0]):

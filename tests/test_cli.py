@@ -111,7 +111,7 @@ def test_defaults_are_the_published_configuration(monkeypatch):
 
 def test_the_demo_has_defaults_of_its_own(tmp_path):
     config = cli.parse_args(["--demo"])
-    assert config.model.name == DEMO_VARIANTS[0] and config.output.execute
+    assert config.model.names == DEMO_VARIANTS[:1] and config.output.execute
     assert not cli.parse_args(["--demo", "--no-execute"]).output.execute
     (tmp_path / "x.onnx").touch()
     assert not cli.parse_args(["--demo", "--onnx", str(tmp_path / "x.onnx")]).output.execute

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,10 +150,11 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch):
 
 def test_a_single_process_is_the_main_process_and_takes_all_images(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    images, scores, calls = object(), object(), []
+    indices, scores, calls = np.arange(3), object(), []
     with distributed.session(CPU) as ranks:
         assert ranks.is_main and ranks.device == CPU
-        assert ranks.shard(images) is images and ranks.gather(scores) == [scores]
+        assert ranks.share_of(indices).tolist() == [0, 1, 2] and ranks.gather(scores) == [scores]
+        assert ranks.share(scores) is scores
         ranks.main_process_first(calls.append, 1)
     assert calls == [1]
 

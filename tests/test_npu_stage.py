@@ -128,7 +128,7 @@ def test_the_layers_that_diverge_first_and_most_are_named():
 
 
 def ai_hub_comparison(images=50, size=INPUT_SIZE, model=ZOO_MODEL, chip=GALAXY_S25, split="val", **quantization):
-    config = Config(ModelConfig(model), DataConfig(split=split), QuantizationConfig(**quantization), NpuConfig(chip))
+    config = Config(ModelConfig((model,)), DataConfig(split=split), QuantizationConfig(**quantization), NpuConfig(chip))
     return compare_with_ai_hub(config, ImageSetup(split, images, size))
 
 
@@ -165,5 +165,5 @@ def test_ai_hubs_int8_value_is_in_a_note_if_the_bit_widths_differ():
 
 
 def test_ai_hubs_latency_is_in_a_note():
-    (note,) = ai_hub_notes(Config(model=ModelConfig(ZOO_MODEL), npu=NpuConfig(GALAXY_S25)))
+    (note,) = ai_hub_notes(Config(model=ModelConfig((ZOO_MODEL,)), npu=NpuConfig(GALAXY_S25)))
     assert "W8A8 at 1024x2048, on Snapdragon 8 Elite (Galaxy S25) by TFLite/DLC/ONNX: 4/7.2/6.8 ms" in note

@@ -27,7 +27,7 @@ class Images:
 
 def comparison(number=500, size=(1024, 2048), calibrated=500, model=MODEL, equalized=False, data=None, **quantization):
     """What is shown beside a run that differs from the published ones in the arguments alone."""
-    config = Config(ModelConfig(model), DataConfig(**data or {}), QuantizationConfig(**quantization))
+    config = Config(ModelConfig((model,)), DataConfig(**data or {}), QuantizationConfig(**quantization))
     checkpoint = Checkpoint(None, "state_dict", equalized, "0" * 64, Path("a.pth"))
     return published_results(config, Images(number, size), checkpoint, Calibration(calibrated, ""))
 

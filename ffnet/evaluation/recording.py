@@ -117,7 +117,8 @@ class ScoreCollector:
     evaluation goes on. A recorded image has its predictions written.
     """
 
-    def __init__(self, backends: Iterable[str], records: RecordFile | None = None, writer: Writer | None = None) -> None:
+    def __init__(self, backends: Iterable[str], records: RecordFile | None, writer: Writer | None = None) -> None:
+        """Begin without scores; `records` and `writer` are None if nothing is recorded or written."""
         self._pieces = [Shard(np.empty(0, np.int64), no_scores(backends))]
         self._records, self._writer = records, writer
         self._unsaved: str | None = None

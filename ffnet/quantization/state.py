@@ -64,7 +64,8 @@ def save_state(state: SimState, description: Mapping[str, Any], parameters: bool
             simulation as they are.
     """
     names = [*TENSORS, "parameter"] if parameters else list(TENSORS)
-    tensors, integers = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    integers = {}
     for site, value in state.items():
         present = {name: getattr(value, name) for name in names}
         tensors |= {f"{site} {name}": tensor.contiguous() for name, tensor in present.items() if tensor is not None}
@@ -79,7 +80,7 @@ def load_state(path: Path) -> tuple[SimState, dict[str, Any]]:
         state = {}
         for site, integers in json.loads(metadata["sites"]).items():
             keys = {name: f"{site} {name}" for name in (*TENSORS, "parameter")}
-            tensors = {name: file.get_tensor(key) if key in names else None for name, key in keys.items()}
+            tensors: dict[str, Any] = {n: file.get_tensor(key) if key in names else None for n, key in keys.items()}
             state[site] = SiteState(**integers, **tensors)
     return state, json.loads(metadata["description"])
 

@@ -112,7 +112,7 @@ def deliver_result(result: Result, config: Config) -> Outcome:
 
 def deliver_comparison(comparison: ModelComparison, config: Config) -> Outcome:
     """Print the comparison of several models and write its files."""
-    errors = _print(format_comparison(comparison, colored()))
+    errors = _print(format_comparison(comparison))
     folder = config.output.output_dir
     if folder:
         try:
@@ -122,8 +122,8 @@ def deliver_comparison(comparison: ModelComparison, config: Config) -> Outcome:
             errors.append(f"--output-dir {folder}: the comparison can't be written ({error}).")
         else:
             errors += _print("", f"Written to {folder}: {REPORT}, {COMPARISON_TABLE} and a folder for each model")
-    for error in errors:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+    for message in errors:
+        print(f"{PROGRAM}: error: {message}", file=sys.stderr)
     return Outcome(errors)
 
 
@@ -132,7 +132,9 @@ def comparison_of(models: list[ComparedModel], last: Result, config: Config) -> 
     notes = [DEMO_NOTE] if config.data.demo else []
     missing = config.model.names[len(models) :]
     if missing:
-        notes.append(f"The run ended early: {count(len(missing), 'model')} of {len(config.model.names)} have no results.")
+        notes.append(
+            f"The run ended early: {count(len(missing), 'model')} of {len(config.model.names)} have no results."
+        )
     return ModelComparison(
         models=models,
         dataset=last.dataset,

@@ -8,11 +8,12 @@ from torch.utils.data import Subset
 
 import ffnet
 from ffnet.errors import UserError
-from ffnet.evaluation.compilation import FixedBatchSize, prepare_backends
-from ffnet.evaluation.loop import calibration_batches, evaluate
+from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends, prepare_backends
+from ffnet.evaluation.loop import calibration_batches, evaluate, score_batches
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
+from ffnet.evaluation.scores import concatenate
 from tests.helpers.networks import DEMO, golden_model
 
 
@@ -33,9 +34,9 @@ class OneLayer(nn.Module):
         return torch.cat([self.conv(image) for image in x.split(1)])  # the same bits for any batch size
 
 
-def scores_of(images, model=None, batch_size=2, num_workers=0, writer=None):
+def scores_of(images, model=None, batch_size=2, num_workers=0):
     backends = {"FP32": model or OneLayer(), "INT8": OneLayer(seed=1)}
-    return evaluate(backends, images, Runtime(batch_size=batch_size, num_workers=num_workers, progress=False), writer)
+    return evaluate(backends, images, Runtime(batch_size=batch_size, num_workers=num_workers, progress=False))
 
 
 def assert_equal(scores, others):
@@ -92,29 +93,6 @@ def test_progress_is_shown_on_stderr_with_the_miou_of_every_backend(cityscapes, 
     assert not shown.out
 
 
-def test_a_writer_gets_every_images_predictions(cityscapes):
-    written = {}
-    scores_of(cityscapes, writer=lambda index, predictions: written.update({index: predictions}))
-    assert list(written) == list(range(7))
-    with torch.no_grad():
-        expected = predict(OneLayer()(normalize(cityscapes[6][0][None])), (64, 128))[0]
-    assert np.array_equal(written[6]["FP32"], expected.numpy())
-
-
-def test_a_failing_writer_costs_no_scores(cityscapes):
-    written = []
-
-    def writer(index, predictions):
-        if index == 3:
-            raise OSError(28, "No space left on device", "a.png")
-        written.append((index, list(predictions)))
-
-    scores = scores_of(cityscapes, writer=writer)
-    assert_equal(scores, scores_of(cityscapes))
-    assert scores.unsaved == "a.png: No space left on device"
-    assert written == [(index, ["FP32", "INT8"]) for index in range(3)]
-
-
 @pytest.mark.parametrize("limit", (1, 2, 3))
 def test_out_of_memory_halves_the_batch_size_and_loses_no_image(cityscapes, capsys, limit):
     model = OneLayer(limit)
@@ -132,6 +110,44 @@ def test_out_of_memory_halves_the_batch_size_of_all_compiled_backends(cityscapes
     scores = evaluate({"FP32": model, "INT8": other}, cityscapes, Runtime(batch_size=5))
     assert_equal(scores, scores_of(cityscapes))
     assert other.batch_size <= limit and other.backend.images_run < 7 + limit
+
+
+def test_several_models_have_the_scores_of_their_own_and_decode_an_image_once(cityscapes):
+    models = [{"FP32": OneLayer(), "INT8": OneLayer(seed=1)}, {"FP32": OneLayer(seed=2)}]
+    counted, prepared = CountedImages(cityscapes), [PreparedBackends(backends) for backends in models]
+    for wanted in (None, np.array([[1, 1, 1, 1, 0, 0, 1], [1, 0, 0, 1, 1, 1, 1]], bool)):
+        counted.read.clear()
+        batches = list(score_batches(prepared, counted, Runtime(batch_size=3, progress=False), wanted=wanted))
+        assert counted.read == list(range(7))
+        for model, backends in enumerate(models):
+            chosen = [7 * [True], 7 * [True]][model] if wanted is None else wanted[model]
+            pieces = [batch for batch in batches if batch.model == model]
+            assert np.concatenate([piece.positions for piece in pieces]).tolist() == np.flatnonzero(chosen).tolist()
+            alone = evaluate(backends, Subset(cityscapes, np.flatnonzero(chosen).tolist()), Runtime(progress=False))
+            assert_equal(concatenate([piece.scores for piece in pieces]), alone)
+
+
+class CountedImages(torch.utils.data.Dataset):
+    """The images of another dataset, and the indices of those that were read."""
+
+    def __init__(self, images):
+        self.images, self.read = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.images[index]
+
+
+def test_out_of_memory_in_one_model_halves_the_batches_of_all(cityscapes):
+    models = [PreparedBackends({"FP32": FixedBatchSize(OneLayer(limit), 4)}) for limit in (None, 1)]
+    batches = list(score_batches(models, cityscapes, Runtime(batch_size=4, progress=False)))
+    for model in range(2):
+        scores = concatenate([batch.scores for batch in batches if batch.model == model])
+        assert_equal(scores, evaluate({"FP32": OneLayer()}, cityscapes, Runtime(progress=False)))
+    assert [prepared.backends["FP32"].batch_size for prepared in models] == [1, 1]
 
 
 def test_one_image_that_is_too_large_is_an_error(cityscapes):

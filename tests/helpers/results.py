@@ -22,6 +22,7 @@ from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostic
 
 PAIR = (FP32, INT8_SIMULATED)
 CPU = torch.device("cpu")
+SIZE = (2, 4)  # height, width of the images
 MIXED = "mixed precision"
 
 
@@ -62,7 +63,7 @@ def small_result(scores=None, diagnostics=None, failure=None, **changes):
         options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
         command="ffnet_quanteval.py --dataset-path '/a b/c'",
         versions=results.versions(),
-        details=Details(scores, paths, diagnostics or Diagnostics(), failure),
+        details=Details(scores, paths, SIZE, diagnostics or Diagnostics(), failure),
     )
     return dataclasses.replace(result, **changes)
 

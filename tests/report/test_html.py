@@ -251,7 +251,7 @@ def hostile(result, name):
         recovery=hostile_recovery(name),
         options={"dataset_path": name, "model_name": name},
         command=name,
-        details=Details(result.details.scores, (name,) * 4, Diagnostics(worst, sensitivity)),
+        details=Details(result.details.scores, (name,) * 4, (64, 128), Diagnostics(worst, sensitivity)),
     )
 
 

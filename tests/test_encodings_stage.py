@@ -1,17 +1,14 @@
-"""When two backends differ, and the sentences about calibration and quantization, against cases worked by hand."""
+"""The sentences about calibration and quantization, against cases worked by hand."""
 
 import dataclasses
 from pathlib import Path
 
-import pytest
-
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import Config, DataConfig, QuantizationConfig
-from ffnet.pipeline import describe_encodings, differ, quantization_notes
+from ffnet.encodings_stage import describe_encodings, quantization_notes
 from ffnet.quantization.encodings import LoadedEncodings
 from ffnet.report.result import Calibration
 
-NAN = float("nan")
 CHECKPOINT = Checkpoint(None, "state_dict", equalized=False, sha256="0" * 64, path=Path("a.pth"))
 CALIBRATION = Calibration(4, "Calibrated on 4 images.")
 FROM_FILE = Config(quantization=QuantizationConfig(encodings=Path("a.encodings")))
@@ -20,23 +17,6 @@ ON_VAL = (
     "is scored."
 )
 OF_FILE = "Encodings, bit widths and symmetry are those of a.encodings."
-
-
-@pytest.mark.parametrize(
-    ("mious", "agreement", "expected"),
-    (
-        ((100.0, 83.75), 93.75, True),
-        ((83.75, 100.0), 100.0, True),  # far apart in mIoU alone
-        ((80.0, 80.0), 93.75, True),  # far apart in predictions alone
-        ((80.0, 80.0), 100.0, False),
-        ((80.0, 79.9), 99.5, False),
-        ((NAN, NAN), 100.0, False),  # no pixel is labelled
-        ((NAN, NAN), 93.75, True),
-        ((NAN, 80.0), 100.0, True),
-    ),
-)
-def test_backends_differ_if_miou_or_predictions_are_far_apart(mious, agreement, expected):
-    assert differ(mious, agreement) is expected
 
 
 def test_a_calibration_on_the_scored_split_says_so():
