@@ -108,7 +108,7 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 class Kept:
     """What an earlier run has kept; the same on every rank."""
 
-    compiled: bool | None = None  # whether its networks are compiled; None if it had not decided yet
+    compilation: tuple[bool, str] | None = None  # whether its networks are compiled, and why; None if undecided yet
     network: bool = False  # whether the simulation is there
     finished: bool = False
     done: dict[str, np.ndarray] = field(default_factory=dict)  # kind -> indices of the images that are there
@@ -168,9 +168,9 @@ class Progress:
         finally:
             file.close()
 
-    def keep_compiled(self, compiled: bool) -> None:
-        """Keep whether the networks are compiled; in the main process."""
-        self.kept.compiled = compiled
+    def keep_compilation(self, compiled: bool, reason: str) -> None:
+        """Keep whether the networks are compiled, and why; in the main process."""
+        self.kept.compilation = compiled, reason
         self._write_settings()
 
     def keep_network(
@@ -213,7 +213,7 @@ class Progress:
         path = folder / SETTINGS
         try:
             settings = json.loads(read_utf8(path))
-            kept, compiled = settings["conditions"], settings["compiled"]
+            kept, compilation = settings["conditions"], settings["compilation"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: this file is damaged ({error}). Start again with --force instead of --resume."
@@ -226,11 +226,11 @@ class Progress:
         self._earlier = {kind: shard for kind in (IMAGES, NPU) if (shard := read_kind(folder, kind))}
         done = {kind: shard.indices for kind, shard in self._earlier.items()}
         finished = (folder / FINISHED).exists() and (folder.parent / RESULT_FILE).exists()
-        self.kept = Kept(compiled, (folder / NETWORK).exists(), finished, done)
+        self.kept = Kept(compilation and tuple(compilation), (folder / NETWORK).exists(), finished, done)
 
     def _write_settings(self) -> None:
         if self.folder:
-            content = {"compiled": self.kept.compiled, "conditions": self._conditions}
+            content = {"compilation": self.kept.compilation, "conditions": self._conditions}
             write_atomically(self.folder / SETTINGS, json.dumps(content, indent=1) + "\n")
 
 

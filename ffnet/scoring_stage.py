@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
     """Prepare the backends for speed, and compile those that are worth it, or those that the resumed run compiled."""
-    kept = run.progress.kept.compiled
+    kept = run.progress.kept.compilation
     with run.stage("compile"):
         pixels = images.total_pixels // run.ranks.world_size
-        prepared = prepare_backends(backends, pixels, run.runtime, run.config.runtime.compile if kept is None else kept)
+        compile = kept[0] if kept else run.config.runtime.compile
+        prepared = prepare_backends(backends, pixels, run.runtime, compile)
         warm_up(prepared, (images.height, images.width), run.runtime)
-    if kept is not None:
-        reason = f"{'compiled' if kept else 'not compiled'}, as in the run that was resumed"
-        prepared = replace(prepared, reason=reason)
+    if kept:
+        prepared = replace(prepared, reason=kept[1])
     if run.ranks.is_main:
-        run.progress.keep_compiled(prepared.compiled)
+        run.progress.keep_compilation(prepared.compiled, prepared.reason)
     if FP32 in backends:
         run.notes.append(f"{FP32} and {INT8_SIMULATED}: {prepared.reason}.")
     return prepared

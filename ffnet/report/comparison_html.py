@@ -1,5 +1,0 @@
-"""Stub."""
-
-
-def render_comparison(c):
-    return "<html></html>"

@@ -1,0 +1,221 @@
+"""Runs that are stopped and resumed give what an uninterrupted run gives: the same counts in every backend."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ffnet_quanteval
+from ffnet.backends import INT8_SIMULATED, short_name
+from ffnet.evaluation.recording import RecordFile
+from ffnet.model import FFNet
+from ffnet.report.file_names import PROGRESS_FOLDER
+from ffnet.variants import VARIANTS
+from tests.helpers.cityscapes_tree import write_tree
+from tests.helpers.networks import TOY, golden_state
+from tests.helpers.program import arguments, run_in_fork
+
+IMAGES = 6
+SMOOTHED = replace(TOY, name="segmentation_ffnet_toy_pre_down", pre_down=True)
+NAMES = (TOY.name, SMOOTHED.name)
+
+
+@pytest.fixture(scope="module")
+def data(toy_variant, tmp_path_factory):
+    """A folder with six images, and one with the weights of two models."""
+    root = tmp_path_factory.mktemp("resume")
+    write_tree(root, "val", IMAGES)
+    write_tree(root, "train", 2, seed=1)
+    VARIANTS[SMOOTHED.name] = SMOOTHED
+    (root / "weights").mkdir()
+    for variant in (TOY, SMOOTHED):
+        model = FFNet(variant).eval()
+        torch.save(golden_state(model), root / "weights" / f"{variant.name}.pth")
+    yield root
+    del VARIANTS[SMOOTHED.name]
+
+
+def options_for(data, out, *more, names=NAMES):
+    options = arguments(data, data / "weights", "--output-dir", out, *more)
+    position = options.index("--model-name") + 1
+    return [*options[:position], *names, *options[position + 1 :]]
+
+
+def counts(out, names=NAMES):
+    """Return everything that is counted in the results of a run: confusion matrices, agreement and per-image rows."""
+    found = {}
+    for name in names:
+        folder = out / name if len(names) > 1 else out
+        result = json.loads((folder / "result.json").read_text())
+        matrices = {backend: entry["confusion_matrix"] for backend, entry in result["backends"].items()}
+        rows = list(csv.DictReader((folder / "per_image.csv").open()))
+        found[name] = matrices, result["agreement"], result["recovery"] and result["recovery"]["chosen"], rows
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data):
+    """The counts of a run that nothing stops, and the seconds that it takes."""
+    begin = time.monotonic()
+    assert run_in_fork(options_for(data, data / "whole", "--execute"), data / "log") == 0, (data / "log").read_text()
+    return counts(data / "whole"), time.monotonic() - begin
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_ten_random_moments_counts_what_an_uninterrupted_run_counts(data, uninterrupted):
+    expected, seconds = uninterrupted
+    rng, out, killed = random.Random(0), data / "killed", 0
+    for _ in range(10):
+        moment = rng.uniform(0, seconds)
+        status = run_in_fork(
+            options_for(data, out, "--execute", "--resume"),
+            data / "log",
+            lambda moment=moment: signal.setitimer(signal.ITIMER_REAL, moment),  # SIGALRM ends the process at once
+        )
+        assert status in (0, -signal.SIGALRM), (data / "log").read_text()
+        killed += status != 0
+    assert killed >= 3
+    assert run_in_fork(options_for(data, out, "--execute", "--resume"), data / "log") == 0, (data / "log").read_text()
+    assert counts(out) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", (0.0, 0.4, 1.0))
+def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupted, written):
+    """The process kills itself while the second model's third record is on its way to the disk."""
+    out = data / f"torn {written}"
+
+    def kill_at_sixth_record():
+        original, calls = RecordFile.append, []
+
+        def append(self, indices, scores):
+            calls.append(indices)
+            before = os.fstat(self._file.fileno()).st_size
+            original(self, indices, scores)
+            if len(calls) == 6:
+                length = os.fstat(self._file.fileno()).st_size - before
+                os.truncate(self._file.fileno(), before + round(written * length))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        RecordFile.append = append
+
+    options = options_for(data, out, "--execute")
+    assert run_in_fork(options, data / "log", kill_at_sixth_record) == -signal.SIGKILL
+    evaluated = data / "evaluated"
+
+    def count_records():
+        original = RecordFile.append
+        evaluated.unlink(missing_ok=True)
+
+        def append(self, indices, scores):
+            with evaluated.open("a") as file:
+                file.write(f"{self._file.name} {list(indices)}\n")
+            original(self, indices, scores)
+
+        RecordFile.append = append
+
+    assert run_in_fork([*options, "--resume"], data / "log", count_records) == 0
+    assert len(evaluated.read_text().splitlines()) == 2 * IMAGES - (6 if written == 1 else 5)
+    assert ("dropped 1 record, torn" in (data / "log").read_text()) == (0 < written < 1)
+    assert counts(out) == uninterrupted[0]
+
+
+def test_other_settings_are_refused_before_the_work_and_the_right_ones_go_on(data, uninterrupted, capsys):
+    out = data / "whole"
+    assert ffnet_quanteval.main(options_for(data, out, "--execute", "--resume", "--default-param-bw", "4")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--resume" in error and "--default-param-bw was 8 and is 4" in error
+    assert counts(out) == uninterrupted[0]
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")}
+    assert ffnet_quanteval.main(options_for(data, out, "--execute", "--resume", "--num-workers", "1")) == 0
+    assert "results of an earlier run are complete" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")} == before
+    assert counts(out) == uninterrupted[0]
+
+
+def test_other_weights_are_refused(data, uninterrupted, tmp_path, capsys):
+    shutil.copytree(data / "weights", tmp_path / "weights")
+    state = torch.load(tmp_path / "weights" / f"{SMOOTHED.name}.pth", weights_only=True)
+    next(iter(state.values())).mul_(1.5)
+    torch.save(state, tmp_path / "weights" / f"{SMOOTHED.name}.pth")
+    options = options_for(data, data / "whole", "--execute", "--resume")
+    options[options.index("--checkpoint") + 1] = str(tmp_path / "weights")
+    assert ffnet_quanteval.main(options) == 2
+    assert "other conditions: the sha256 of the weights" in capsys.readouterr().err
+
+
+def test_a_model_can_be_added_to_a_run(data, uninterrupted, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copytree(data / "whole" / TOY.name, out / TOY.name)
+    assert ffnet_quanteval.main(options_for(data, out, "--execute", "--resume")) == 0
+    assert counts(out) == uninterrupted[0]
+    assert capsys.readouterr().err.count("results of an earlier run are complete") == 1
+
+
+def test_ctrl_c_during_the_evaluation_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
+    out, original, calls = tmp_path / "out", RecordFile.append, []
+
+    def append(self, indices, scores):
+        original(self, indices, scores)
+        calls.append(indices)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    options = options_for(data, out, "--execute", names=(TOY.name,))
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordFile, "append", append)
+        assert ffnet_quanteval.main(options) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert ffnet_quanteval.main([*options, "--resume"]) == 0
+    assert not (out / PROGRESS_FOLDER / "network.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_recovery_is_not_repeated_and_its_rounded_weights_are_restored(data, tmp_path, monkeypatch):
+    more = ["--default-param-bw", "4", "--adaround", "3", "--calibration-split", "train", "--selection-images", "1"]
+    options = [options_for(data, tmp_path / name, *more, names=(TOY.name,)) for name in ("whole", "stopped")]
+    assert ffnet_quanteval.main(options[0]) == 0
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ffnet.pipeline.score", stop)
+        assert ffnet_quanteval.main(options[1]) == 130
+    monkeypatch.setattr("ffnet.encodings_stage.recover", stop)
+    monkeypatch.setattr("ffnet.encodings_stage.calibrate_on_images", stop)
+    assert ffnet_quanteval.main([*options[1], "--resume"]) == 0
+    whole, stopped = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped"))
+    assert counts(tmp_path / "stopped", (TOY.name,)) == counts(tmp_path / "whole", (TOY.name,))
+    assert stopped["calibration"] == whole["calibration"] and stopped["notes"] == whole["notes"]
+    assert [step["drop"] for step in stopped["recovery"]["steps"]] == [s["drop"] for s in whole["recovery"]["steps"]]
+
+
+@pytest.mark.slow
+def test_saved_predictions_are_complete_after_a_resumption(data, tmp_path):
+    saved = tmp_path / "saved"
+    options = options_for(data, tmp_path / "out", "--save-predictions", saved)
+
+    def kill_at_fifth_record():
+        original, calls = RecordFile.append, []
+
+        def append(self, indices, scores):
+            calls.append(indices)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(self, indices, scores)
+
+        RecordFile.append = append
+
+    assert run_in_fork(options, tmp_path / "log", kill_at_fifth_record) == -signal.SIGKILL
+    assert run_in_fork([*options, "--resume"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    for name in NAMES:
+        assert len(list((saved / name / short_name(INT8_SIMULATED)).glob("*.png"))) == IMAGES
