@@ -254,6 +254,11 @@ class ClassRow:
     differences: list[float | None]  # percentage points above the IoU of the model with the highest mIoU
     highest: float | None
 
+    @property
+    def largest_difference(self) -> float:
+        """The largest of the differences, whatever its sign; 0 if all are undefined."""
+        return max((abs(difference) for difference in self.differences if difference is not None), default=0.0)
+
     def winners(self, models: Sequence[ComparedModel]) -> list[ComparedModel]:
         """Return the models that have the highest IoU."""
         return [m for m, iou in zip(models, self.ious, strict=True) if iou is not None and iou == self.highest]

@@ -15,7 +15,7 @@ def render_comparison(comparison: ModelComparison) -> str:
         comparison=comparison,
         fronts=comparison.fronts(),
         other_backends=comparison.other_backends(),
-        class_rows=class_rows,
+        class_rows=class_rows(comparison),
         front_chart=front_chart,
         labeled_models=LABELED_MODELS,
     )
