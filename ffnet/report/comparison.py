@@ -17,7 +17,7 @@ from ffnet.evaluation.bootstrap import Interval, difference_interval, resampled_
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.costs import total_multiply_accumulates
 from ffnet.report.result import BackendResult, NpuResult, Result, miou_drops
-from ffnet.variants import VARIANTS
+from ffnet.variants import VARIANTS, Published
 from ffnet.wording import count, format_interval, format_number, list_names
 
 COMMON_PREFIX = "segmentation_"  # of the names of all variants
@@ -377,7 +377,8 @@ def _published_notes(comparison: ModelComparison) -> list[str]:
 
 
 def _has_other_published(model: ComparedModel) -> bool:
-    published = VARIANTS[model.name].published
+    variant = VARIANTS.get(model.name)
+    published = variant.published if variant else Published()
     values = {FP32: published.fp32, INT8_SIMULATED: published.int8}
     return any(value is not None and name not in model.published for name, value in values.items())
 
