@@ -85,15 +85,15 @@ def test_a_dark_chart_differs_from_the_light_one_in_every_color_and_nothing_else
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("comparison", ("zoo", "many"))
-@pytest.mark.parametrize("cost", (GMACS, LATENCY), ids=("GMACs", "latency"))
+@pytest.mark.parametrize(
+    ("comparison", "cost"),
+    (("zoo", GMACS), ("zoo", LATENCY), ("many", GMACS)),
+    ids=("five by GMACs", "five by latency", "many by GMACs"),
+)
 def test_no_two_texts_overlap_in_a_browser(comparison, cost, request, tmp_path):
     compared = request.getfixturevalue(comparison)
-    front = compared.front(cost)
-    if not front.members:
-        pytest.skip("no published latency")
     page = tmp_path / "chart.html"
-    svg = front_chart(compared, front).light
+    svg = front_chart(compared, compared.front(cost)).light
     page.write_text(f"<!DOCTYPE html><meta charset=utf-8>{svg[svg.index('<svg') :]}")
     boxes = (
         "JSON.stringify([...document.querySelectorAll('svg text')].map(t => [t.textContent, t.getBoundingClientRect()])"
