@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from ffnet.ai_hub import DEVICES, MIOU_IMAGES, RESULTS, SOURCE, ByRuntime, galaxy_s25
+from ffnet.ai_hub import (
+    DEVICES,
+    MIOU_IMAGES,
+    RESULTS,
+    SOURCE,
+    ByRuntime,
+    PublishedLatency,
+    galaxy_s25,
+    published_latency,
+)
 from ffnet.onnx.chips import CHIPS
 from ffnet.variants import VARIANTS
 
@@ -77,6 +86,27 @@ def test_values_on_the_galaxy_s25_are_the_published_ones():
 
 def test_a_variant_without_published_results_has_none():
     assert galaxy_s25("segmentation_ffnet150_AAA") is None
+
+
+@pytest.mark.parametrize(
+    ("chip", "device", "milliseconds", "fastest"),
+    (
+        ("sm8750", "Snapdragon 8 Elite (Galaxy S25)", ByRuntime(4.0, 7.2, 6.8), 4.0),
+        ("sm8850", "Snapdragon 8 Elite Gen 5", ByRuntime(2.9, 5.2, 3.8), 2.9),
+        ("sc8380xp", "Snapdragon X Elite", ByRuntime(None, 16.0, 10.3), 10.3),
+        ("sa8775p", "Snapdragon 8 Elite (Galaxy S25)", ByRuntime(4.0, 7.2, 6.8), 4.0),
+        (None, "Snapdragon 8 Elite (Galaxy S25)", ByRuntime(4.0, 7.2, 6.8), 4.0),
+    ),
+)
+def test_the_latency_is_that_on_a_measured_chip_or_on_the_galaxy_s25(chip, device, milliseconds, fastest):
+    latency = published_latency("segmentation_ffnet40S_dBBB_mobile", chip)
+    assert (latency.device, latency.input_size, latency.milliseconds) == (device, (1024, 2048), milliseconds)
+    assert latency.fastest == fastest
+    assert published_latency("segmentation_ffnet150_AAA", chip) is None
+
+
+def test_no_runtime_is_the_fastest_if_none_was_published():
+    assert PublishedLatency("device", (1, 1), ByRuntime(None, None, None)).fastest is None
 
 
 def test_the_results_need_no_torch():

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from datasets.cityscapes import CLASSES
 from ffnet.ai_hub import SOURCE, PublishedLatency, published_latency
 from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import Interval, difference_interval, resampled_mious
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.costs import total_multiply_accumulates
 from ffnet.report.result import BackendResult, NpuResult, Result, miou_drops
-from ffnet.variants import VARIANTS
+from ffnet.variants import VARIANTS, Published
 from ffnet.wording import count, format_interval, format_number, list_names
 
 COMMON_PREFIX = "segmentation_"  # of the names of all variants
@@ -171,6 +172,17 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class BackendScore:
+    """The metrics of one backend of one model."""
+
+    model: ComparedModel
+    backend: str
+    images: int  # number of images that the backend ran
+    result: BackendResult
+    drop: float | None  # mIoU drop against FP32 on the same images, percentage points
+
+
+@dataclass(frozen=True)
 class ModelComparison:
     """Several models that one run evaluated."""
 
@@ -224,9 +236,48 @@ class ModelComparison:
         front = self.front(GMACS)
         return front.best.model if front.members else self.models[0]
 
+    def other_backends(self) -> list[BackendScore]:
+        """Return the INT8 backends beside the simulation, of each model in turn; those of the NPU on its images."""
+        return [score for model in self.models for score in _other_backends(model)]
+
     def all_notes(self) -> list[str]:
         """Return the notes of the run and those on what limits the comparison."""
         return [*self.notes, *_incomplete_notes(self), *_published_notes(self), *_latency_notes(self)]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The IoU of one class in INT8 simulated in every model, and how far it is from that of the best model."""
+
+    label: str
+    ious: list[float | None]  # percent, in the order of the models; None if it is undefined
+    differences: list[float | None]  # percentage points above the IoU of the model with the highest mIoU
+    highest: float | None
+
+    @property
+    def largest_difference(self) -> float:
+        """The largest of the differences, whatever its sign; 0 if all are undefined."""
+        return max((abs(difference) for difference in self.differences if difference is not None), default=0.0)
+
+    def winners(self, models: Sequence[ComparedModel]) -> list[ComparedModel]:
+        """Return the models that have the highest IoU."""
+        return [m for m, iou in zip(models, self.ious, strict=True) if iou is not None and iou == self.highest]
+
+
+def class_rows(comparison: ModelComparison) -> list[ClassRow]:
+    """Return a row per class, in the order of Cityscapes."""
+    rows, best = [], comparison.best()
+    for label in CLASSES:
+        ious = [_class_iou(model, label) for model in comparison.models]
+        reference = _class_iou(best, label)
+        differences = [None if iou is None or reference is None else iou - reference for iou in ious]
+        rows.append(ClassRow(label, ious, differences, max((iou for iou in ious if iou is not None), default=None)))
+    return rows
+
+
+def _class_iou(model: ComparedModel, label: str) -> float | None:
+    entry = model.backends.get(INT8_SIMULATED)
+    return entry.iou[label] if entry else None
 
 
 def compare_model(result: Result, size: tuple[int, int], chip: str | None, link: str | None) -> ComparedModel:
@@ -265,6 +316,16 @@ def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
         if last is None or values[index] > values[last] or (costs[index], values[index]) == (costs[last], values[last]):
             front.append(index)
     return front
+
+
+def _other_backends(model: ComparedModel) -> list[BackendScore]:
+    sources = [(name, model.images, model.backends) for name in model.backends if name not in (FP32, INT8_SIMULATED)]
+    if model.npu:
+        sources.append((INT8_NPU, len(model.npu.images), model.npu.backends))
+    return [
+        BackendScore(model, name, images, backends[name], miou_drops(backends)[name])
+        for name, images, backends in sources
+    ]
 
 
 def _front_member(model: ComparedModel, cost: float, miou: float, cheaper: FrontMember | None) -> FrontMember:
@@ -316,7 +377,8 @@ def _published_notes(comparison: ModelComparison) -> list[str]:
 
 
 def _has_other_published(model: ComparedModel) -> bool:
-    published = VARIANTS[model.name].published
+    variant = VARIANTS.get(model.name)
+    published = variant.published if variant else Published()
     values = {FP32: published.fp32, INT8_SIMULATED: published.int8}
     return any(value is not None and name not in model.published for name, value in values.items())
 

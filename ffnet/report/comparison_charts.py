@@ -20,6 +20,7 @@ FEW_HEIGHT, MANY_HEIGHT = 4.0, 5.4  # inches
 LOG_RATIO = 8  # of the highest to the lowest cost, above which the axis of costs is logarithmic
 LABEL_SIZE = 8  # points
 LABEL_PREFIX = f"{COMMON_PREFIX}ffnet"  # that labels leave out
+LABEL_LENGTH = 40  # characters
 LEADER_LENGTH = 12  # points; a line links labels that are farther from their points
 MARKER = 4.5  # points; half the width of a model's marker
 LINE = 1.0  # points; half the width that labels leave to a line
@@ -119,8 +120,7 @@ def _label_points(
 ) -> None:
     """Write names beside their points, over nothing else as far as that is possible."""
     texts = [
-        axes.text(0, 0, point.name.removeprefix(LABEL_PREFIX), fontsize=LABEL_SIZE, parse_math=False, in_layout=False)
-        for point in labeled
+        axes.text(0, 0, _label(point.name), fontsize=LABEL_SIZE, parse_math=False, in_layout=False) for point in labeled
     ]
     figure.draw_without_rendering()  # lays out the axes
     figure.set_layout_engine("none")
@@ -135,6 +135,11 @@ def _label_points(
     boxes = place_labels(places, sizes, obstacles, (left, bottom, right, top))
     for text, place, box in zip(texts, places, boxes, strict=True):
         _move_label(axes, text, place, box)
+
+
+def _label(name: str) -> str:
+    """Return the end of a name that tells variants apart; question marks stand for what is no text."""
+    return name.removeprefix(LABEL_PREFIX)[:LABEL_LENGTH].encode("utf-8", "replace").decode()
 
 
 def _place(axes: Axes, cost: float, miou: float) -> tuple[float, float]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.report.comparison import COMMON_PREFIX, COSTS, ComparedModel, Front, ModelComparison
-from ffnet.report.result import BackendResult, miou_drops
-from ffnet.wording import Rows, count, format_interval, format_number, format_table, interval_column, join_columns
+from ffnet.wording import Rows, count, format_number, format_table, interval_column, join_columns
 
 LEGEND = f"""\
 Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published
@@ -69,21 +68,17 @@ def _marks(comparison: ModelComparison, model: ComparedModel) -> str:
 
 
 def _backends_table(comparison: ModelComparison) -> Rows:
-    """Return the INT8 backends beside the simulation, with the number of images; empty if there are none."""
-    rows = []
-    for model in comparison.models:
-        others = [name for name in model.backends if name not in (FP32, INT8_SIMULATED)]
-        rows += [_backend_cells(model, name, model.backends, model.images) for name in others]
-        if model.npu:
-            rows.append(_backend_cells(model, INT8_NPU, model.npu.backends, len(model.npu.images)))
-    heading = ("other INT8 backends", "backend", "images", "mIoU %", "mIoU drop", "95 % CI")
-    return [heading, *rows] if rows else []
-
-
-def _backend_cells(model: ComparedModel, name: str, backends: dict[str, BackendResult], images: int) -> list[str]:
-    entry, drop = backends[name], miou_drops(backends)[name]
-    values = (format_number(entry.miou), format_number(drop), format_interval(entry.drop_interval))
-    return [model.short_name, name, str(images), *values]
+    """Return the INT8 backends beside the simulation, with their number of images; empty if there are none."""
+    scores = comparison.other_backends()
+    columns = [
+        ["other INT8 backends", *(score.model.short_name for score in scores)],
+        ["backend", *(score.backend for score in scores)],
+        ["images", *(str(score.images) for score in scores)],
+        ["mIoU %", *(format_number(score.result.miou) for score in scores)],
+        ["mIoU drop", *(format_number(score.drop) for score in scores)],
+        interval_column([score.result.drop_interval for score in scores]),
+    ]
+    return join_columns(columns) if scores else []
 
 
 def _front_table(front: Front) -> Rows:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,16 +22,15 @@ ENVIRONMENT = Environment(
 
 def render(result: Result) -> str:
     """Return the page as text. Nothing in `result`, however it is named, becomes markup."""
-    script = (FOLDER / "report.js").read_text("utf-8")
     first, *others = result.backends
     matrices = {name: confusion_percentages(entry) for name, entry in result.backends.items()}
-    return ENVIRONMENT.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         result=result,
         first=first,
         others=others,
         matrices=matrices,
         changes=np.subtract(matrices[others[0]], matrices[first]).tolist() if others else None,
-        class_colors=dict(zip(CLASSES, map(tuple, COLORS.tolist()), strict=True)),
         marks=MARKS.values(),
         class_chart=class_chart,
         sensitivity_chart=sensitivity_chart,
@@ -38,9 +38,18 @@ def render(result: Result) -> str:
         recovery_chart=recovery_chart,
         miou_drop=miou_drop,
         miou_drops=miou_drops,
+    )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page from a template that extends base.html.j2; `values`: what the template shows."""
+    script = (FOLDER / "report.js").read_text("utf-8")
+    return ENVIRONMENT.get_template(template).render(
+        class_colors=dict(zip(CLASSES, map(tuple, COLORS.tolist()), strict=True)),
         style=(FOLDER / "report.css").read_text("utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **values,
     )
 
 

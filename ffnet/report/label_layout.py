@@ -6,7 +6,10 @@ import numpy as np
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
-DIRECTIONS = ((1, 0), (-1, 0), (1, -1), (-1, 1), (1, 1), (-1, -1), (0, -1), (0, 1))  # of a label from its point
+DIRECTIONS = (  # of a label from its point: right, up; the first ones are preferred
+    *((1, 0), (-1, 0), (1, -1), (-1, 1), (1, 1), (-1, -1), (0, -1), (0, 1)),
+    *((1, -0.5), (-1, 0.5), (1, 0.5), (-1, -0.5), (0.5, -1), (-0.5, 1), (0.5, 1), (-0.5, -1)),
+)
 DISTANCES = (7, 14, 22, 32, 44, 58, 74, 92, 112, 134)  # from a point to its label, in the unit of the boxes
 COVERED_AREA = 100.0  # how much worse covered area is than an equal square of the distance
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.bootstrap import RESAMPLES, MiouIntervals, miou_intervals, resampling_weights
+from ffnet.evaluation.bootstrap import (
+    RESAMPLES,
+    MiouIntervals,
+    difference_interval,
+    miou_intervals,
+    resampled_mious,
+    resampling_weights,
+)
 
 CLASSES = 4  # that occur in the random matrices
 
@@ -55,6 +62,29 @@ def test_intervals_equal_those_of_plain_loops_over_the_resamples():
     assert found["INT8"].drop == pytest.approx(percentiles(drops), abs=1e-9)
 
 
+def test_resamples_and_the_interval_of_a_difference_equal_plain_loops():
+    first, second = random_matrices(0), random_matrices(1)
+    weights = resampling_weights(6).astype(int).tolist()
+    mious = [[miou_of(row, counts.tolist()) for row in weights] for counts in (first, second)]
+    found = resampled_mious(first), resampled_mious(second)
+    assert found[0].shape == (RESAMPLES,)
+    assert np.allclose(found, mious, rtol=0, atol=1e-9)
+    differences = [before - after for before, after in zip(*mious, strict=True)]
+    assert difference_interval(*found) == pytest.approx(percentiles(differences), abs=1e-9)
+
+
+def test_two_models_are_paired_by_the_images_that_both_resample():
+    """The second model has half a percent fewer hits of one class on each image, however hard the image is."""
+    right = np.random.default_rng(0).integers(500, 900, 9)
+    matrices = np.zeros((2, 9, 19, 19), np.int64)
+    for model, hits in zip(matrices, (right, right - 5), strict=True):
+        model[:, 0, 0], model[:, 0, 1] = hits, 1000 - hits
+    low, high = difference_interval(*map(resampled_mious, matrices))
+    assert (low, high) == pytest.approx((0.25, 0.25))  # the mean over two classes, of which one has no hits
+    own_low, own_high = miou_intervals({"FP32": matrices[0]}, "FP32")["FP32"].miou
+    assert own_high - own_low > 1
+
+
 def test_the_drop_of_a_backend_that_equals_the_baseline_is_exactly_zero():
     matrices = random_matrices(0)
     assert miou_intervals({"FP32": matrices, "INT8": matrices.copy()}, "FP32")["INT8"].drop == (0, 0)
@@ -82,6 +112,8 @@ def test_fewer_than_two_labelled_images_have_no_interval(labelled):
     undefined = MiouIntervals(None, None)
     assert miou_intervals({"FP32": matrices, "INT8": matrices}, "FP32") == {"FP32": undefined, "INT8": undefined}
     assert miou_intervals({"FP32": matrices[:1]}, "FP32") == {"FP32": undefined}
+    nothing = resampled_mious(matrices)
+    assert nothing.size == 0 and difference_interval(nothing, nothing) is None
 
 
 def population(rng, images):

@@ -7,6 +7,7 @@ import torch
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet import ai_hub
+from ffnet.ai_hub import ByRuntime, PublishedLatency
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import evaluate
@@ -15,7 +16,7 @@ from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.report import result as results
-from ffnet.report.comparison import ModelComparison, compare_model
+from ffnet.report.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.report.images import compare_images, worst_images
 from ffnet.report.recovery import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
@@ -203,10 +204,48 @@ def compared_models(names, qualities, size=(1024, 2048), **changes):
     """A ComparedModel of each name, with random scores of its quality and `changes` to its Result."""
     models = []
     for seed, (name, quality) in enumerate(zip(names, qualities, strict=True)):
-        scores = random_scores(quality, seed=seed)
-        result = small_result(scores, **{"model": name, "published": {}} | changes)
+        result = small_result(random_scores(quality, seed=seed), **{"model": name, "published": {}} | changes)
         models.append(compare_model(result, size, None, f"{name}/report.html"))
     return models
+
+
+def zoo_comparison(**changes):
+    """A comparison of the five models that AI Hub published."""
+    return comparison_of(compared_models(ai_hub.RESULTS, (0.87, 0.88, 0.885, 0.875, 0.86)), **changes)
+
+
+def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
+    """A ComparedModel with a given mIoU in INT8 and one more in FP32; its interval is that mIoU and one less or more.
+
+    Args:
+        name: of the model.
+        gmacs: its cost.
+        miou: of INT8 simulated in percent; None if it is undefined.
+        ms: published latency by DLC for images of 1024x2048.
+        resampled: resamples of `miou`; without them all are `miou`.
+        changes: to the fields.
+    """
+    entry = small_result().backends[INT8_SIMULATED]
+    interval = None if miou is None else (miou - 1, miou + 1)
+    drop_interval = None if miou is None else (0.5, 1.5)
+    model = ComparedModel(
+        name=name,
+        link=None,
+        images=500,
+        backends={
+            FP32: dataclasses.replace(
+                entry, miou=None if miou is None else miou + 1, miou_interval=interval, drop_interval=None
+            ),
+            INT8_SIMULATED: dataclasses.replace(entry, miou=miou, miou_interval=interval, drop_interval=drop_interval),
+        },
+        npu=None,
+        published={},
+        parameters=10**6,
+        gmacs=gmacs,
+        latency=ms and PublishedLatency("device", (1024, 2048), ByRuntime(None, ms, None)),
+        resampled={INT8_SIMULATED: np.full(2000, miou, float) if resampled is None else resampled},
+    )
+    return dataclasses.replace(model, **changes)
 
 
 def comparison_of(models, **changes):
@@ -217,15 +256,9 @@ def comparison_of(models, **changes):
         images=models[0].images,
         image_size=(1024, 2048),
         device="CPU",
-        command="ffnet_quanteval.py --dataset-path '/a b/c' --model-name all",
+        command="ffnet_quanteval.py --dataset-path '/a b/c'",
         notes=["a note"],
         options={"cle": True, "limit": None},
         versions={"python": "3.11"},
     )
     return dataclasses.replace(comparison, **changes)
-
-
-def zoo_comparison(**changes):
-    """A comparison of the five models that AI Hub published."""
-    qualities = (0.87, 0.88, 0.885, 0.875, 0.86)
-    return comparison_of(compared_models(ai_hub.RESULTS, qualities), **changes)

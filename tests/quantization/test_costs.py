@@ -7,7 +7,7 @@ from torch import nn
 
 from ffnet.config import QuantizationConfig
 from ffnet.model import FFNet
-from ffnet.quantization.costs import Cost, multiply_accumulates, relative_cost
+from ffnet.quantization.costs import Cost, multiply_accumulates, relative_cost, total_multiply_accumulates
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from tests.helpers.networks import TOY, golden_state, three_layer_network
 from tests.helpers.simulations import small_network
@@ -45,6 +45,17 @@ def test_multiply_accumulates_of_nested_modules():
         "adapter.layers.0": pixels * 8 * 8,
         "classifier": pixels * 24 * 19,
     }
+
+
+def test_the_total_is_the_sum_over_all_layers(prepared):
+    assert total_multiply_accumulates(prepared, SIZE) == sum(THREE_LAYERS.values())
+
+
+def test_the_total_counts_the_smoothing_of_a_pre_down_network():
+    """A depthwise 5x5 convolution of 3 channels with stride 2, after the height is padded by 2."""
+    network = FFNet(dataclasses.replace(TOY, pre_down=True)).eval()
+    smoothing = total_multiply_accumulates(network, SIZE) - sum(multiply_accumulates(network, SIZE).values())
+    assert smoothing == 31 * 62 * 3 * 25
 
 
 def test_counting_neither_changes_nor_moves_the_network(prepared):

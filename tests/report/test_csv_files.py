@@ -8,11 +8,22 @@ import pytest
 
 from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32, INT8_SIMULATED
-from ffnet.report.csv_files import write_npu_layers, write_per_class, write_per_image, write_recovery, write_sensitivity
+from ffnet.report.csv_files import (
+    write_comparison,
+    write_npu_layers,
+    write_per_class,
+    write_per_image,
+    write_recovery,
+    write_sensitivity,
+)
 from tests.helpers.results import (
+    compared_models,
+    comparison_of,
     labels_and_predictions,
+    plain_model,
     scores_of,
     small_layers,
+    small_npu,
     small_recovery,
     small_result,
     small_sensitivity,
@@ -85,6 +96,36 @@ def test_recovery_has_a_row_per_step_with_the_limits_of_its_intervals(tmp_path):
         "79.1250", "", "", "0.8750", "", "", "0.625000", "0.562500", "6.0000", "chosen",
     ]  # fmt: skip
     assert [row["outcome"] for row in rows] == ["kept", "kept", "not kept", "not kept", "chosen"]
+
+
+def test_comparison_has_a_row_per_model_with_its_metrics_and_costs(tmp_path):
+    names = ("segmentation_ffnet54S_dBBB_mobile", "segmentation_ffnet78S_BCC_mobile_pre_down")
+    first, second = compared_models(names, (0.9, 0.8), published={FP32: 80.8})
+    comparison = comparison_of([dataclasses.replace(first, npu=small_npu()), second])
+    rows = read(write_comparison(tmp_path / "comparison.csv", comparison))
+    assert [row["model"] for row in rows] == list(names)
+    for row, model in zip(rows, comparison.models, strict=True):
+        fp32, int8 = model.backends.values()
+        assert row["FP32 mIoU"] == f"{fp32.miou:.4f}" and "FP32 drop" not in row
+        limits = [row[f"INT8 simulated {name}"] for name in ("mIoU lower", "mIoU upper", "drop lower", "drop upper")]
+        assert limits == [f"{limit:.4f}" for limit in (*int8.miou_interval, *int8.drop_interval)]
+        assert row["INT8 simulated drop"] == f"{fp32.miou - int8.miou:.4f}"
+        assert row["report"] == f"{model.name}/report.html" and row["images"] == "24"
+        assert (row["FP32 published"], row["INT8 simulated published"]) == ("80.8000", "")
+        assert (row["parameters"], row["GMACs"]) == (str(model.parameters), f"{model.gmacs:.4f}")
+    latencies = [[row[name] for name in ("latency image size", "TFLite ms", "DLC ms", "ONNX ms")] for row in rows]
+    assert latencies == [["1024x2048", "4.4000", "7.5000", "7.2000"], ["512x1024", "1.5000", "2.3000", "1.8000"]]
+    assert rows[0]["latency device"] == "Snapdragon 8 Elite (Galaxy S25)"
+    npu = [[row[f"{name}"] for name in ("NPU images", "INT8 NPU mIoU", "INT8 NPU drop")] for row in rows]
+    assert npu == [["2", "83.7500", "16.2500"], ["", "", ""]]
+    fronts = [[row[f"on the front by {name}"] for name in ("GMACs", "published latency")] for row in rows]
+    assert fronts == [["yes", "yes"], ["no", ""]]
+
+
+def test_comparison_leaves_what_is_unknown_empty(tmp_path):
+    (row,) = read(write_comparison(tmp_path / "comparison.csv", comparison_of([plain_model("a", 1.0, None)])))
+    known = {name for name, value in row.items() if value}
+    assert known == {"model", "images", "parameters", "GMACs"}
 
 
 def test_recovery_without_labelled_pixels_leaves_metrics_empty(tmp_path):

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from ffnet.report.recovery import RaisedQuantizer
 from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics
 from tests.helpers.browser import browser
 from tests.helpers.cityscapes_tree import write_tree
+from tests.helpers.page import HOSTILE, WINDOWS, Page
 from tests.helpers.results import (
     noise_result,
     small_layers,
@@ -25,20 +25,6 @@ from tests.helpers.results import (
     small_recovery,
     small_result,
     unlabelled_recovery,
-)
-
-VOID_TAGS = {"meta", "img", "source", "br", "link"}
-WINDOWS = {"desktop": (1280, 900, False), "phone": (390, 844, True)}
-HOSTILE = (
-    "<script>document.title='run'</script>",
-    '"><img src=x onerror="document.title=\'run\'">',
-    "'; } </style></script><script>document.title='run'</script>",
-    "{{ 7 * 7 }} {% raw %} &amp; <!-- ]]>",
-    'two words, it\'s "quoted" \N{BICYCLE}\N{REGIONAL INDICATOR SYMBOL LETTER D}',
-    "javascript:document.title='run'",
-    "/very/long" * 300,
-    "bytes \udcff that are no text",
-    "http://127.0.0.1:9/picture.png",
 )
 
 
@@ -54,61 +40,6 @@ def result(tmp_path_factory):
 def text(result):
     """The page of `result`."""
     return html.render(result)
-
-
-class Page(HTMLParser):
-    """A page's elements as (tag, sorted attribute names); its tables as {id: rows of cells}; its pictures."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.open, self.ids, self.tables, self.images, self.data = [], [], [], {}, [], []
-        self.texts = {}
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.elements.append((tag, *sorted(attributes)))
-        if tag not in VOID_TAGS:
-            self.open.append((tag, attributes))
-        if "id" in attributes:
-            self.ids.append(attributes["id"])
-        if tag == "table":
-            self.tables[attributes["id"]] = []
-        elif tag == "tr":
-            self._table().append([])
-        elif tag in ("th", "td"):
-            self._table()[-1].append("")
-        elif tag == "img":
-            self.images.append(attributes)
-        self.data += [(key, value) for key, value in attributes.items() if key.startswith("data-")]
-
-    def _table(self):
-        return next(self.tables[a["id"]] for tag, a in reversed(self.open) if tag == "table")
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1][0] == tag, f"</{tag}> where {self.open[-1:]} is open"
-        _, attributes = self.open[-1]
-        if tag in ("th", "td") and "data-value" in attributes:
-            self._table()[-1][-1] = attributes["data-value"]
-        self.open.pop()
-
-    def handle_data(self, data):
-        for tag, attributes in self.open:
-            if "id" in attributes or tag in ("title", "script", "style"):
-                key = attributes.get("id", tag)
-                self.texts[key] = self.texts.get(key, "") + data
-        if any(tag in ("th", "td") for tag, _ in self.open):
-            self._table()[-1][-1] += data
-
-    def close(self):
-        super().close()
-        assert not self.open, f"never closed: {self.open}"
-        assert len(self.ids) == len(set(self.ids))
-
-    def numbers(self, table):
-        """{first cell: the others as numbers or lists, None if empty} of a table's rows below the headings."""
-        return {first: [json.loads(text) if text else None for text in rest] for first, *rest in self.tables[table][1:]}
 
 
 def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
