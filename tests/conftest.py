@@ -18,6 +18,7 @@ from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.exports import export_simulation
 from tests.helpers.networks import TOY, golden_state, random_batches, three_layer_network, toy_model
 from tests.helpers.simulations import simulate
+from tests.helpers.two_models import SMOOTHED
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +43,14 @@ def toy_variant():
     VARIANTS[TOY.name] = TOY
     yield TOY
     del VARIANTS[TOY.name]
+
+
+@pytest.fixture(scope="session")
+def two_models(toy_variant):
+    """TOY and its pre_down sibling, known to the program by their names for the session."""
+    VARIANTS[SMOOTHED.name] = SMOOTHED
+    yield toy_variant, SMOOTHED
+    del VARIANTS[SMOOTHED.name]
 
 
 @pytest.fixture(scope="session")

@@ -42,9 +42,11 @@ def grammar(files):
     inputs = [*files["garbage"], *files["folders"], "nowhere", ""]
     bits = Grammar(["4", "8", "16"], ["3", "17", "x"])
     return {
-        "--model-name": Grammar([files["model"]], ["segmentation_ffnet14T_dBBB_mobile", "ffnet40S", ""]),
+        "--model-name": Grammar([files["model"]], ["segmentation_ffnet14T_dBBB_mobile", "published", "ffnet40S", ""]),
         "--list-models": switch,
-        "--checkpoint": Grammar([files["checkpoint"]], inputs),
+        "--checkpoint": Grammar([files["checkpoint"], files["checkpoint folder"]], inputs),
+        "--models-at-once": numbers,
+        "--resume": switch,
         "--cache-dir": Grammar(["cache"], files["garbage"]),
         "--onnx": Grammar([files["onnx"]], inputs),
         "--demo": switch,
@@ -114,6 +116,8 @@ def write_files(folder):
     (folder / "nothing").mkdir()
 
     torch.save(golden_state(toy_model()), folder / "toy.pth")
+    (folder / "weights").mkdir()
+    shutil.copy(folder / "toy.pth", folder / "weights")
     state = golden_state(toy_model())
     torch.save(dict(list(state.items())[1:]), folder / "key missing.pth")
     torch.save({"pickled": [1, {"a": torch.ones(2)}]}, folder / "no weights.pth")
@@ -132,6 +136,7 @@ def write_files(folder):
         "tree": trees["good"],
         "trees": [*list(trees.values())[1:], folder / "nothing"],
         "checkpoint": folder / "toy.pth",
+        "checkpoint folder": folder / "weights",
         "encodings": folder / "toy.json",
         "onnx": exported.folder / "model.onnx",
         "garbage": [folder / name for name in garbage],

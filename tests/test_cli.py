@@ -13,12 +13,22 @@ from ffnet import cli
 from ffnet.config import Config
 from ffnet.errors import UserError
 from ffnet.options import OPTIONS, option_values
-from ffnet.variants import DEMO_VARIANTS
+from ffnet.report.file_names import PROGRESS_FOLDER
+from ffnet.variants import DEMO_VARIANTS, MODEL_GROUPS
 from tests.helpers.program import SCRIPT
 
 ERRORS = {
     "--model-name segmentation_ffnet78s_dBBB_mobile": "Did you mean segmentation_ffnet78S_dBBB_mobile",
     "--model-name segmentation_ffnet78S_dBBB": "Did you mean segmentation_ffnet",
+    "--model-name published segmentation_ffnet78S_dBBB": "Did you mean segmentation_ffnet",
+    "--model-name published --checkpoint weights.pth": "this is the file of one model, and --model-name has 5",
+    "--model-name published --encodings weights.pth": "--encodings are those of one model",
+    "--model-name published --output-dir out --export out/in": "inside the folder of --output-dir",
+    "--models-at-once 0": "at least 1",
+    "--resume": "--resume has no effect without --output-dir",
+    "--resume --output-dir full": "already holds thesis.txt",
+    "--resume --model-name published --output-dir models": "already holds thesis.txt",
+    "--onnx weights.pth --models-at-once 2": "--models-at-once cannot be combined with --onnx",
     "--use-cuda maybe": "Give one of true",
     "--batch-size 0": "from 1 to 4096",
     "--batch-size x": "from 1 to 4096",
@@ -86,8 +96,9 @@ ERRORS = {
 def test_errors_name_the_option_and_end_with_status_2(tmp_path, capsys, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").touch()
+    for folder in (tmp_path / "full", tmp_path / "models" / "segmentation_ffnet54S_dBBB_mobile"):
+        folder.mkdir(parents=True)
+        (folder / "thesis.txt").touch()
     assert ffnet_quanteval.main(["--dataset-path", str(tmp_path), *words.split()]) == 2
     error = capsys.readouterr().err
     assert ERRORS[words] in error and error.count("\n") == 1
@@ -115,6 +126,48 @@ def test_the_demo_has_defaults_of_its_own(tmp_path):
     assert not cli.parse_args(["--demo", "--no-execute"]).output.execute
     (tmp_path / "x.onnx").touch()
     assert not cli.parse_args(["--demo", "--onnx", str(tmp_path / "x.onnx")]).output.execute
+
+
+def test_several_models_can_be_named_in_groups_and_count_once():
+    def names(*words):
+        return cli.parse_args(["--dataset-path", "cityscapes", *words]).model.names
+
+    first, second = MODEL_GROUPS["published"][:2]
+    assert names("--model-name", "published") == MODEL_GROUPS["published"] and len(MODEL_GROUPS["published"]) == 5
+    assert len(names("--model-name", "all")) == 66 and set(DEMO_VARIANTS).isdisjoint(names("--model-name", "all"))
+    assert names("--model-name", second, first, second) == names("--model-name", second, "--model-name", first)
+    assert names("--model-name", second, "published")[:2] == (second, first)
+
+
+def test_the_demo_has_weights_for_its_own_models_only(capsys):
+    assert cli.parse_args(["--demo", "--model-name", *DEMO_VARIANTS]).model.names == DEMO_VARIANTS
+    assert ffnet_quanteval.main(["--demo", "--model-name", DEMO_VARIANTS[0], "published"]) == 2
+    assert f"--model-name {MODEL_GROUPS['published'][0]}: --demo has weights for" in capsys.readouterr().err
+
+
+def test_each_of_several_models_has_folders_of_its_own():
+    words = ["--output-dir", "o", "--export", "e", "--model-name"]
+    one, two = (cli.parse_args(["--demo", *words, *DEMO_VARIANTS[:number]]) for number in (1, 2))
+    assert one.for_model(DEMO_VARIANTS[0]) == one
+    own = two.for_model(DEMO_VARIANTS[1])
+    assert own.model.name == DEMO_VARIANTS[1] and own.output.save_predictions is None
+    assert (own.output.output_dir, own.output.export) == (Path("o", DEMO_VARIANTS[1]), Path("e", DEMO_VARIANTS[1]))
+    assert option_values(own)["model_name"] == DEMO_VARIANTS[1]
+    assert option_values(two)["model_name"] == " ".join(DEMO_VARIANTS)
+
+
+def test_a_resumed_run_may_find_its_own_files(tmp_path):
+    folders = {name: tmp_path / name for name in ("one", "two")}
+    for name in DEMO_VARIANTS:
+        (folders["two"] / name / PROGRESS_FOLDER).mkdir(parents=True)
+    (folders["one"] / PROGRESS_FOLDER).mkdir(parents=True)
+    for path in (folders["one"] / "result.json", folders["two"] / "comparison.csv"):
+        path.touch()
+    for number, name in enumerate(folders, 1):
+        words = ["--demo", "--model-name", *DEMO_VARIANTS[:number], "--output-dir", str(folders[name])]
+        assert cli.parse_args([*words, "--resume"]).output.resume
+        with pytest.raises(UserError, match="already holds"):
+            cli.parse_args(words)
 
 
 def test_the_dataset_path_comes_from_the_environment(monkeypatch):

@@ -1,13 +1,11 @@
 """Runs that are stopped and resumed give what an uninterrupted run gives: the same counts in every backend."""
 
-import csv
 import json
 import os
 import random
 import shutil
 import signal
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,56 +13,27 @@ import torch
 import ffnet_quanteval
 from ffnet.backends import INT8_SIMULATED, short_name
 from ffnet.evaluation.recording import RecordFile
-from ffnet.model import FFNet
 from ffnet.report.file_names import PROGRESS_FOLDER
-from ffnet.variants import VARIANTS
-from tests.helpers.cityscapes_tree import write_tree
-from tests.helpers.networks import TOY, golden_state
-from tests.helpers.program import arguments, run_in_fork
-
-IMAGES = 6
-SMOOTHED = replace(TOY, name="segmentation_ffnet_toy_pre_down", pre_down=True)
-NAMES = (TOY.name, SMOOTHED.name)
+from tests.helpers.networks import TOY
+from tests.helpers.program import run_in_fork
+from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for, write_data
 
 
 @pytest.fixture(scope="module")
-def data(toy_variant, tmp_path_factory):
-    """A folder with six images, and one with the weights of two models."""
+def data(two_models, tmp_path_factory):
+    """A folder with images, and with the weights of two models."""
     root = tmp_path_factory.mktemp("resume")
-    write_tree(root, "val", IMAGES)
-    write_tree(root, "train", 2, seed=1)
-    VARIANTS[SMOOTHED.name] = SMOOTHED
-    (root / "weights").mkdir()
-    for variant in (TOY, SMOOTHED):
-        model = FFNet(variant).eval()
-        torch.save(golden_state(model), root / "weights" / f"{variant.name}.pth")
-    yield root
-    del VARIANTS[SMOOTHED.name]
-
-
-def options_for(data, out, *more, names=NAMES):
-    options = arguments(data, data / "weights", "--output-dir", out, *more)
-    position = options.index("--model-name") + 1
-    return [*options[:position], *names, *options[position + 1 :]]
-
-
-def counts(out, names=NAMES):
-    """Return everything that is counted in the results of a run: confusion matrices, agreement and per-image rows."""
-    found = {}
-    for name in names:
-        folder = out / name if len(names) > 1 else out
-        result = json.loads((folder / "result.json").read_text())
-        matrices = {backend: entry["confusion_matrix"] for backend, entry in result["backends"].items()}
-        rows = list(csv.DictReader((folder / "per_image.csv").open()))
-        found[name] = matrices, result["agreement"], result["recovery"] and result["recovery"]["chosen"], rows
-    return found
+    write_data(root)
+    return root
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(data):
     """The counts of a run that nothing stops, and the seconds that it takes."""
     begin = time.monotonic()
-    assert run_in_fork(options_for(data, data / "whole", "--execute"), data / "log") == 0, (data / "log").read_text()
+    assert run_in_fork(options_for(data, "--output-dir", data / "whole", "--execute"), data / "log") == 0, (
+        data / "log"
+    ).read_text()
     return counts(data / "whole"), time.monotonic() - begin
 
 
@@ -75,14 +44,16 @@ def test_a_run_that_is_killed_at_ten_random_moments_counts_what_an_uninterrupted
     for _ in range(10):
         moment = rng.uniform(0, seconds)
         status = run_in_fork(
-            options_for(data, out, "--execute", "--resume"),
+            options_for(data, "--output-dir", out, "--execute", "--resume"),
             data / "log",
             lambda moment=moment: signal.setitimer(signal.ITIMER_REAL, moment),  # SIGALRM ends the process at once
         )
         assert status in (0, -signal.SIGALRM), (data / "log").read_text()
         killed += status != 0
     assert killed >= 3
-    assert run_in_fork(options_for(data, out, "--execute", "--resume"), data / "log") == 0, (data / "log").read_text()
+    assert run_in_fork(options_for(data, "--output-dir", out, "--execute", "--resume"), data / "log") == 0, (
+        data / "log"
+    ).read_text()
     assert counts(out) == expected
 
 
@@ -106,7 +77,7 @@ def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupt
 
         RecordFile.append = append
 
-    options = options_for(data, out, "--execute")
+    options = options_for(data, "--output-dir", out, "--execute")
     assert run_in_fork(options, data / "log", kill_at_sixth_record) == -signal.SIGKILL
     evaluated = data / "evaluated"
 
@@ -129,12 +100,17 @@ def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupt
 
 def test_other_settings_are_refused_before_the_work_and_the_right_ones_go_on(data, uninterrupted, capsys):
     out = data / "whole"
-    assert ffnet_quanteval.main(options_for(data, out, "--execute", "--resume", "--default-param-bw", "4")) == 2
+    assert (
+        ffnet_quanteval.main(options_for(data, "--output-dir", out, "--execute", "--resume", "--default-param-bw", "4"))
+        == 2
+    )
     error = capsys.readouterr().err.splitlines()[-1]
     assert "--resume" in error and "--default-param-bw was 8 and is 4" in error
     assert counts(out) == uninterrupted[0]
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")}
-    assert ffnet_quanteval.main(options_for(data, out, "--execute", "--resume", "--num-workers", "1")) == 0
+    assert (
+        ffnet_quanteval.main(options_for(data, "--output-dir", out, "--execute", "--resume", "--num-workers", "1")) == 0
+    )
     assert "results of an earlier run are complete" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")} == before
     assert counts(out) == uninterrupted[0]
@@ -145,7 +121,7 @@ def test_other_weights_are_refused(data, uninterrupted, tmp_path, capsys):
     state = torch.load(tmp_path / "weights" / f"{SMOOTHED.name}.pth", weights_only=True)
     next(iter(state.values())).mul_(1.5)
     torch.save(state, tmp_path / "weights" / f"{SMOOTHED.name}.pth")
-    options = options_for(data, data / "whole", "--execute", "--resume")
+    options = options_for(data, "--output-dir", data / "whole", "--execute", "--resume")
     options[options.index("--checkpoint") + 1] = str(tmp_path / "weights")
     assert ffnet_quanteval.main(options) == 2
     assert "other conditions: the sha256 of the weights" in capsys.readouterr().err
@@ -155,7 +131,7 @@ def test_a_model_can_be_added_to_a_run(data, uninterrupted, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     shutil.copytree(data / "whole" / TOY.name, out / TOY.name)
-    assert ffnet_quanteval.main(options_for(data, out, "--execute", "--resume")) == 0
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--execute", "--resume")) == 0
     assert counts(out) == uninterrupted[0]
     assert capsys.readouterr().err.count("results of an earlier run are complete") == 1
 
@@ -169,7 +145,7 @@ def test_ctrl_c_during_the_evaluation_says_how_to_go_on(data, tmp_path, capsys, 
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    options = options_for(data, out, "--execute", names=(TOY.name,))
+    options = options_for(data, "--output-dir", out, "--execute", names=(TOY.name,))
     with monkeypatch.context() as patch:
         patch.setattr(RecordFile, "append", append)
         assert ffnet_quanteval.main(options) == 130
@@ -181,7 +157,9 @@ def test_ctrl_c_during_the_evaluation_says_how_to_go_on(data, tmp_path, capsys, 
 @pytest.mark.slow
 def test_recovery_is_not_repeated_and_its_rounded_weights_are_restored(data, tmp_path, monkeypatch):
     more = ["--default-param-bw", "4", "--adaround", "3", "--calibration-split", "train", "--selection-images", "1"]
-    options = [options_for(data, tmp_path / name, *more, names=(TOY.name,)) for name in ("whole", "stopped")]
+    options = [
+        options_for(data, "--output-dir", tmp_path / name, *more, names=(TOY.name,)) for name in ("whole", "stopped")
+    ]
     assert ffnet_quanteval.main(options[0]) == 0
 
     def stop(*_, **__):
@@ -202,7 +180,7 @@ def test_recovery_is_not_repeated_and_its_rounded_weights_are_restored(data, tmp
 @pytest.mark.slow
 def test_saved_predictions_are_complete_after_a_resumption(data, tmp_path):
     saved = tmp_path / "saved"
-    options = options_for(data, tmp_path / "out", "--save-predictions", saved)
+    options = options_for(data, "--output-dir", tmp_path / "out", "--save-predictions", saved)
 
     def kill_at_fifth_record():
         original, calls = RecordFile.append, []

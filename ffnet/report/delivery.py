@@ -132,9 +132,8 @@ def comparison_of(models: list[ComparedModel], last: Result, config: Config) -> 
     notes = [DEMO_NOTE] if config.data.demo else []
     missing = config.model.names[len(models) :]
     if missing:
-        notes.append(
-            f"The run ended early: {count(len(missing), 'model')} of {len(config.model.names)} have no results."
-        )
+        number = f"{len(missing)} of {count(len(config.model.names), 'model')}"
+        notes.append(f"The run ended early: there are no results of {number}.")
     return ModelComparison(
         models=models,
         dataset=last.dataset,
