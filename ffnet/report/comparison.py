@@ -398,8 +398,8 @@ def _latency_notes(comparison: ModelComparison) -> list[str]:
     if not measured or not measured[0].latency:
         return []
     notes = [
-        f"Latency: W8A8 on {measured[0].latency.device}, from {SOURCE}. The fastest of its three runtimes counts for "
-        "the Pareto front."
+        f"Latency: W8A8 by TFLite/DLC/ONNX on {measured[0].latency.device}, from {SOURCE}. The fastest of these "
+        "runtimes counts for the Pareto front."
     ]
     consequence = "so it does not belong to their mIoU here, and they are not on the front by published latency"
     sizes = [model for model in measured if model.latency and model.latency.input_size != comparison.image_size]
