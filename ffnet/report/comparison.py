@@ -20,6 +20,7 @@ from ffnet.report.result import BackendResult, NpuResult, Result, miou_drops
 from ffnet.variants import VARIANTS, Published
 from ffnet.wording import count, format_interval, format_number, list_names
 
+BIT_WIDTH_OPTIONS = ("default_param_bw", "default_output_bw")  # keys of Result.options
 COMMON_PREFIX = "segmentation_"  # of the names of all variants
 
 
@@ -34,6 +35,7 @@ class ComparedModel:
     npu: NpuResult | None
     published: dict[str, float]  # backend -> published mIoU if it is comparable, percent
     parameters: int
+    w8a8: bool  # whether all quantized weights and activations have 8 bits, as with AI Hub's latency
     gmacs: float  # 10**9 multiply-accumulates of one image of the run's size
     latency: PublishedLatency | None  # None if AI Hub has not published the model
     resampled: dict[str, np.ndarray] = field(repr=False, compare=False)  # backend -> see bootstrap.resampled_mious
@@ -72,7 +74,7 @@ class Cost:
     digits: int  # decimals of a printed value
     lowest: str  # what the model with the lowest cost has
     of: Callable[[ComparedModel], float | None]  # None if it is unknown
-    is_at: Callable[[ComparedModel, tuple[int, int]], bool]  # whether it is the cost for images of a size (H, W)
+    applies: Callable[[ComparedModel, tuple[int, int]], bool]  # whether it is that of the run: for images of (H, W)
 
     def describe(self, value: float) -> str:
         """Return a value with its unit."""
@@ -86,7 +88,7 @@ LATENCY = Cost(
     1,
     "shortest published latency",
     lambda model: model.latency_ms,
-    lambda model, size: model.latency is not None and model.latency.input_size == size,
+    lambda model, size: model.w8a8 and model.latency is not None and model.latency.input_size == size,
 )
 COSTS = (GMACS, LATENCY)
 
@@ -204,7 +206,7 @@ class ModelComparison:
     def eligible(self, model: ComparedModel, cost: Cost) -> bool:
         """Return whether a model can be on the front: its mIoU and its cost are known, for the images of the run."""
         known = None not in (model.int8_miou, cost.of(model))
-        return known and model.images == self.images and cost.is_at(model, self.image_size)
+        return known and model.images == self.images and cost.applies(model, self.image_size)
 
     def front(self, cost: Cost) -> Front:
         """Return the Pareto front of the eligible models; it has no members if none is eligible."""
@@ -299,10 +301,17 @@ def compare_model(result: Result, size: tuple[int, int], chip: str | None, link:
         npu=result.npu,
         published=result.published,
         parameters=count_parameters(network),
+        w8a8=_is_w8a8(result),
         gmacs=total_multiply_accumulates(network, size) / 1e9,
         latency=published_latency(result.model, chip),
         resampled={name: resampled_mious(counts) for name, counts in matrices.items()},
     )
+
+
+def _is_w8a8(result: Result) -> bool:
+    """Return whether the options ask for 8 bits and accuracy recovery raised none of them."""
+    raised = result.recovery is not None and bool(result.recovery.raised)
+    return not raised and {result.options.get(name, 8) for name in BIT_WIDTH_OPTIONS} == {8}
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
@@ -389,14 +398,21 @@ def _latency_notes(comparison: ModelComparison) -> list[str]:
     if not measured or not measured[0].latency:
         return []
     notes = [
-        f"Latency: W8A8 on {measured[0].latency.device}, from {SOURCE}. The fastest of its three runtimes counts for "
-        "the Pareto front."
+        f"Latency: W8A8 by TFLite/DLC/ONNX on {measured[0].latency.device}, from {SOURCE}. The fastest of these "
+        "runtimes counts for the Pareto front."
     ]
-    others = [model for model in measured if not LATENCY.is_at(model, comparison.image_size)]
-    if others:
+    consequence = "so it does not belong to their mIoU here, and they are not on the front by published latency"
+    sizes = [model for model in measured if model.latency and model.latency.input_size != comparison.image_size]
+    if sizes:
         size = "{}x{}".format(*comparison.image_size)
         notes.append(
-            f"AI Hub measured the latency of these models with images of another size than {size}, so it does not "
-            f"belong to their mIoU here, and they are not on the front by published latency: {_short_names(others)}."
+            f"AI Hub measured the latency of these models with images of another size than {size}, {consequence}: "
+            f"{_short_names(sizes)}."
+        )
+    bits = [model for model in measured if not model.w8a8]
+    if bits:
+        notes.append(
+            f"AI Hub measured the latency of these models with 8-bit weights and activations, unlike this run, "
+            f"{consequence}: {_short_names(bits)}."
         )
     return notes

@@ -39,8 +39,8 @@ def _models_table(comparison: ModelComparison) -> Rows:
         _column("published %", [_published(model) for model in models]),
         ["M params", *(format_number(model.parameters / 1e6) for model in models)],
         ["GMACs", *(format_number(model.gmacs, 1) for model in models)],
-        _column("ms TFLite/DLC/ONNX", [_latency(model) for model in models]),
-        _column("Pareto front", [_marks(comparison, model) for model in models]),
+        _column("latency ms", [_latency(model) for model in models]),
+        _column("on front", [_marks(comparison, model) for model in models]),
     ]
     return join_columns(columns)
 

@@ -241,6 +241,7 @@ def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
         npu=None,
         published={},
         parameters=10**6,
+        w8a8=True,
         gmacs=gmacs,
         latency=ms and PublishedLatency("device", (1024, 2048), ByRuntime(None, ms, None)),
         resampled={INT8_SIMULATED: np.full(2000, miou, float) if resampled is None else resampled},

@@ -12,13 +12,16 @@ from torch import nn
 from datasets.cityscapes import CLASSES
 from ffnet.ai_hub import ByRuntime, PublishedLatency
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.config import Config, QuantizationConfig
 from ffnet.model import build_model
+from ffnet.options import option_values
 from ffnet.report.comparison import GMACS, LATENCY, class_rows, compare_model, pareto_front
 from tests.helpers.results import (
     comparison_of,
     plain_model,
     random_scores,
     small_npu,
+    small_recovery,
     small_result,
     zoo_comparison,
 )
@@ -123,6 +126,22 @@ def test_a_latency_for_images_of_another_size_is_not_on_the_front(zoo):
     small = dataclasses.replace(zoo, image_size=HALF)
     assert all(name.endswith("pre_down") for name in names(small.front(LATENCY)))
     assert any("ffnet40S_dBBB_mobile" in note for note in small.all_notes() if "another size" in note)
+
+
+@pytest.mark.parametrize(
+    ("changes", "w8a8"),
+    (
+        ({"options": option_values(Config())}, True),
+        ({"options": option_values(Config(quantization=QuantizationConfig(param_bw=4)))}, False),
+        ({"options": option_values(Config(quantization=QuantizationConfig(output_bw=16)))}, False),
+        ({"recovery": small_recovery()}, False),
+        ({"recovery": small_recovery(raised=[])}, True),
+    ),
+)
+def test_a_latency_with_other_bit_widths_is_not_on_the_front(changes, w8a8):
+    comparison = comparison_of([compare_model(small_result(**changes), FULL, None, None)])
+    assert bool(comparison.front(LATENCY).members) == w8a8 and comparison.front(GMACS).members
+    assert any("8-bit weights" in note for note in comparison.all_notes()) == (not w8a8)
 
 
 def resamples(seed, offset):
