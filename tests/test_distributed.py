@@ -19,8 +19,9 @@ from ffnet.config import QuantizationConfig
 from ffnet.errors import UserError
 from ffnet.onnx.export import export_float
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from ffnet.report.file_names import PROGRESS_FOLDER
 from tests.helpers.cityscapes_tree import SIZE, write_tree
-from tests.helpers.networks import DEMO, golden_model, random_batches, three_layer_network
+from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.program import SCRIPT, arguments
 from tests.helpers.simulations import encodings, logits
 
@@ -108,6 +109,30 @@ def test_onnx_files_are_scored_by_all_processes(tree, tmp_path):
     export_float(golden_model(DEMO), SIZE, tmp_path / "x.onnx")
     options = ["--onnx", tmp_path / "x.onnx", "--dataset-path", tree, "--num-workers", "0"]
     assert_same_matrices(*(result_of(count, options, tmp_path / str(count)) for count in (1, 2)))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(tree, tmp_path):
+    """Of two models; from two processes to one and to three, with some records of each rank lost in between."""
+    (tmp_path / "weights").mkdir()
+    for name in (DEMO, PRE_DOWN):
+        torch.save(golden_model(name).state_dict(), tmp_path / "weights" / f"{name}.pth")
+    options = arguments(tree, tmp_path / "weights", "--no-execute", model=DEMO)
+    options.insert(options.index(DEMO), PRE_DOWN)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for folder, processes, lost in ((whole, 1, 0), (out, 2, 0), (out, 1, 1), (out, 3, 1)):
+        for path in folder.glob(f"*/{PROGRESS_FOLDER}/images-*.jsonl") if lost else ():
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-lost]))
+        for path in folder.glob(f"*/{PROGRESS_FOLDER}/finished") if lost else ():
+            path.unlink()
+        run = run_with_processes(processes, [*options, "--output-dir", folder, *(["--resume"] if lost else [])])
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("Comparison of 2 models") == 1
+    assert {path.name for path in (out / DEMO / PROGRESS_FOLDER).glob("*.jsonl")} > {"images-1.jsonl", "images-2.jsonl"}
+    for name in (DEMO, PRE_DOWN):
+        one, several = (json.loads((folder / name / "result.json").read_text()) for folder in (whole, out))
+        assert_same_matrices(one, several)
+        assert several["agreement"] == one["agreement"] and several["images"] == one["images"] == 5
 
 
 @pytest.mark.slow

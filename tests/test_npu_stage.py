@@ -89,6 +89,24 @@ def test_ctrl_c_keeps_the_images_that_were_done_and_all_other_results(
 
 
 @pytest.mark.npu
+def test_a_resumed_run_goes_on_with_the_images_that_the_npu_has_not_done(
+    tree, toy_checkpoint, ready_export, monkeypatch
+):
+    monkeypatch.setattr("ffnet.npu_stage.compare_with_npu", lambda *_: [])  # the file is that of another network
+    options = arguments(tree, toy_checkpoint, "--npu", "--npu-images", "3")
+    whole = run_with_result(options, tree / "whole")["npu"]
+    with monkeypatch.context() as patch:
+        end_at_second_image(patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert ffnet_quanteval.main([*options, "--output-dir", str(tree / "out")]) == 130
+    original, calls = NpuBackend.__call__, []
+    monkeypatch.setattr(NpuBackend, "__call__", lambda *call: calls.append(call) or original(*call))
+    resumed = run_with_result([*options, "--resume"], tree / "out")["npu"]
+    assert len(calls) == 2 and resumed["images"] == whole["images"] and resumed["agreement"] == whole["agreement"]
+    for name, entry in whole["backends"].items():
+        assert resumed["backends"][name]["confusion_matrix"] == entry["confusion_matrix"]
+
+
+@pytest.mark.npu
 def test_a_crash_of_the_library_costs_no_other_result(tree, toy_checkpoint, ready_export, monkeypatch, capsys):
     def crash():
         for child in multiprocessing.active_children():

@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 NOW = {"--seed": 0, "device": "CPU"}
 
 
-def conditions_of(config=Config(), weights="w", images="i"):
-    return conditions(config, weights, images, CPU)
+def conditions_of(config=None, weights="w", images="i"):
+    return conditions(config or Config(), weights, images, CPU)
 
 
 def begun(folder, now=NOW, resume=False):

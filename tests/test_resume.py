@@ -29,32 +29,30 @@ def data(two_models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(data):
-    """The counts of a run that nothing stops, and the seconds that it takes."""
-    begin = time.monotonic()
-    assert run_in_fork(options_for(data, "--output-dir", data / "whole", "--execute"), data / "log") == 0, (
-        data / "log"
-    ).read_text()
-    return counts(data / "whole"), time.monotonic() - begin
+    """The counts of a run that nothing stops."""
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", data / "whole")) == 0
+    return counts(data / "whole")
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_ten_random_moments_counts_what_an_uninterrupted_run_counts(data, uninterrupted):
-    expected, seconds = uninterrupted
+def test_a_run_that_is_killed_at_ten_random_moments_counts_what_an_uninterrupted_run_counts(data):
+    options = options_for(data, "--execute", "--output-dir")
+    begin = time.monotonic()
+    assert run_in_fork([*options, data / "executed"], data / "log") == 0, (data / "log").read_text()
+    seconds = time.monotonic() - begin
     rng, out, killed = random.Random(0), data / "killed", 0
     for _ in range(10):
         moment = rng.uniform(0, seconds)
         status = run_in_fork(
-            options_for(data, "--output-dir", out, "--execute", "--resume"),
+            [*options, out, "--resume"],
             data / "log",
             lambda moment=moment: signal.setitimer(signal.ITIMER_REAL, moment),  # SIGALRM ends the process at once
         )
         assert status in (0, -signal.SIGALRM), (data / "log").read_text()
         killed += status != 0
     assert killed >= 3
-    assert run_in_fork(options_for(data, "--output-dir", out, "--execute", "--resume"), data / "log") == 0, (
-        data / "log"
-    ).read_text()
-    assert counts(out) == expected
+    assert run_in_fork([*options, out, "--resume"], data / "log") == 0, (data / "log").read_text()
+    assert counts(out) == counts(data / "executed")
 
 
 @pytest.mark.slow
@@ -77,7 +75,7 @@ def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupt
 
         RecordFile.append = append
 
-    options = options_for(data, "--output-dir", out, "--execute")
+    options = options_for(data, "--output-dir", out)
     assert run_in_fork(options, data / "log", kill_at_sixth_record) == -signal.SIGKILL
     evaluated = data / "evaluated"
 
@@ -95,25 +93,20 @@ def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupt
     assert run_in_fork([*options, "--resume"], data / "log", count_records) == 0
     assert len(evaluated.read_text().splitlines()) == 2 * IMAGES - (6 if written == 1 else 5)
     assert ("dropped 1 record, torn" in (data / "log").read_text()) == (0 < written < 1)
-    assert counts(out) == uninterrupted[0]
+    assert counts(out) == uninterrupted
 
 
 def test_other_settings_are_refused_before_the_work_and_the_right_ones_go_on(data, uninterrupted, capsys):
     out = data / "whole"
-    assert (
-        ffnet_quanteval.main(options_for(data, "--output-dir", out, "--execute", "--resume", "--default-param-bw", "4"))
-        == 2
-    )
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume", "--default-param-bw", "4")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "--resume" in error and "--default-param-bw was 8 and is 4" in error
-    assert counts(out) == uninterrupted[0]
+    assert counts(out) == uninterrupted
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")}
-    assert (
-        ffnet_quanteval.main(options_for(data, "--output-dir", out, "--execute", "--resume", "--num-workers", "1")) == 0
-    )
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume", "--num-workers", "1")) == 0
     assert "results of an earlier run are complete" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")} == before
-    assert counts(out) == uninterrupted[0]
+    assert counts(out) == uninterrupted
 
 
 def test_other_weights_are_refused(data, uninterrupted, tmp_path, capsys):
@@ -121,7 +114,7 @@ def test_other_weights_are_refused(data, uninterrupted, tmp_path, capsys):
     state = torch.load(tmp_path / "weights" / f"{SMOOTHED.name}.pth", weights_only=True)
     next(iter(state.values())).mul_(1.5)
     torch.save(state, tmp_path / "weights" / f"{SMOOTHED.name}.pth")
-    options = options_for(data, "--output-dir", data / "whole", "--execute", "--resume")
+    options = options_for(data, "--output-dir", data / "whole", "--resume")
     options[options.index("--checkpoint") + 1] = str(tmp_path / "weights")
     assert ffnet_quanteval.main(options) == 2
     assert "other conditions: the sha256 of the weights" in capsys.readouterr().err
@@ -131,8 +124,8 @@ def test_a_model_can_be_added_to_a_run(data, uninterrupted, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     shutil.copytree(data / "whole" / TOY.name, out / TOY.name)
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--execute", "--resume")) == 0
-    assert counts(out) == uninterrupted[0]
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
+    assert counts(out) == uninterrupted
     assert capsys.readouterr().err.count("results of an earlier run are complete") == 1
 
 
@@ -145,7 +138,7 @@ def test_ctrl_c_during_the_evaluation_says_how_to_go_on(data, tmp_path, capsys, 
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    options = options_for(data, "--output-dir", out, "--execute", names=(TOY.name,))
+    options = options_for(data, "--output-dir", out, names=(TOY.name,))
     with monkeypatch.context() as patch:
         patch.setattr(RecordFile, "append", append)
         assert ffnet_quanteval.main(options) == 130
@@ -154,7 +147,6 @@ def test_ctrl_c_during_the_evaluation_says_how_to_go_on(data, tmp_path, capsys, 
     assert not (out / PROGRESS_FOLDER / "network.safetensors").exists()
 
 
-@pytest.mark.slow
 def test_recovery_is_not_repeated_and_its_rounded_weights_are_restored(data, tmp_path, monkeypatch):
     more = ["--default-param-bw", "4", "--adaround", "3", "--calibration-split", "train", "--selection-images", "1"]
     options = [
@@ -177,7 +169,6 @@ def test_recovery_is_not_repeated_and_its_rounded_weights_are_restored(data, tmp
     assert [step["drop"] for step in stopped["recovery"]["steps"]] == [s["drop"] for s in whole["recovery"]["steps"]]
 
 
-@pytest.mark.slow
 def test_saved_predictions_are_complete_after_a_resumption(data, tmp_path):
     saved = tmp_path / "saved"
     options = options_for(data, "--output-dir", tmp_path / "out", "--save-predictions", saved)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
-from ffnet.config import Config, OutputConfig
+from ffnet.config import Config, ModelConfig, OutputConfig
 from ffnet.errors import UserError
 from ffnet.report.delivery import deliver
-from ffnet.report.file_names import RESULT_FILES
-from ffnet.report.result import Diagnostics
+from ffnet.report.file_names import COMPARISON_FILES, PROGRESS_FOLDER, RESULT_FILES
+from ffnet.report.result import Diagnostics, Result
 from ffnet.signals import Terminated
 from tests.helpers.results import (
     small_layers,
@@ -133,3 +133,72 @@ def test_every_backend_that_exceeds_fail_under_is_named(capsys):
         f"ffnet_quanteval.py: --fail-under 1: the mIoU drop of {INT8_SIMULATED} is 2.00 percentage points.",
         f"ffnet_quanteval.py: --fail-under 1: the mIoU drop of {INT8_ONNX_RUNTIME} is 2.50 percentage points.",
     ]
+
+
+def compared_result(name, **mious):
+    """A Result of a named variant with these mIoU."""
+    return dataclasses.replace(result_with_mious(**mious), model=name)
+
+
+MODELS = ("segmentation_ffnet40S_dBBB_mobile", "segmentation_ffnet54S_dBBB_mobile")
+GOOD, BAD = ({"FP32": 80.0, "INT8_simulated": int8} for int8 in (79.5, 70.0))
+
+
+@pytest.mark.parametrize(
+    ("mious", "failures", "status", "messages"),
+    (
+        ((GOOD, GOOD), (None, None), 0, ()),
+        ((GOOD, BAD), (None, None), 1, ("54S_dBBB_mobile: --fail-under 1: the mIoU drop of INT8 simulated is 10.00",)),
+        ((BAD, GOOD), (None, None), 1, ("40S_dBBB_mobile: --fail-under 1: the mIoU drop of INT8 simulated is 10.00",)),
+        ((BAD, GOOD), (None, UserError("broke")), 2, ("40S_dBBB_mobile: --fail-under", "54S_dBBB_mobile: broke")),
+        ((GOOD, BAD), (Terminated(15), None), 143, ("54S_dBBB_mobile: --fail-under",)),
+    ),
+)
+def test_the_exit_status_covers_all_models(tmp_path, capsys, mious, failures, status, messages):
+    config = Config(ModelConfig(MODELS), output=OutputConfig(output_dir=tmp_path, fail_under=1.0))
+    results = []
+    for name, values, failure in zip(MODELS, mious, failures, strict=True):
+        result = compared_result(name, **values)
+        results.append(dataclasses.replace(result, details=dataclasses.replace(result.details, failure=failure)))
+    assert deliver(results, config) == status
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("ffnet_quanteval.py: ")]
+    assert len(lines) == len(messages) and all(text in line for text, line in zip(messages, lines, strict=True))
+    assert "Comparison of 2 models" in printed.out and "IoU % per class" not in printed.out
+    for name in MODELS:
+        assert json.loads((tmp_path / name / "result.json").read_text())["model"] == name
+    assert {path.name for path in tmp_path.iterdir()} == {*COMPARISON_FILES, *MODELS}
+
+
+def test_a_model_is_written_before_the_next_one_is_evaluated(tmp_path):
+    config = Config(ModelConfig(MODELS), output=OutputConfig(output_dir=tmp_path))
+
+    def results():
+        yield compared_result(MODELS[0], **GOOD)
+        assert (tmp_path / MODELS[0] / "report.html").exists()
+        raise UserError("the next model failed")
+
+    with pytest.raises(UserError, match="the next model failed"):
+        deliver(results(), config)
+    assert "there are no results of 1 of 2 models" in (tmp_path / "report.html").read_text()
+
+
+def test_results_that_are_written_already_are_reported_and_not_written_again(tmp_path, capsys):
+    result = small_result()
+    written = dataclasses.replace(result, details=dataclasses.replace(result.details, written=True))
+    assert deliver([written], Config(output=OutputConfig(output_dir=tmp_path))) == 0
+    assert "mIoU %" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("failure", "finished"), ((None, True), (KeyboardInterrupt(), False), (UserError("x"), False)))
+def test_a_run_is_marked_finished_unless_it_failed(tmp_path, failure, finished):
+    (tmp_path / PROGRESS_FOLDER).mkdir()
+    deliver([small_result(failure=failure)], Config(output=OutputConfig(output_dir=tmp_path)))
+    assert (tmp_path / PROGRESS_FOLDER / "finished").exists() == finished
+
+
+def test_a_result_is_read_back_from_its_json():
+    result = small_result(recovery=small_recovery(), npu=small_npu())
+    content = json.loads(json.dumps(result.to_json()))
+    assert Result.from_json(content, result.details) == result
+    assert Result.from_json(content, result.details).to_json() == result.to_json()
