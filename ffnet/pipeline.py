@@ -1,6 +1,7 @@
 """The evaluation, from checkpoints and images to Results. Nothing here prints; `ffnet.report` presents the Results."""
 
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -101,6 +102,7 @@ def evaluate_models(config: Config) -> Iterator[Result]:
         for start in range(0, len(names), at_once):
             group = [config.for_model(name) for name in names[start : start + at_once]]
             interrupted = yield from evaluate_group(group, shared)
+            free_memory()
             if interrupted:
                 return
 
@@ -130,7 +132,7 @@ def evaluate_group(configs: Sequence[Config], shared: Shared) -> Generator[Resul
         models = [
             quantize(run, checkpoint, inputs)
             for run, checkpoint in zip(runs, checkpoints, strict=True)
-            if not run.progress.kept.finished
+            if not run.progress.is_finished(len(inputs.images))
         ]
         scores = score([model.prepared for model in models], [model.run for model in models], inputs.images)
         scored = {model.run: (model, scores) for model, scores in zip(models, scores, strict=True)}
@@ -142,6 +144,12 @@ def evaluate_group(configs: Sequence[Config], shared: Shared) -> Generator[Resul
                 failure = result.details.failure
                 interrupt = failure if isinstance(failure, KeyboardInterrupt) else interrupt
         return interrupt is not None
+
+
+def free_memory() -> None:
+    """Free the memory of models that are no longer needed: AIMET's simulations refer to themselves."""
+    torch.compiler.reset()
+    gc.collect()
 
 
 def load_checkpoint(run: Run, shared: Shared) -> Checkpoint:
@@ -206,8 +214,11 @@ def finished_result(run: Run, images: CityscapesSplit) -> Result | None:
     if folder is None or scores is None:
         return None
     logger.info(f"{folder}: the results of an earlier run are complete.")
-    content = json.loads(read_utf8(folder / RESULT_FILE))
-    return Result.from_json(content, details_of(scores, images, written=True))
+    path = folder / RESULT_FILE
+    try:
+        return Result.from_json(json.loads(read_utf8(path)), details_of(scores, images, written=True))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: this file is damaged ({error}). Delete it and start again with --resume.") from error
 
 
 def details_of(scores: Scores, images: CityscapesSplit, **others: Any) -> Details:
@@ -232,7 +243,9 @@ def evaluate_onnx(config: Config) -> Iterator[Result]:
             if ranks.is_main:
                 create_output_folders(config, images)
             run.begin(sha256_of(path), keep_digest(config, images, ranks))
-        result = finished_result(run, images) if run.progress.kept.finished else score_onnx(path, images, run)
+        result = (
+            finished_result(run, images) if run.progress.is_finished(len(images)) else score_onnx(path, images, run)
+        )
         if result:
             yield result
 

@@ -144,6 +144,10 @@ class Progress:
                 path.unlink()
         self._write_settings()
 
+    def is_finished(self, images: int) -> bool:
+        """Return whether an earlier run has written its results and kept the scores of all images, so many of them."""
+        return self.kept.finished and not len(self.remaining(IMAGES, np.arange(images)))
+
     def remaining(self, kind: str, images: np.ndarray) -> np.ndarray:
         """Return those of the images, by their indices, whose scores of this kind are not there yet."""
         return np.setdiff1d(images, self.kept.done.get(kind, np.empty(0, np.int64)))

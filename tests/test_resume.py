@@ -109,6 +109,27 @@ def test_other_settings_are_refused_before_the_work_and_the_right_ones_go_on(dat
     assert counts(out) == uninterrupted
 
 
+def test_records_that_were_lost_after_the_end_are_computed_again(data, uninterrupted, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(data / "whole", out)
+    path = out / TOY.name / PROGRESS_FOLDER / "images-0.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
+    errors = capsys.readouterr().err
+    assert "dropped 1 record" in errors and errors.count("results of an earlier run are complete") == 1
+    assert counts(out) == uninterrupted
+
+
+@pytest.mark.parametrize("content", ("", "{}", "[1]", '{"npu": 3}'))
+def test_a_damaged_result_of_the_earlier_run_is_named(data, uninterrupted, tmp_path, capsys, content):
+    out = tmp_path / "out"
+    shutil.copytree(data / "whole", out)
+    (out / TOY.name / "result.json").write_text(content)
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{out / TOY.name / 'result.json'}: this file is damaged" in error and "Delete it" in error
+
+
 def test_other_weights_are_refused(data, uninterrupted, tmp_path, capsys):
     shutil.copytree(data / "weights", tmp_path / "weights")
     state = torch.load(tmp_path / "weights" / f"{SMOOTHED.name}.pth", weights_only=True)

@@ -1,5 +1,6 @@
 """Prepare backends for speed: memory formats, and torch.compile if the run is long enough for it to save time."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,8 +43,14 @@ def prepare_backends(
     prepared = {name: _prepare(backend, runtime, compiled) for name, backend in backends.items()}
     kernel = None
     if compiled and runtime.device.type == "cpu":  # a GPU upsamples fast enough without
-        kernel = torch.compile(two_largest, dynamic=False, options=dict.fromkeys(THRESHOLDS, 10**6))
+        kernel = compiled_kernel()
     return PreparedBackends(prepared, kernel, compiled, reason)
+
+
+@functools.cache
+def compiled_kernel() -> Kernel:
+    """Return `two_largest`, compiled; the same for all models, so that it is compiled once for a size of logits."""
+    return torch.compile(two_largest, dynamic=False, options=dict.fromkeys(THRESHOLDS, 10**6))
 
 
 def _decide(pixels: int, device: torch.device, compile: bool | None) -> tuple[bool, str]:
@@ -65,7 +72,8 @@ def _prepare(backend: Backend, runtime: Runtime, compiled: bool) -> Backend:
     if isinstance(backend, torch.nn.Module):
         backend = backend.to(memory_format=memory_format(runtime.device))
         if compiled:
-            backend = torch.compile(backend, dynamic=False)
+            # All FFNets share the code of `forward`, of which torch would compile 8 versions and run others eagerly.
+            backend = torch.compile(backend, dynamic=False, isolate_recompiles=True)
             if runtime.device.type != "cpu":
                 return FixedBatchSize(backend, runtime.batch_size)
     return image_by_image(backend) if runtime.device.type == "cpu" else backend
