@@ -45,7 +45,7 @@ class Round:
 class Sharing:
     """What one run of two models saves."""
 
-    models: tuple[str, str]
+    models: tuple[str, ...]
     images: int
     rounds: tuple[Round, ...]
     decoding_seconds: tuple[float, ...]  # wall time of decoding all images once, with nothing else; one per round
@@ -60,7 +60,7 @@ class Memory:
     npu: int | None  # of all processes of the NPU together; None if it ran without
 
 
-def measure_sharing(models: tuple[str, str], images: CityscapesSplit, folder: Path, rounds: int) -> Sharing:
+def measure_sharing(models: tuple[str, ...], images: CityscapesSplit, folder: Path, rounds: int) -> Sharing:
     """Run two models with random weights in runs of their own and in one, alternately; `folder`: for their weights."""
     checkpoints = write_checkpoints(folder, models)
     measured, decoding = [], []
@@ -92,7 +92,14 @@ def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[st
     """Run the program on models whose weights are in the folder `checkpoints`, and return its times."""
     with tempfile.TemporaryDirectory() as name:
         output = Path(name)
-        options = ["--dataset-path", images.root, "--checkpoint", checkpoints, "--model-name", *models]
+        options: list[str | Path] = [
+            "--dataset-path",
+            images.root,
+            "--checkpoint",
+            checkpoints,
+            "--model-name",
+            *models,
+        ]
         options += ["--calibration-images", str(CALIBRATION_IMAGES), "--output-dir", output]
         run = run_program(options)
         result = json.loads(next(output.rglob(RESULT_FILE)).read_text())  # the evaluation is the same in all
@@ -119,7 +126,7 @@ def memory_of_program(images: CityscapesSplit, checkpoints: Path, count: int, np
     programs are running.
     """
     with tempfile.TemporaryDirectory() as output:
-        options = ["--dataset-path", images.root, "--limit", str(count), "--checkpoint", checkpoints]
+        options: list[str | Path] = ["--dataset-path", images.root, "--limit", str(count), "--checkpoint", checkpoints]
         options += ["--model-name", *SMALL_VARIANTS, "--execute", "--output-dir", output]
         options += ["--calibration-images", str(MEMORY_CALIBRATION_IMAGES)]
         options += ["--npu", "--npu-images", "all"] if npu else []

@@ -214,7 +214,7 @@ def peak_gb(root: Path, model_name: str) -> float:
     """Return the peak memory, in 10**9 bytes, of a process that makes a whole run on two images, batch size 1."""
     checkpoint = root / "weights.pth"
     torch.save(random_model(model_name).state_dict(), checkpoint)
-    options = ["--dataset-path", root, "--checkpoint", checkpoint, "--model-name", model_name]
+    options: list[str | Path] = ["--dataset-path", root, "--checkpoint", checkpoint, "--model-name", model_name]
     options += ["--limit", "2", "--batch-size", "1", "--num-workers", "1"]
     return run_program(options).peak_bytes / 1e9
 
