@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = speed.write_images(folder, args.images)
-        pairs = {"published": PUBLISHED, "demo": DEMO_VARIANTS}
-        sharing = [measure_sharing(pair, images, folder / kind, args.rounds) for kind, pair in pairs.items()]
+        pairs = {"demo": DEMO_VARIANTS, "published": PUBLISHED}
+        sharing = [
+            measure_sharing(pair, images, folder / kind, args.rounds, args.threads) for kind, pair in pairs.items()
+        ]
     memory = measure_memory(MEMORY_IMAGES, npu=importlib.util.find_spec("onnxruntime_qnn") is not None)
     outcome = {"machine": speed.machine(torch.device("cpu")), "sharing": sharing, "memory": memory}
     print(json.dumps(outcome, default=dataclasses.asdict) if args.json else format_outcome(outcome))
@@ -49,8 +51,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--images", type=int, default=6, help="of 1024x2048; default %(default)s")
+    parser.add_argument("--images", type=int, default=4, help="of 1024x2048; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    parser.add_argument("--threads", type=int, help="that compute a network while time is measured; default: torch's")
     return parser.parse_args(argv)
 
 

@@ -21,7 +21,8 @@ from ffnet.report.file_names import RESULT_FILE
 from ffnet.variants import VARIANTS
 
 SMALL_SIZE = (64, 128)  # height, width of the images for the measurement of memory
-CALIBRATION_IMAGES = 2  # for the measurement of time, so that calibration takes a small part of it
+# For the measurement of time, with the scheme that finds ranges fastest: the start is a small part of a long run.
+QUICK_CALIBRATION = ("--quant-scheme", "tf", "--calibration-images", "1")
 MEMORY_CALIBRATION_IMAGES = 16
 
 
@@ -60,15 +61,25 @@ class Memory:
     npu: int | None  # of all processes of the NPU together; None if it ran without
 
 
-def measure_sharing(models: tuple[str, ...], images: CityscapesSplit, folder: Path, rounds: int) -> Sharing:
-    """Run two models with random weights in runs of their own and in one, alternately; `folder`: for their weights."""
+def measure_sharing(
+    models: tuple[str, ...], images: CityscapesSplit, folder: Path, rounds: int, threads: int | None = None
+) -> Sharing:
+    """Run two models with random weights in runs of their own and in one, alternately.
+
+    Args:
+        models: two names.
+        images: that are scored.
+        folder: to create for the weights.
+        rounds: number of times that everything is measured.
+        threads: see `run_program`.
+    """
     checkpoints = write_checkpoints(folder, models)
     measured, decoding = [], []
     for _ in tqdm(range(rounds), " and ".join(models), unit="round", disable=None):
         decoding.append(decoding_seconds(images))
-        first, second = (time_program(images, checkpoints, [model]) for model in models)
+        first, second = (time_program(images, checkpoints, [model], threads) for model in models)
         two_runs = Seconds(first.run + second.run, first.evaluation + second.evaluation)
-        measured.append(Round(two_runs, time_program(images, checkpoints, models)))
+        measured.append(Round(two_runs, time_program(images, checkpoints, models, threads)))
     return Sharing(models, len(images), tuple(measured), tuple(decoding))
 
 
@@ -88,7 +99,7 @@ def decoding_seconds(images: CityscapesSplit) -> float:
     return time.perf_counter() - begin
 
 
-def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[str]) -> Seconds:
+def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[str], threads: int | None) -> Seconds:
     """Run the program on models whose weights are in the folder `checkpoints`, and return its times."""
     with tempfile.TemporaryDirectory() as name:
         output = Path(name)
@@ -100,8 +111,8 @@ def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[st
             "--model-name",
             *models,
         ]
-        options += ["--calibration-images", str(CALIBRATION_IMAGES), "--output-dir", output]
-        run = run_program(options)
+        options += [*QUICK_CALIBRATION, "--output-dir", output]
+        run = run_program(options, threads)
         result = json.loads(next(output.rglob(RESULT_FILE)).read_text())  # the evaluation is the same in all
     return Seconds(run.seconds, result["stage_seconds"]["evaluate"])
 
