@@ -33,12 +33,14 @@ TIME_COLUMNS = ("models", "two runs, s", "one run, s", "one over two")
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the times and the memory."""
     args = parse_args(argv)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = speed.write_images(folder, args.images)
         pairs = {"demo": DEMO_VARIANTS, "published": PUBLISHED}
         sharing = [
-            measure_sharing(pair, images, folder / kind, args.rounds, args.threads) for kind, pair in pairs.items()
+            measure_sharing(pair, images, folder / kind, args.rounds, torch.get_num_threads())
+            for kind, pair in pairs.items()
         ]
     memory = measure_memory(MEMORY_IMAGES, npu=importlib.util.find_spec("onnxruntime_qnn") is not None)
     outcome = {"machine": speed.machine(torch.device("cpu")), "sharing": sharing, "memory": memory}
@@ -53,7 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--images", type=int, default=4, help="of 1024x2048; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    parser.add_argument("--threads", type=int, help="that compute a network while time is measured; default: torch's")
+    parser.add_argument("--threads", type=int, help="while time is measured; default: as torch chooses")
     return parser.parse_args(argv)
 
 

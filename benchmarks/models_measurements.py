@@ -62,7 +62,7 @@ class Memory:
 
 
 def measure_sharing(
-    models: tuple[str, ...], images: CityscapesSplit, folder: Path, rounds: int, threads: int | None = None
+    models: tuple[str, ...], images: CityscapesSplit, folder: Path, rounds: int, threads: int
 ) -> Sharing:
     """Run two models with random weights in runs of their own and in one, alternately.
 
@@ -99,7 +99,7 @@ def decoding_seconds(images: CityscapesSplit) -> float:
     return time.perf_counter() - begin
 
 
-def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[str], threads: int | None) -> Seconds:
+def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[str], threads: int) -> Seconds:
     """Run the program on models whose weights are in the folder `checkpoints`, and return its times."""
     with tempfile.TemporaryDirectory() as name:
         output = Path(name)
