@@ -1,12 +1,13 @@
-"""Run ffnet_quanteval, then print the peak resident memory of its process in bytes as the last line on stdout.
+"""Run ffnet_quanteval, then print what its process took: processor time in seconds, peak resident memory in bytes.
 
     python -m benchmarks.measured_program OPTIONS
 
-It has five more networks than the program, SMALL_VARIANTS, for measurements that the published ones are too large for.
+Both are the last line on stdout. It has five more networks than the program, SMALL_VARIANTS, for measurements that the published ones are too large for.
 Needs no torch before the program does: processes of the NPU import this module again. Linux only.
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     VARIANTS.update(SMALL_VARIANTS)
     status = ffnet_quanteval.main(argv)
-    print(peak_bytes())
+    print(time.process_time(), peak_bytes())
     return status
 
 

@@ -27,6 +27,7 @@ from ffnet.variants import DEMO_VARIANTS
 PUBLISHED = ("segmentation_ffnet40S_dBBB_mobile", "segmentation_ffnet122NS_CCC_mobile_pre_down")
 MEMORY_IMAGES = (50, 500)
 LARGEST_GROWTH = 0.05  # of the memory from the first to the last of MEMORY_IMAGES
+TIMES = {"run": "whole run", "evaluation": "evaluation", "processor": "processor time of the whole run"}
 TIME_COLUMNS = ("models", "two runs, s", "one run, s", "one over two")
 
 
@@ -74,8 +75,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def time_rows(pair: Sharing) -> list[list[str]]:
-    """Return a row for the whole runs of two models and one for their evaluation."""
-    return [time_row(pair, field, label) for field, label in (("run", "whole run"), ("evaluation", "evaluation"))]
+    """Return a row for each of the times of two models."""
+    return [time_row(pair, field, label) for field, label in TIMES.items()]
 
 
 def time_row(pair: Sharing, field: str, label: str) -> list[str]:

@@ -28,10 +28,14 @@ MEMORY_CALIBRATION_IMAGES = 16
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall times of a run of the program, or sums of those of two."""
+    """Times of a run of the program, or sums of those of two."""
 
-    run: float  # whole, with the start of Python
-    evaluation: float  # of the stage in which the images run through the backends
+    run: float  # wall time, with the start of Python
+    evaluation: float  # wall time of the stage in which the images run through the backends
+    processor: float  # of all threads of the run
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.run + other.run, self.evaluation + other.evaluation, self.processor + other.processor)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,7 @@ def measure_sharing(
     for _ in tqdm(range(rounds), " and ".join(models), unit="round", disable=None):
         decoding.append(decoding_seconds(images))
         first, second = (time_program(images, checkpoints, [model], threads) for model in models)
-        two_runs = Seconds(first.run + second.run, first.evaluation + second.evaluation)
-        measured.append(Round(two_runs, time_program(images, checkpoints, models, threads)))
+        measured.append(Round(first + second, time_program(images, checkpoints, models, threads)))
     return Sharing(models, len(images), tuple(measured), tuple(decoding))
 
 
@@ -114,7 +117,7 @@ def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[st
         options += [*QUICK_CALIBRATION, "--output-dir", output]
         run = run_program(options, threads)
         result = json.loads(next(output.rglob(RESULT_FILE)).read_text())  # the evaluation is the same in all
-    return Seconds(run.seconds, result["stage_seconds"]["evaluate"])
+    return Seconds(run.seconds, result["stage_seconds"]["evaluate"], run.processor_seconds)
 
 
 def measure_memory(counts: Sequence[int], npu: bool) -> list[Memory]:

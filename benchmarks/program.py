@@ -20,6 +20,7 @@ class ProgramRun:
     """What a run of the program took."""
 
     seconds: float  # wall time, with the start of Python
+    processor_seconds: float  # of all threads of the main process
     peak_bytes: int  # largest resident memory of the main process
     npu_bytes: int  # largest resident memory of the NPU's processes together; pages that they share count in each
 
@@ -46,7 +47,8 @@ def run_program(options: Sequence[str | Path], threads: int | None = None) -> Pr
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
         output.seek(0)
-        return ProgramRun(seconds, int(output.read().split()[-1]), npu_bytes)
+        *_, processor_seconds, peak_bytes = output.read().split()
+        return ProgramRun(seconds, float(processor_seconds), int(peak_bytes), npu_bytes)
 
 
 def watch_npu_processes(process: "subprocess.Popen[bytes]") -> int:
