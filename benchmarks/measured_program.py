@@ -2,8 +2,9 @@
 
     python -m benchmarks.measured_program OPTIONS
 
-Both are the last line on stdout. It has five more networks than the program, SMALL_VARIANTS, for measurements that the published ones are too large for.
-Needs no torch before the program does: processes of the NPU import this module again. Linux only.
+Both are the last line on stdout. It has five more networks than the program, SMALL_VARIANTS, for measurements that the
+published ones are too large for. Needs no torch before the program does: processes of the NPU import this module again.
+Linux only.
 """
 
 import sys
