@@ -1,6 +1,6 @@
 """Measure what several models in one run of the program save, and whether its memory grows with the number of images.
 
-    python -m benchmarks.models [--json] [--images N] [--rounds N]
+    python -m benchmarks.models [--json] [--images N] [--rounds N] [--threads N]
 
 Time: two published models and the demo's two, each in a run of its own and both in one, alternately, on rendered scenes
 of 1024x2048. Memory: five small networks in all backends on 50 and on 500 images of 64x128. All weights are random. The

@@ -41,6 +41,7 @@ from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quantize
+from ffnet.wording import count
 
 HEIGHT, WIDTH = 1024, 2048
 UPPER_BOUNDS = {  # ratio -> largest allowed value, for 40S_dBBB on two CPU cores
@@ -227,7 +228,7 @@ def machine(device: torch.device) -> str:
     names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line]
     instructions = " with AVX-512 VNNI" if "avx512_vnni" in cpuinfo else ""
     cpu = names[0] if names else platform.machine()
-    return f"{cpu}{instructions}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{cpu}{instructions}, {count(torch.get_num_threads(), 'thread')}, torch {torch.__version__}"
 
 
 def format_outcome(outcome: dict[str, Any]) -> str:
