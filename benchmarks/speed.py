@@ -9,8 +9,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +23,7 @@ from torchvision.io import decode_image
 from tqdm import tqdm
 
 from benchmarks import baseline
+from benchmarks.program import run_program
 from datasets.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, CityscapesSplit
 from datasets.streetscenes.render import render_scene
 from ffnet.backends import FP32, INT8_SIMULATED
@@ -42,6 +41,7 @@ from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quantize
+from ffnet.wording import count
 
 HEIGHT, WIDTH = 1024, 2048
 UPPER_BOUNDS = {  # ratio -> largest allowed value, for 40S_dBBB on two CPU cores
@@ -87,13 +87,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_images(root: Path, count: int) -> CityscapesSplit:
-    """Write and open a val split of `count` rendered scenes."""
+def write_images(root: Path, count: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> CityscapesSplit:
+    """Write and open a val split of `count` rendered scenes of `size` (height, width)."""
     folders = [root / kind / "val" / "bench" for kind in ("leftImg8bit", "gtFine")]
     for folder in folders:
         folder.mkdir(parents=True)
     for seed in tqdm(range(count), "render", disable=None):
-        pair = zip(folders, (IMAGE_SUFFIX, LABEL_SUFFIX), render_scene(seed, HEIGHT, WIDTH), strict=True)
+        pair = zip(folders, (IMAGE_SUFFIX, LABEL_SUFFIX), render_scene(seed, *size), strict=True)
         for folder, suffix, pixels in pair:
             Image.fromarray(pixels).save(folder / f"bench_{seed:06d}_000019{suffix}")
     return CityscapesSplit(root, "val")
@@ -215,16 +215,9 @@ def peak_gb(root: Path, model_name: str) -> float:
     """Return the peak memory, in 10**9 bytes, of a process that makes a whole run on two images, batch size 1."""
     checkpoint = root / "weights.pth"
     torch.save(random_model(model_name).state_dict(), checkpoint)
-    options = ["--dataset-path", root, "--checkpoint", checkpoint, "--model-name", model_name]
-    options += ["--limit", "2", "--batch-size", "1", "--num-workers", "1", "--use-cuda", "false", "--quiet"]
-    # VmHWM is of the process alone; what getrusage says about a child includes its parent's memory at the fork.
-    program = (
-        "import re, pathlib, sys, ffnet_quanteval; status = ffnet_quanteval.main(sys.argv[1:]);"
-        "print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1]); sys.exit(status)"
-    )
-    command = [sys.executable, "-c", program, *map(str, options)]
-    completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    return int(completed.stdout.split()[-1]) * 1024 / 1e9
+    options: list[str | Path] = ["--dataset-path", root, "--checkpoint", checkpoint, "--model-name", model_name]
+    options += ["--limit", "2", "--batch-size", "1", "--num-workers", "1"]
+    return run_program(options).peak_bytes / 1e9
 
 
 def machine(device: torch.device) -> str:
@@ -235,7 +228,7 @@ def machine(device: torch.device) -> str:
     names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line]
     instructions = " with AVX-512 VNNI" if "avx512_vnni" in cpuinfo else ""
     cpu = names[0] if names else platform.machine()
-    return f"{cpu}{instructions}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{cpu}{instructions}, {count(torch.get_num_threads(), 'thread')}, torch {torch.__version__}"
 
 
 def format_outcome(outcome: dict[str, Any]) -> str:

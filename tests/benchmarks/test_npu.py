@@ -21,7 +21,7 @@ def test_costs_of_a_network_are_measured_in_one_and_in_two_processes(toy_variant
     assert table[-1].count("|") == table[2].count("|")
 
 
-@pytest.mark.parametrize("module", ["accuracy", "accuracy_recovery", "npu", "worker_usage"])
+@pytest.mark.parametrize("module", ["accuracy", "accuracy_recovery", "measured_program", "npu", "worker_usage"])
 def test_the_processes_of_the_npu_import_a_benchmark_without_torch(module):
     program = f"import sys, benchmarks.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(npu.__file__).parents[1])
