@@ -252,4 +252,13 @@ def _check_output_folders(config: Config) -> None:
     checks += [(config.for_model(name), of_one_model) for name in names]
     for checked, own_files in checks:
         for target, folder in _output_folders(checked).items():
-            check_output_folder(FLAGS[target], folder, own_files.get(target, ()), config.output.force)
+            remedy = "Name a new folder"
+            if not resume and target == "output.output_dir" and _holds_kept_work(config):
+                remedy = "Add --resume to go on with the run whose results it holds, name a new folder"
+            check_output_folder(FLAGS[target], folder, own_files.get(target, ()), config.output.force, remedy)
+
+
+def _holds_kept_work(config: Config) -> bool:
+    """Return whether the output folder holds what --resume may go on with."""
+    folders = [config.for_model(name).output.output_dir for name in config.model.names]
+    return any(folder is not None and (folder / PROGRESS_FOLDER).is_dir() for folder in folders)

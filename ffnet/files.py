@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -13,28 +14,31 @@ from ffnet.errors import UserError
 from ffnet.wording import count
 
 
-def check_output_folder(option: str, folder: Path, own_files: Collection[str] = (), force: bool = False) -> None:
+def check_output_folder(
+    option: str, folder: Path, own_files: Collection[str] = (), force: bool = False, remedy: str = "Name a new folder"
+) -> None:
     """Check, without changing anything, that an option's output folder can be created and written to.
 
-    Files that operating systems leave behind do not count.
+    Files that operating systems leave behind do not count, nor unfinished ones of a run that was killed.
 
     Args:
         option: name of the option, for the error.
         folder: may be missing.
         own_files: names of files that an earlier run may have left there and that may be replaced.
         force: accept other files in the folder.
+        remedy: what to do about other files, apart from --force.
 
     Raises:
         UserError: if the folder holds other files, is not a folder, or can't be written to.
     """
     if folder.is_dir():
         names = [path.name for path in folder.iterdir()]
-        others = sorted(name for name in names if name not in own_files and not is_system_file(name))
+        others = sorted(name for name in names if not _is_own(name, own_files) and not is_system_file(name))
         if others and not force:
             more = f" and {count(len(others) - 1, 'other file')}" if others[1:] else ""
             raise UserError(
-                f"{option} {folder}: the folder already holds {others[0]}{more}. Name a new folder, or add --force to "
-                "write into this one."
+                f"{option} {folder}: the folder already holds {others[0]}{more}. {remedy}, or add --force to write "
+                "into this one."
             )
     elif folder.exists() or folder.is_symlink():
         raise UserError(f"{option} {folder}: this is not a folder. Name another one.")
@@ -43,6 +47,24 @@ def check_output_folder(option: str, folder: Path, own_files: Collection[str] = 
         raise UserError(f"{option} {folder}: {parent} is not a folder. Name another one.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{option} {folder}: {parent} is not writable. Name another folder.")
+
+
+def _is_own(name: str, own_files: Collection[str]) -> bool:
+    """Return whether a file is one of `own_files`, or what a killed process left of one: see `unfinished_name`."""
+    unfinished = re.fullmatch(r"\.(.+)\.\d+", name)
+    return name in own_files or (unfinished is not None and unfinished[1] in own_files)
+
+
+def unfinished_name(name: str) -> str:
+    """Return the name that a file or folder has until this process has written it whole."""
+    return f".{name}.{os.getpid()}"
+
+
+def remove_unfinished(folder: Path, own_files: Collection[str]) -> None:
+    """Remove what killed processes left of some files in a folder in which no other process writes them."""
+    for path in folder.iterdir():
+        if path.name not in own_files and _is_own(path.name, own_files):
+            path.unlink()
 
 
 def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
@@ -67,15 +89,19 @@ def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
         )
 
 
-def write_atomically(path: Path, data: bytes | str) -> Path:
+def write_atomically(path: Path, data: bytes | str, durable: bool = False) -> Path:
     """Write `data`, text as UTF-8, so that `path` never holds half of it; return `path`.
 
-    Bytes of file names that are not valid UTF-8 are written as they are on the disk.
+    Bytes of file names that are not valid UTF-8 are written as they are on the disk. A `durable` file is whole also if
+    the machine loses its power.
     """
     data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(unfinished_name(path.name))
     try:
         temporary.write_bytes(data)
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

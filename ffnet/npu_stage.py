@@ -123,6 +123,8 @@ def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: Cit
     shard = run.progress.with_earlier(NPU, merge_shards([shard for shard, _ in shards]))
     merged = shard.scores
     failure = next((failure for _, failure in shards if failure), None)
+    if merged.unsaved and not failure:
+        failure = UserError(f"{merged.unsaved}. The images of {INT8_NPU} from this one on are not kept for --resume.")
     if not merged.images:
         return NpuOutcome(failure=failure)
     names = [image_name(images.images[index]) for index in shard.indices]

@@ -132,7 +132,7 @@ def evaluate_group(configs: Sequence[Config], shared: Shared) -> Generator[Resul
         models = [
             quantize(run, checkpoint, inputs)
             for run, checkpoint in zip(runs, checkpoints, strict=True)
-            if not run.progress.is_finished(len(inputs.images))
+            if not run.is_finished(inputs.images)
         ]
         scores = score([model.prepared for model in models], [model.run for model in models], inputs.images)
         scored = {model.run: (model, scores) for model, scores in zip(models, scores, strict=True)}
@@ -157,7 +157,7 @@ def load_checkpoint(run: Run, shared: Shared) -> Checkpoint:
     name = run.config.model.name
     with run.stage("load checkpoint"):
         checkpoint = shared.ranks.main_process_first(load_model, name, shared.checkpoints[name])
-    run.begin(checkpoint.sha256, shared.images_digest)
+    run.begin(checkpoint.sha256, shared.inputs.images, shared.images_digest)
     return checkpoint
 
 
@@ -242,10 +242,8 @@ def evaluate_onnx(config: Config) -> Iterator[Result]:
             run.notes += ignored_files_notes(images)
             if ranks.is_main:
                 create_output_folders(config, images)
-            run.begin(sha256_of(path), keep_digest(config, images, ranks))
-        result = (
-            finished_result(run, images) if run.progress.is_finished(len(images)) else score_onnx(path, images, run)
-        )
+            run.begin(sha256_of(path), images, keep_digest(config, images, ranks))
+        result = finished_result(run, images) if run.is_finished(images) else score_onnx(path, images, run)
         if result:
             yield result
 

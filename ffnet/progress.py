@@ -4,7 +4,7 @@
     network.safetensors  ranges, bit widths and rounded weights of the simulation, once they are found
     images-0.jsonl       the scores of the images that rank 0 has run through the backends; see `evaluation.recording`
     npu-0.jsonl          the same for the NPU
-    finished             is there if all results are written
+    finished             the names of the files of the results, once all are written
 
 All ranks append to files of their own; everything else is written by the main process.
 """
@@ -15,6 +15,8 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,16 +27,17 @@ import numpy as np
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Config
 from ffnet.errors import UserError
 from ffnet.evaluation.recording import RecordFile, read_records
-from ffnet.evaluation.scores import Scores, Shard, merge_shards
-from ffnet.files import read_utf8, sha256_of, write_atomically
+from ffnet.evaluation.scores import Scores, Shard, merge_shards, without
+from ffnet.files import read_utf8, remove_unfinished, sha256_of, write_atomically
 from ffnet.options import FLAGS, lookup
 from ffnet.quantization.state import load_state, read_state, save_state, write_state
-from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_FILE
+from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_FILE, RESULT_FILES
 from ffnet.report.recovery import Recovery, recovery_from_json
 from ffnet.report.result import Calibration, processor_name, versions
 from ffnet.wording import count
@@ -111,6 +114,7 @@ class Kept:
     compilation: tuple[bool, str] | None = None  # whether its networks are compiled, and why; None if undecided yet
     network: bool = False  # whether the simulation is there
     finished: bool = False
+    key: int = 0  # of the records
     done: dict[str, np.ndarray] = field(default_factory=dict)  # kind -> indices of the images that are there
 
 
@@ -133,16 +137,31 @@ class Progress:
         """
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked(self.folder)
-        self._conditions = json.loads(json.dumps(now))
-        if resume and (self.folder / SETTINGS).exists():
-            self._find_kept(self.folder)
-            return
-        for path in self.folder.iterdir():
-            if path.name != LOCK:
-                path.unlink()
-        self._write_settings()
+        with errors_naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked(self.folder)
+            remove_unfinished(self.folder, (SETTINGS, NETWORK))
+            remove_unfinished(self.folder.parent, RESULT_FILES)
+            self._conditions = json.loads(json.dumps(now))
+            if resume and (self.folder / SETTINGS).exists():
+                self._find_kept(self.folder)
+                return
+            for path in [self.folder / name for name in (SETTINGS, NETWORK, FINISHED)]:
+                path.unlink(missing_ok=True)
+            self.drop_records()
+            self._write_settings()
+
+    def drop_records(self) -> None:
+        """Remove the scores of all images, so that they are computed again; in the main process."""
+        self._earlier, self.kept.done = {}, {}
+        for path in record_files(self.folder, IMAGES) + record_files(self.folder, NPU) if self.folder else []:
+            path.unlink()
+
+    def drop_images(self, images: np.ndarray) -> None:
+        """Have some images computed again whose scores are there; in the main process."""
+        if IMAGES in self._earlier:
+            self._earlier[IMAGES] = without(self._earlier[IMAGES], images)
+            self.kept.done[IMAGES] = self._earlier[IMAGES].indices
 
     def is_finished(self, images: int) -> bool:
         """Return whether an earlier run has written its results and kept the scores of all images, so many of them."""
@@ -166,7 +185,8 @@ class Progress:
         if self.folder is None:
             yield None
             return
-        file = RecordFile(self.folder / f"{kind}-{self._rank}.jsonl")
+        with errors_naming(self.folder):
+            file = RecordFile(self.folder / f"{kind}-{self._rank}.jsonl", self.kept.key)
         try:
             yield file
         finally:
@@ -188,15 +208,23 @@ class Progress:
             return
         calibrated, recovered = dataclasses.asdict(calibration), recovery and dataclasses.asdict(recovery)
         description = {"calibration": calibrated, "recovery": recovered}
-        write_atomically(self.folder / NETWORK, save_state(read_state(sim), description, rounded))
+        with errors_naming(self.folder):
+            write_atomically(self.folder / NETWORK, save_state(read_state(sim), description, rounded), durable=True)
 
     def restore_network(self, sim: QuantizationSimModel) -> tuple[Calibration, Recovery | None]:
         """Give a simulation the ranges, bit widths and rounded weights that were kept; in the main process."""
         if self.folder is None:
             raise ValueError("nothing is kept without a folder")
-        state, description = load_state(self.folder / NETWORK)
-        write_state(sim, state)
-        return Calibration(**description["calibration"]), recovery_from_json(description["recovery"])
+        path = self.folder / NETWORK
+        try:
+            state, description = load_state(path)
+            found = Calibration(**description["calibration"]), recovery_from_json(description["recovery"])
+            write_state(sim, state)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: this file is damaged ({error}). Delete it and start again with --resume."
+            ) from error
+        return found
 
     def close(self) -> None:
         """Let other runs use the folder."""
@@ -217,8 +245,9 @@ class Progress:
         path = folder / SETTINGS
         try:
             settings = json.loads(read_utf8(path))
-            kept, compilation = settings["conditions"], settings["compilation"]
-        except (ValueError, KeyError, TypeError) as error:
+            kept, compilation = dict(settings["conditions"].items()), settings["compilation"]
+            compilation = None if compilation is None else compilation_of(*compilation)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: this file is damaged ({error}). Start again with --force instead of --resume."
             ) from error
@@ -227,35 +256,75 @@ class Progress:
                 f"--resume: the run in {folder.parent} was made under other conditions: {'; '.join(phrases)}. Restore "
                 "them, or start again with --force instead of --resume."
             )
-        self._earlier = {kind: shard for kind in (IMAGES, NPU) if (shard := read_kind(folder, kind))}
+        key = records_key(self._conditions)
+        self._earlier = {kind: shard for kind in (IMAGES, NPU) if (shard := read_kind(folder, kind, key))}
         done = {kind: shard.indices for kind, shard in self._earlier.items()}
-        finished = (folder / FINISHED).exists() and (folder.parent / RESULT_FILE).exists()
-        self.kept = Kept(compilation and tuple(compilation), (folder / NETWORK).exists(), finished, done)
+        self.kept = Kept(compilation, (folder / NETWORK).exists(), has_results(folder), key, done)
 
     def _write_settings(self) -> None:
         if self.folder:
+            self.kept.key = records_key(self._conditions)
             content = {"compilation": self.kept.compilation, "conditions": self._conditions}
-            write_atomically(self.folder / SETTINGS, json.dumps(content, indent=1) + "\n")
+            with errors_naming(self.folder):
+                write_atomically(self.folder / SETTINGS, json.dumps(content, indent=1) + "\n", durable=True)
 
 
 def mark_finished(output_dir: Path) -> None:
     """Note that all results of the model with this output folder are written, and remove what is no longer needed."""
     folder = output_dir / PROGRESS_FOLDER
     if folder.is_dir():
-        (folder / FINISHED).touch()
+        names = [name for name in RESULT_FILES if (output_dir / name).exists()]
+        write_atomically(folder / FINISHED, "\n".join(names) + "\n")
         (folder / NETWORK).unlink(missing_ok=True)
 
 
-def read_kind(folder: Path, kind: str) -> Shard | None:
+def has_results(folder: Path) -> bool:
+    """Return whether all results were written by the run whose work is kept in `folder`, and are still there."""
+    path = folder / FINISHED
+    return path.exists() and all(
+        (folder.parent / name).exists() for name in (RESULT_FILE, *read_utf8(path).splitlines())
+    )
+
+
+def compilation_of(compiled: bool, reason: str) -> tuple[bool, str]:
+    """Return whether networks are compiled, and why; raise a TypeError if the settings hold something else."""
+    if not isinstance(compiled, bool) or not isinstance(reason, str):
+        raise TypeError("the compilation is neither known nor unknown")
+    return compiled, reason
+
+
+def records_key(conditions: Mapping[str, Any]) -> int:
+    """Return a number that tells the records of runs under different conditions apart."""
+    return zlib.crc32(json.dumps(conditions, sort_keys=True).encode())
+
+
+def record_files(folder: Path, kind: str) -> list[Path]:
+    """Return the files of all ranks with the scores of one kind."""
+    return sorted(path for path in folder.iterdir() if re.fullmatch(rf"{kind}-\d+\.jsonl", path.name))
+
+
+def read_kind(folder: Path, kind: str, key: int) -> Shard | None:
     """Return the scores that all ranks have kept, and say on stderr if records were damaged; None if there are none."""
     shards = []
-    for path in sorted(folder.glob(f"{kind}-*.jsonl")):
-        shard, damaged = read_records(path)
+    for path in record_files(folder, kind):
+        shard, damaged = read_records(path, key)
         if shard:
             shards.append(shard)
         if damaged:
             logger.warning(
-                f"{path}: dropped {count(damaged, 'record')}, torn when the earlier run stopped or damaged since; "
-                f"{'its image is' if damaged == 1 else 'their images are'} evaluated again."
+                f"{path}: dropped {count(damaged, 'record')}, torn when the earlier run stopped, damaged since or of "
+                f"another run; {'its image is' if damaged == 1 else 'their images are'} evaluated again."
             )
     return merge_shards(shards) if shards else None
+
+
+@contextlib.contextmanager
+def errors_naming(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError that names the option, the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {folder.parent}: the run's work can't be kept in {error.filename or folder} "
+            f"({error.strerror or error}). Free some space there, or name another folder."
+        ) from error

@@ -1,12 +1,15 @@
 """The state of one model's run: its device, stage times, notes, kept work, temporary files and processes."""
 
 import contextlib
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+
+import numpy as np
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.backends import INT8_SIMULATED, ONNX_FILE
@@ -15,14 +18,18 @@ from ffnet.distributed import Ranks
 from ffnet.evaluation.recording import Writer
 from ffnet.evaluation.runtime import Runtime
 from ffnet.files import create_output_folder
+from ffnet.onnx.formats import MANIFEST_FILE
 from ffnet.options import option_values
-from ffnet.progress import Progress, conditions
+from ffnet.progress import IMAGES, Progress, conditions
 from ffnet.published import Comparison
 from ffnet.report import result as results
 from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_MEGABYTES
-from ffnet.report.predictions import prediction_writer, predictions_megabytes
+from ffnet.report.predictions import missing_predictions, prediction_writer, predictions_megabytes
 from ffnet.report.recovery import Recovery
 from ffnet.report.result import Calibration, CheckpointInfo, Details, NpuResult, Result
+from ffnet.wording import count
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -67,12 +74,13 @@ class Run:
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._resources.close()
 
-    def begin(self, weights: str, images: str) -> None:
+    def begin(self, weights: str, images: CityscapesSplit, digest: str) -> None:
         """Begin to keep the run's work in its output folder or, with --resume, find what an earlier run has kept.
 
         Args:
             weights: sha256 of the checkpoint or the ONNX file.
-            images: sha256 of all images and labels; used in the main process only.
+            images: that are scored.
+            digest: sha256 of all images and labels; used in the main process only.
 
         Raises:
             UserError: if another run uses the folder, or if the earlier run was made under other conditions.
@@ -83,8 +91,36 @@ class Run:
         self.progress = Progress(output.output_dir / PROGRESS_FOLDER, self.ranks.rank)
         self._resources.callback(self.progress.close)
         if self.ranks.is_main:
-            self.progress.begin(conditions(self.config, weights, images, self.ranks.device), output.resume)
+            self.progress.begin(conditions(self.config, weights, digest, self.ranks.device), output.resume)
+            self._drop_unusable(images)
         self.progress.kept = self.ranks.share(self.progress.kept)
+
+    def is_finished(self, images: CityscapesSplit) -> bool:
+        """Return whether an earlier run has written all results."""
+        return self.progress.is_finished(len(images))
+
+    def _drop_unusable(self, images: CityscapesSplit) -> None:
+        """Drop what an earlier run has kept if files are gone that belong to it, and say so on stderr."""
+        output, kept = self.config.output, self.progress.kept
+        if output.export and not (output.export / MANIFEST_FILE).exists():
+            kept.finished = False
+        done = kept.done.get(IMAGES, np.empty(0, np.int64))
+        if output.save_predictions:
+            names = saved_backends(self.config)
+            missing = missing_predictions(output.save_predictions, images.images, names, done.tolist())
+            if missing:
+                logger.warning(
+                    f"--save-predictions {output.save_predictions}: the files of {count(len(missing), 'image')} that "
+                    "the earlier run wrote are not there; these images are evaluated again."
+                )
+                self.progress.drop_images(np.array(missing, np.int64))
+        # Recovery may end elsewhere when it is repeated, for it can be interrupted.
+        lost = self.config.quantization.recovers and not kept.network and not self.is_finished(images)
+        if lost and len(done):
+            logger.warning(
+                f"{self.progress.folder}: the recovered network is no longer there; all images are evaluated again."
+            )
+            self.progress.drop_records()
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Measure the wall time of a stage, also of one that fails."""

@@ -29,8 +29,8 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
         compile = kept[0] if kept else run.config.runtime.compile
         prepared = prepare_backends(backends, pixels, run.runtime, compile)
         warm_up(prepared, (images.height, images.width), run.runtime)
-    if kept:
-        prepared = replace(prepared, reason=kept[1])
+    model = "" if run.config.model.onnx else run.config.model.name
+    prepared = replace(prepared, reason=kept[1] if kept else prepared.reason, model=model)
     if run.ranks.is_main:
         run.progress.keep_compilation(prepared.compiled, prepared.reason)
     if FP32 in backends:

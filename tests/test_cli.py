@@ -166,7 +166,7 @@ def test_a_resumed_run_may_find_its_own_files(tmp_path):
     for number, name in enumerate(folders, 1):
         words = ["--demo", "--model-name", *DEMO_VARIANTS[:number], "--output-dir", str(folders[name])]
         assert cli.parse_args([*words, "--resume"]).output.resume
-        with pytest.raises(UserError, match="already holds"):
+        with pytest.raises(UserError, match=r"already holds .*\. Add --resume to go on .* or add --force"):
             cli.parse_args(words)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ffnet.errors import UserError
-from ffnet.files import check_output_folder, create_output_folder, sha256_of, write_atomically
+from ffnet.files import check_output_folder, create_output_folder, remove_unfinished, sha256_of, write_atomically
 
 
 def test_new_and_empty_folders_are_accepted_and_left_empty(tmp_path):
@@ -42,6 +42,17 @@ def test_a_folder_with_hidden_files_of_users_and_programs_does_not_count_as_empt
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=f"already holds {name}"):
         check_output_folder("--output-dir", tmp_path)
+
+
+def test_what_a_killed_run_left_of_its_own_files_is_accepted_and_removed(tmp_path):
+    left = [tmp_path / name for name in (".result.json.123", ".model.7")]
+    for path in (*left, tmp_path / "result.json"):
+        path.touch()
+    check_output_folder("--output-dir", tmp_path, ("result.json", "model"))
+    remove_unfinished(tmp_path, ("result.json",))
+    assert not left[0].exists() and left[1].exists() and (tmp_path / "result.json").exists()
+    with pytest.raises(UserError, match="already holds .model.7"):
+        check_output_folder("--output-dir", tmp_path, ("result.json",))
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """The kept work of a run: what must be the same to go on with it, and who may."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,17 @@ from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, OutputConfi
 from ffnet.errors import UserError
 from ffnet.evaluation.recording import RecordFile
 from ffnet.options import OPTIONS
-from ffnet.progress import IMAGES, MAY_DIFFER, NPU, Progress, conditions, differences, images_digest, mark_finished
+from ffnet.progress import (
+    IMAGES,
+    MAY_DIFFER,
+    NPU,
+    Progress,
+    conditions,
+    differences,
+    images_digest,
+    mark_finished,
+    records_key,
+)
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.state import read_state
 from ffnet.report.file_names import PROGRESS_FOLDER
@@ -38,7 +50,7 @@ def begun(folder, now=NOW, resume=False):
 
 
 def keep_images(folder, kind, rank, indices):
-    records = RecordFile(folder / f"{kind}-{rank}.jsonl")
+    records = RecordFile(folder / f"{kind}-{rank}.jsonl", records_key(NOW))
     for index in indices:
         records.append([index], random_scores(1, seed=index))
     records.close()
@@ -154,7 +166,19 @@ def test_a_folder_serves_one_run_at_a_time(tmp_path):
     begun(tmp_path).close()
 
 
-@pytest.mark.parametrize("content", ("", "[]", "{}", '{"compilation": null}', "\0"))
+@pytest.mark.parametrize("compilation", ("5", "[]", "[1]", '"ab"', '["yes", "no"]', "{}"))
+def test_a_damaged_compilation_in_the_settings_is_an_error_that_names_the_file(tmp_path, compilation):
+    begun(tmp_path).close()
+    (tmp_path / "settings.json").write_text(f'{{"conditions": {json.dumps(NOW)}, "compilation": {compilation}}}')
+    with pytest.raises(UserError, match="settings.json: this file is damaged .* --force"):
+        begun(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ("", "[]", "{}", '{"compilation": null}', "\0", '{"conditions": [], "compilation": null}',
+     '{"conditions": null, "compilation": null}'),
+)  # fmt: skip
 def test_damaged_settings_are_an_error_that_names_the_file(tmp_path, content):
     begun(tmp_path).close()
     (tmp_path / "settings.json").write_text(content)
@@ -170,6 +194,79 @@ def test_a_run_is_finished_if_its_results_are_there(tmp_path):
     (tmp_path / "result.json").write_text("{}")
     assert (resumed := begun(tmp_path / PROGRESS_FOLDER, resume=True)).kept.finished
     resumed.close()
+
+
+@pytest.mark.parametrize("lost", ("result.json", "report.html", "per_image.csv"))
+def test_a_run_is_not_finished_if_a_file_of_its_results_is_gone(tmp_path, lost):
+    begun(tmp_path / PROGRESS_FOLDER).close()
+    for name in ("result.json", "report.html", "per_image.csv"):
+        (tmp_path / name).touch()
+    mark_finished(tmp_path)
+    (tmp_path / lost).unlink()
+    assert not (resumed := begun(tmp_path / PROGRESS_FOLDER, resume=True)).kept.finished
+    resumed.close()
+
+
+def test_a_new_run_removes_no_files_of_others(tmp_path):
+    """With --force, the folder `progress` may be one that somebody else has made."""
+    folder = tmp_path / PROGRESS_FOLDER
+    (folder / "pictures").mkdir(parents=True)
+    others = [folder / name for name in ("thesis.txt", "images-a.jsonl", "network.safetensors.bak", "pictures/a.png")]
+    for path in (*others, folder / ".settings.json.1", folder / "images-12.jsonl", tmp_path / ".report.html.7"):
+        path.write_text("x")
+    begun(folder).close()
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {
+        *others, folder / "settings.json", folder / "lock",
+    }  # fmt: skip
+
+
+def test_records_of_a_run_under_other_conditions_are_dropped(tmp_path, caplog):
+    begun(tmp_path / "a").close()
+    keep_images(tmp_path / "a", IMAGES, 0, [0, 1])
+    begun(tmp_path / "b", {"--execute": True}).close()
+    (tmp_path / "a" / "images-0.jsonl").rename(tmp_path / "b" / "images-0.jsonl")
+    progress = begun(tmp_path / "b", {"--execute": True}, resume=True)
+    assert progress.remaining(IMAGES, np.arange(2)).tolist() == [0, 1]
+    assert "dropped 2 records, torn when the earlier run stopped, damaged since or of another run" in caplog.text
+    progress.close()
+
+
+@pytest.mark.parametrize("content", (b"", b"noise" * 100, None))
+def test_a_damaged_network_is_an_error_that_names_the_file(tmp_path, toy_sim, content):
+    progress = begun(tmp_path)
+    progress.keep_network(toy_sim, Calibration(4, "Calibrated."), None, False)
+    path = tmp_path / "network.safetensors"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(UserError, match="network.safetensors: this file is damaged .* Delete it and .* --resume"):
+        progress.restore_network(toy_sim)
+    progress.close()
+
+
+def make_file(path):
+    path.touch()
+
+
+def make_dangling_link(path):
+    path.symlink_to("nowhere/else")
+
+
+@pytest.mark.parametrize("make", (make_file, make_dangling_link))
+def test_a_folder_in_which_nothing_can_be_kept_is_named(tmp_path, make):
+    make(tmp_path / PROGRESS_FOLDER)
+    with pytest.raises(
+        UserError, match=f"--output-dir {tmp_path}: .* be kept in .*{PROGRESS_FOLDER} .* another folder"
+    ):
+        begun(tmp_path / PROGRESS_FOLDER)
+
+
+@pytest.mark.parametrize("number", (errno.ENOLCK, errno.EIO))
+def test_a_disk_on_which_no_lock_can_be_taken_is_named(tmp_path, monkeypatch, number):
+    def acquire(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("ffnet.progress.FileLock.acquire", acquire)
+    with pytest.raises(UserError, match=f"--output-dir .*{os.strerror(number)}.* another folder"):
+        begun(tmp_path / PROGRESS_FOLDER)
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):

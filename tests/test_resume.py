@@ -1,5 +1,6 @@
 """Runs that are stopped and resumed give what an uninterrupted run gives: the same counts in every backend."""
 
+import errno
 import json
 import os
 import random
@@ -209,3 +210,73 @@ def test_saved_predictions_are_complete_after_a_resumption(data, tmp_path):
     assert run_in_fork([*options, "--resume"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
     for name in NAMES:
         assert len(list((saved / name / short_name(INT8_SIMULATED)).glob("*.png"))) == IMAGES
+
+
+@pytest.mark.parametrize("left", ("report.html", "segmentation_ffnet_toy/result.json", "segmentation_ffnet_toy"))
+def test_what_a_kill_left_of_an_unfinished_file_does_not_prevent_a_resumption(data, uninterrupted, tmp_path, left):
+    out = tmp_path / "out"
+    shutil.copytree(data / "whole", out)
+    path = out / left
+    path.with_name(f".{path.name}.123").write_text("half")
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
+    assert counts(out) == uninterrupted
+
+
+def test_a_lost_report_is_written_again(data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(data / "whole", out)
+    (out / TOY.name / "report.html").unlink()
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
+    assert (out / TOY.name / "report.html").exists() and counts(out) == uninterrupted
+
+
+def test_lost_predictions_are_written_again(data, tmp_path, capsys):
+    saved = tmp_path / "saved"
+    options = options_for(data, "--output-dir", tmp_path / "out", "--save-predictions", saved, names=(TOY.name,))
+    assert ffnet_quanteval.main(options) == 0
+    before, files = counts(tmp_path / "out", (TOY.name,)), sorted(saved.rglob("*.png"))
+    for path in files[:2]:
+        path.unlink()
+    assert ffnet_quanteval.main([*options, "--resume"]) == 0
+    assert "the files of 2 images that the earlier run wrote are not there" in capsys.readouterr().err
+    assert sorted(saved.rglob("*.png")) == files and counts(tmp_path / "out", (TOY.name,)) == before
+
+
+def test_scores_of_a_recovered_network_that_is_gone_are_computed_again(data, tmp_path, capsys):
+    """A recovery that is repeated may end with another network."""
+    more = ["--default-param-bw", "4", "--adaround", "2", "--calibration-split", "train", "--selection-images", "1"]
+    options = options_for(data, "--output-dir", tmp_path / "out", *more, names=(TOY.name,))
+    assert ffnet_quanteval.main(options) == 0
+    before = counts(tmp_path / "out", (TOY.name,))
+    (tmp_path / "out" / "result.json").unlink()
+    assert ffnet_quanteval.main([*options, "--resume"]) == 0
+    assert "the recovered network is no longer there; all images are evaluated again" in capsys.readouterr().err
+    assert counts(tmp_path / "out", (TOY.name,)) == before
+
+
+def test_a_full_disk_under_the_records_is_named_and_the_run_goes_on(data, uninterrupted, tmp_path, capsys, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self.file, self.name = file, file.name
+
+        def write(self, line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    original, out = RecordFile.__init__, tmp_path / "out"
+
+    def open_full(self, *arguments):
+        original(self, *arguments)
+        self._file = Full(self._file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordFile, "__init__", open_full)
+        assert ffnet_quanteval.main(options_for(data, "--output-dir", out)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    for name, line in zip(NAMES, lines, strict=True):
+        assert f"{out / name / PROGRESS_FOLDER}/images-0.jsonl: {os.strerror(errno.ENOSPC)}. " in line
+        assert "start again with --resume" in line
+    assert counts(out) == uninterrupted
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0

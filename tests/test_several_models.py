@@ -152,3 +152,40 @@ def test_each_model_is_exported_to_a_folder_of_its_own(data, tmp_path):
     for name in NAMES:
         assert json.loads((export / name / "manifest.json").read_text())["model"] == name
         assert len(list((saved / name).glob("*/*.png"))) == 1
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_the_model(data, capsys, monkeypatch):
+    from ffnet import scoring_stage
+
+    original = scoring_stage.prepare
+
+    def prepare(backends, images, run):
+        prepared = original(backends, images, run)
+        if run.config.model.name == SMOOTHED.name:
+            prepared.backends["FP32"] = lambda batch: torch.full((1, 19, 8, 16), torch.nan)
+        return prepared
+
+    monkeypatch.setattr("ffnet.pipeline.prepare", prepare)
+    assert ffnet_quanteval.main(options_for(data)) == 2
+    assert f"error: {SMOOTHED.name}, FP32: this backend's logits are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "status"), ((KeyboardInterrupt, 130), (OSError, 2)))
+def test_an_end_before_the_first_result_is_written_is_no_crash(data, tmp_path, capsys, monkeypatch, error, status):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr("ffnet.report.delivery.describe_result", stop)
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", tmp_path / "out")) == status
+    assert "Comparison" not in capsys.readouterr().out
+
+
+def test_a_note_on_the_end_that_cannot_be_written_is_an_error_of_its_model(data, tmp_path, capsys, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr("ffnet.report.delivery.mark_finished", full)
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", tmp_path / "out")) == 2
+    captured = capsys.readouterr()
+    assert all(f"error: {name}: --output-dir {tmp_path / 'out' / name}: the results" in captured.err for name in NAMES)
+    assert "Comparison of 2 models" in captured.out

@@ -26,6 +26,7 @@ class PreparedBackends:
     kernel: Kernel | None = None  # for `predict`
     compiled: bool = False
     reason: str = ""  # why they are compiled or not, as a phrase for the report
+    model: str = ""  # that errors name; "" if there is only one
 
 
 def prepare_backends(

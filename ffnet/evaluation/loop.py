@@ -145,7 +145,10 @@ def _score(prepared: PreparedBackends, batch: Sample, device: torch.device) -> t
         logits = backend(inputs)
         seconds[name] = synchronized_clock(device) - before
         if not logits.sum().isfinite():
-            raise UserError(f"{name}: this backend's logits are not finite. Use another checkpoint or ONNX file.")
+            model = f"{prepared.model}, " if prepared.model else ""
+            raise UserError(
+                f"{model}{name}: this backend's logits are not finite. Use another checkpoint or ONNX file."
+            )
         predictions[name] = predict(logits, labels.shape[1:], prepared.kernel).to(device)
     matrices = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
     pairs = itertools.combinations(predictions, 2)

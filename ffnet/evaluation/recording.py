@@ -31,18 +31,24 @@ Writer = Callable[[int, dict[str, np.ndarray]], None]  # index of an image, {bac
 class RecordFile:
     """A file to which the scores of images are appended: one line per image, a checksum and a JSON object."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: int = 0) -> None:
+        """Open or create a file; `key`: the checksums begin with it, so that records of other runs are found out."""
         self._file = path.open("ab", buffering=0)
+        self._key = key
         self._synced = time.monotonic()
 
     def append(self, indices: Iterable[int], scores: Scores) -> None:
         """Append the scores of images with these indices; raise an OSError if the disk is full or fails."""
-        for line in map(_line, _records(indices, scores)):
-            if self._file.write(line) != len(line):
-                raise OSError(errno.EIO, "a record was not written whole", self._file.name)
-        if time.monotonic() - self._synced >= SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        try:
+            for record in _records(indices, scores):
+                line = _line(record, self._key)
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.EIO, "a record was not written whole")
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:  # writing to an open file does not name it
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def close(self) -> None:
         """Write the file through to the disk and close it."""
@@ -66,37 +72,38 @@ def _records(indices: Iterable[int], scores: Scores) -> Iterator[dict[str, Any]]
         }
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _line(record: dict[str, Any], key: int) -> bytes:
     content = json.dumps(record, separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(content), content)
+    return b"%08x %s\n" % (zlib.crc32(content, key), content)
 
 
-def read_records(path: Path) -> tuple[Shard | None, int]:
+def read_records(path: Path, key: int = 0) -> tuple[Shard | None, int]:
     """Return the scores that a RecordFile holds, and how many of its records are damaged.
 
-    The last record is torn if the run was killed while it was written. Damaged records are removed from the file, so
-    that it can be appended to; their images have to be scored again.
+    The last record is torn if the run was killed while it was written. Damaged records and those with another key are
+    removed from the file, so that it can be appended to; their images have to be scored again.
 
     Returns:
         None instead of scores if the file holds no whole record.
     """
     lines = path.read_bytes().splitlines(keepends=True)
-    whole = [(line, record) for line in lines if (record := _parse(line))]
+    whole = [(line, record) for line in lines if (record := _parse(line, key))]
     damaged = len(lines) - len(whole)
     if damaged:
         write_atomically(path, b"".join(line for line, _ in whole))
-    by_image = {record["image"]: _scores(record) for _, record in whole}
+    by_image = dict(record for _, record in whole)
     if not by_image:
         return None, damaged
     return Shard(np.array(list(by_image), np.int64), concatenate(list(by_image.values()))), damaged
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the record of a line; None if the line is damaged."""
+def _parse(line: bytes, key: int) -> tuple[int, Scores] | None:
+    """Return the index and the scores of the image in a line; None if the line is damaged or has another key."""
     checksum, _, content = line.partition(b" ")
-    if not content.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(content[:-1]):
+    if not content.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(content[:-1], key):
         return None
-    return json.loads(content)
+    record = json.loads(content)
+    return record["image"], _scores(record)
 
 
 def _scores(record: dict[str, Any]) -> Scores:

@@ -15,7 +15,6 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,7 +31,7 @@ from datasets.cityscapes import CLASSES
 from ffnet.config import NpuConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.preprocessing import MEAN, STD
-from ffnet.files import check_output_folder, sha256_of
+from ffnet.files import check_output_folder, sha256_of, unfinished_name
 from ffnet.onnx import formats, npu_worker
 from ffnet.onnx.chips import CHIPS
 from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MANIFEST_FILE, MODEL_FILE
@@ -83,7 +82,7 @@ def export(
     _check_sites(sim)
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}-{os.getpid()}")
+    work = folder.with_name(unfinished_name(folder.name))
     work.mkdir()
     try:
         write_models(sim, size, work)

@@ -81,7 +81,7 @@ def deliver(results: Iterable[Result], config: Config) -> int:
             outcome.add(deliver_result(last, config))
             models.append(compare_model(last, last.details.image_size, config.npu.chip, report_link(last, config)))
     finally:
-        if last:
+        if last and models:
             outcome.add(deliver_comparison(comparison_of(models, last, config), config))
     return outcome.status
 
@@ -97,17 +97,29 @@ def deliver_result(result: Result, config: Config) -> Outcome:
         logger.info(describe_result(result))
     failure, unsaved = result.details.failure, result.details.scores.unsaved
     if unsaved:
-        errors.append(f"{unsaved}. Predictions and per-image results from this image on are not saved.")
+        errors.append(
+            f"{unsaved}. Nothing was saved there from this image on; all other results are complete. Free some space, "
+            "and start again with --resume."
+        )
     interrupt = failure if isinstance(failure, KeyboardInterrupt) else None
     if failure and not interrupt:
         errors.append(str(failure))
+    if folder and not errors and not failure:
+        errors += _mark_finished(folder)
     drops = [] if errors or failure else excessive_drops(result, config.output.fail_under)
     model = f"{result.model}: " if several else ""
     for message in (*(f"error: {model}{error}" for error in dict.fromkeys(errors)), *(model + drop for drop in drops)):
         print(f"{PROGRAM}: {message}", file=sys.stderr)
-    if folder and not errors and not failure:
-        mark_finished(folder)
     return Outcome(errors, interrupt, drops)
+
+
+def _mark_finished(folder: Path) -> list[str]:
+    """Note that the results of a model are complete, and return the error if that is impossible."""
+    try:
+        mark_finished(folder)
+    except OSError as error:
+        return [f"--output-dir {folder}: the results are complete, but a note on that can't be written ({error})."]
+    return []
 
 
 def deliver_comparison(comparison: ModelComparison, config: Config) -> Outcome:
@@ -122,7 +134,7 @@ def deliver_comparison(comparison: ModelComparison, config: Config) -> Outcome:
             errors.append(f"--output-dir {folder}: the comparison can't be written ({error}).")
         else:
             errors += _print("", f"Written to {folder}: {REPORT}, {COMPARISON_TABLE} and a folder for each model")
-    for message in errors:
+    for message in dict.fromkeys(errors):
         print(f"{PROGRAM}: error: {message}", file=sys.stderr)
     return Outcome(errors)
 

@@ -1,7 +1,7 @@
 """Predictions as PNG files of label ids, for Cityscapes' evaluation server and its official scripts."""
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +26,29 @@ def prediction_writer(folder: Path, paths: Sequence[str], backends: Collection[s
     Predictions of backends that are not in `backends` are ignored. The official script takes the folder of a backend as
     CITYSCAPES_RESULTS. The files are `<folder>/<backend>/<city>_<sequence>_<frame>_pred_labelIds.png`.
     """
-    folders = {backend: folder / short_name(backend) for backend in backends}
-    for path in folders.values():
-        path.mkdir(parents=True, exist_ok=True)
+    for backend in backends:
+        (folder / short_name(backend)).mkdir(parents=True, exist_ok=True)
 
     def write(index: int, predictions: Mapping[str, np.ndarray]) -> None:
-        for backend, path in folders.items():
+        for backend, path in _prediction_files(folder, paths[index], backends).items():
             file = io.BytesIO()
             Image.fromarray(LABEL_IDS[predictions[backend]]).save(file, "PNG")
-            write_atomically(path / f"{image_name(paths[index])}_pred_labelIds.png", file.getvalue())
+            write_atomically(path, file.getvalue())
 
     return write
+
+
+def missing_predictions(
+    folder: Path, paths: Sequence[str], backends: Collection[str], indices: Iterable[int]
+) -> list[int]:
+    """Return those of the images, by their indices in `paths`, whose predictions are not all in the folder."""
+    return [
+        index
+        for index in indices
+        if not all(path.exists() for path in _prediction_files(folder, paths[index], backends).values())
+    ]
+
+
+def _prediction_files(folder: Path, path: str, backends: Collection[str]) -> dict[str, Path]:
+    """Return the file of each backend with the predictions of an image."""
+    return {backend: folder / short_name(backend) / f"{image_name(path)}_pred_labelIds.png" for backend in backends}
