@@ -11,6 +11,7 @@ from ffnet.errors import UserError
 from ffnet.evaluation.postprocessing import Kernel, two_largest
 from ffnet.evaluation.preprocessing import memory_format
 from ffnet.evaluation.runtime import Runtime
+from ffnet.variants import VARIANTS
 
 # Number of pixels from which compiling saves more time than it takes (one to two and a half minutes on two CPU cores).
 MIN_PIXELS = {"cpu": 250 * 1024 * 2048, "cuda": 5000 * 1024 * 2048}
@@ -73,8 +74,9 @@ def _prepare(backend: Backend, runtime: Runtime, compiled: bool) -> Backend:
     if isinstance(backend, torch.nn.Module):
         backend = backend.to(memory_format=memory_format(runtime.device))
         if compiled:
-            # All FFNets share the code of `forward`, of which torch would compile 8 versions and run others eagerly.
-            backend = torch.compile(backend, dynamic=False, isolate_recompiles=True)
+            # All FFNets share the code of `forward`, of which torch compiles 8 versions by default; others run eagerly.
+            torch._dynamo.config.recompile_limit = len(VARIANTS)
+            backend = torch.compile(backend, dynamic=False)
             if runtime.device.type != "cpu":
                 return FixedBatchSize(backend, runtime.batch_size)
     return image_by_image(backend) if runtime.device.type == "cpu" else backend

@@ -1,5 +1,7 @@
 """When backends are compiled, and that neither preparing nor compiling them changes their predictions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,8 @@ from ffnet.evaluation import compilation
 from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
 from ffnet.evaluation.loop import warm_up
 from ffnet.evaluation.runtime import Runtime
-from tests.helpers.networks import random_batches, three_layer_network, toy_model
+from ffnet.model import FFNet
+from tests.helpers.networks import TOY, random_batches, three_layer_network, toy_model
 
 IMAGE = 1024 * 2048  # pixels
 
@@ -37,6 +40,23 @@ def test_the_batch_size_does_not_change_a_bit_of_an_ffnets_logits():
         logits = backend(images)
         for size in (1, 4):
             assert torch.equal(torch.cat([backend(batch) for batch in images.split(size)]), logits)
+
+
+def test_more_models_are_compiled_than_torch_keeps_versions_of_one_function(monkeypatch):
+    """All FFNets share `forward`; torch's tracer alone takes seconds where its compiler takes minutes."""
+    compile, graphs = torch.compile, []
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda backend, **_: compile(backend, dynamic=False, backend=lambda g, _: graphs.append(g) or g),
+    )
+    for width in range(8, 18):
+        network = FFNet(replace(TOY, channels=(width,) * 4)).eval()
+        prepared = prepare_backends({"FP32": network}, 1, Runtime(), True)
+        with torch.inference_mode():
+            prepared.backends["FP32"](torch.zeros(1, 3, 64, 128))
+    assert len(graphs) == 10
 
 
 def test_backends_that_are_not_compiled_are_not_warmed_up():
