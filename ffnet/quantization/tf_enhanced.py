@@ -11,6 +11,7 @@ import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer, _Histogram
 from aimet_torch.quantsim import QuantizationSimModel
 
+CPU_HISTOGRAMS = 8  # searched at the same time on a CPU; with AIMET's 64, temporary tensors leave the processor's caches
 EXACT = 2**24  # number of values up to which histc's float32 counts are exact in any order
 
 
@@ -51,6 +52,8 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
     def compute_encodings_from_stats(self, stats: Sequence[Any], num_steps: int, is_symmetric: bool) -> Any:
         """Return AIMET's encodings; search once per histogram, and return the last result if `stats` is empty."""
         how = num_steps, is_symmetric
+        if stats and stats[0].histogram is not None and stats[0].histogram.device.type == "cpu":
+            self.max_parallelism = CPU_HISTOGRAMS
         if stats and not (self._last_search[0] is stats[0] and self._last_search[1] == how):
             self._last_search = stats[0], how, super().compute_encodings_from_stats(stats, *how)
         return self._last_search[2]
