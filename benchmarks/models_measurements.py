@@ -14,8 +14,7 @@ from benchmarks import speed
 from benchmarks.measured_program import SMALL_VARIANTS
 from benchmarks.program import run_program
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import RuntimeConfig
-from ffnet.evaluation.loading import load_batches
+from ffnet.evaluation.loading import decoding_threads, load_batches
 from ffnet.evaluation.runtime import Runtime
 from ffnet.report.file_names import RESULT_FILE
 from ffnet.variants import VARIANTS
@@ -97,7 +96,7 @@ def write_checkpoints(folder: Path, models: Sequence[str]) -> Path:
 def decoding_seconds(images: CityscapesSplit) -> float:
     """Return the wall time of decoding all images with as many threads as the program uses by default."""
     begin = time.perf_counter()
-    for _ in load_batches(images, Runtime(batch_size=1, num_workers=RuntimeConfig().num_workers)):
+    for _ in load_batches(images, Runtime(batch_size=1, num_workers=decoding_threads(torch.device("cpu")))):
         pass
     return time.perf_counter() - begin
 

@@ -3,7 +3,6 @@
 `ffnet.cli` builds and checks a Config; the pipeline only reads it. Needs no torch.
 """
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -90,7 +89,7 @@ class RuntimeConfig:
     compile: bool | None = None  # None: if the run is long enough for compilation to save time
     batch_size: int = 8
     models_at_once: int = 5  # number of models that are in memory at the same time and share one evaluation loop
-    num_workers: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))  # threads that decode images
+    num_workers: int | None = None  # threads that decode images; None: see evaluation.loading.decoding_threads
     quiet: bool = False  # no progress on stderr
 
 

@@ -1,5 +1,6 @@
 """Open what a run needs: the device, the images, the encodings and the checkpoint."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ffnet.quantization.quantsim import check_config_file
 from ffnet.variants import VARIANTS, Variant
 from ffnet.wording import count
 
+MOST_KEPT = 2**32  # bytes of decoded images and labels: all 500 of Cityscapes val
 MOST_SELECTION_IMAGES = 32  # unless --selection-images gives another number
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
@@ -74,6 +76,25 @@ def open_inputs(config: Config) -> Inputs:
         selection = Subset(split, chosen) if chosen else None
         calibration = _calibration_images(split, chosen, config.data)
     return Inputs(images, calibration, selection, encodings)
+
+
+def keep_decoded(inputs: Inputs) -> None:
+    """Have images that are read several times decoded once, as far as the memory allows.
+
+    A GPU runs the networks in less time than decoding takes. Calibration reads the images of its split once for each
+    model, and scoring reads those of its split once for each group of models.
+    """
+    calibration = inputs.calibration_images
+    splits = [inputs.images, calibration.dataset if isinstance(calibration, Subset) else calibration]
+    found = {id(split): split for split in splits if isinstance(split, CityscapesSplit)}
+    for split in found.values():
+        split.keep_decoded(kept_bytes() // len(found))
+
+
+def kept_bytes() -> int:
+    """Return how many bytes of decoded images a process keeps: MOST_KEPT, and at most an eighth of its memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return min(MOST_KEPT, memory // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def selection_indices(number: int, data: DataConfig) -> list[int]:

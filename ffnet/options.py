@@ -197,7 +197,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--batch-size", "runtime.batch_size", "images per batch", {"type": _integer(1, 4096), "metavar": "N"}),
         Option("--models-at-once", "runtime.models_at_once",
                "most models that are in memory at the same time and share the decoding of images", COUNT),
-        Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread",
+        Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread (default: up to "
+               "4, with a GPU up to 16, at most one per processor)",
                {"type": _integer(0, 256), "metavar": "N"}),
         Option("--quiet", "runtime.quiet", "show no progress on stderr", FLAG),
     ),

@@ -22,6 +22,7 @@ from ffnet.distributed import Ranks
 from ffnet.encodings_stage import find_encodings, quantization_notes
 from ffnet.errors import UserError
 from ffnet.evaluation.compilation import PreparedBackends
+from ffnet.evaluation.loading import decoding_threads
 from ffnet.evaluation.scores import Scores
 from ffnet.files import read_utf8, sha256_of
 from ffnet.inputs import (
@@ -29,6 +30,7 @@ from ffnet.inputs import (
     check_checkpoints,
     find_checkpoints,
     ignored_files_notes,
+    keep_decoded,
     load_model,
     open_images,
     open_inputs,
@@ -115,6 +117,8 @@ def open_shared(config: Config, ranks: Ranks) -> Shared:
         if ranks.is_main:
             create_output_folders(config, inputs.images)
         digest = keep_digest(config, inputs.images, ranks)
+        if ranks.device.type == "cuda":
+            keep_decoded(inputs)
     with timed("find checkpoints", seconds):
         checkpoints, notes = ranks.main_process_first(find_checkpoints, config)
     notes = [*ignored_files_notes(inputs.images, inputs.calibration_images), *notes]
@@ -263,7 +267,7 @@ def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result | None:
 def keep_digest(config: Config, images: CityscapesSplit, ranks: Ranks) -> str:
     """Return the digest of the images if the main process keeps its work; "" otherwise."""
     kept = ranks.is_main and config.output.output_dir
-    return images_digest(images, config.runtime.num_workers) if kept else ""
+    return images_digest(images, decoding_threads(ranks.device, config.runtime.num_workers)) if kept else ""
 
 
 def warn_without_gpu(config: Config, ranks: Ranks) -> None:

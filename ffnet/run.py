@@ -15,6 +15,7 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.backends import INT8_SIMULATED, ONNX_FILE
 from ffnet.config import Config
 from ffnet.distributed import Ranks
+from ffnet.evaluation.loading import decoding_threads
 from ffnet.evaluation.recording import Writer
 from ffnet.evaluation.runtime import Runtime
 from ffnet.files import create_output_folder
@@ -62,7 +63,8 @@ class Run:
         self.config = config
         self.ranks = ranks
         options, progress = config.runtime, ranks.is_main and not config.runtime.quiet
-        self.runtime = Runtime(ranks.device, options.batch_size, options.num_workers, progress)
+        threads = decoding_threads(ranks.device, options.num_workers)
+        self.runtime = Runtime(ranks.device, options.batch_size, threads, progress)
         self.notes = list(notes)  # sentences for the report
         self.stage_seconds = dict(stage_seconds)
         self.progress = Progress()

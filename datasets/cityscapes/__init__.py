@@ -65,6 +65,8 @@ class CityscapesSplit(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.images, self.targets = images[:limit], labels[:limit]
         self.ignored = _ignored_files(self.root, split)
         self.height, self.width = check_headers(self.images, self.targets)
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._most_kept = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,10 +76,22 @@ class CityscapesSplit(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Number of pixels of all images together."""
         return len(self) * self.height * self.width
 
+    def keep_decoded(self, most_bytes: int) -> None:
+        """Keep samples in memory from now on, up to so many bytes, so that they are decoded once.
+
+        The first ones that are read are kept; the others are decoded each time. Kept tensors are not to be changed.
+        """
+        self._most_kept = most_bytes // (4 * self.height * self.width)  # RGB and train ids, a byte each
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index in self._kept:
+            return self._kept[index]
         image = _decode(self.images[index])
         labels = _decode(self.targets[index])[0]
-        return image, torch.from_numpy(train_ids(labels.numpy(), self.targets[index]))
+        sample = image, torch.from_numpy(train_ids(labels.numpy(), self.targets[index]))
+        if len(self._kept) < self._most_kept:
+            self._kept[index] = sample
+        return sample
 
 
 def image_name(path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,11 @@ from tqdm import tqdm
 
 from ffnet.errors import UserError, is_out_of_memory
 from ffnet.evaluation.runtime import Runtime
+
+MOST_THREADS = {
+    "cpu": 4,
+    "cuda": 16,
+}  # that decode, by device: a GPU evaluates an image faster than one thread decodes it
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
 
@@ -51,6 +57,18 @@ def load_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample,
             f"--batch-size {runtime.batch_size} and --num-workers {runtime.num_workers}: the memory does not suffice "
             "for decoding the images. Give smaller numbers, or run on a machine or in a container with more memory."
         ) from error
+
+
+def decoding_threads(device: torch.device, requested: int | None = None) -> int:
+    """Return the number of threads that decode images in this process.
+
+    It is the requested number or, if that is None, up to MOST_THREADS; all processes of torchrun on this machine
+    together take at most one per processor.
+    """
+    if requested is not None:
+        return requested
+    processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST_THREADS[device.type], processors))
 
 
 def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:

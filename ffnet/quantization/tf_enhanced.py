@@ -11,7 +11,9 @@ import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer, _Histogram
 from aimet_torch.quantsim import QuantizationSimModel
 
-CPU_HISTOGRAMS = 8  # searched at the same time on a CPU; with AIMET's 64, temporary tensors leave the processor's caches
+CPU_HISTOGRAMS = (
+    8  # searched at the same time on a CPU; with AIMET's 64, temporary tensors leave the processor's caches
+)
 EXACT = 2**24  # number of values up to which histc's float32 counts are exact in any order
 
 

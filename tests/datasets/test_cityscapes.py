@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cityscapesscripts.helpers.labels import id2label
 from cityscapesscripts.helpers.labels import trainId2label as official
 from skimage.io import imread, imsave
@@ -242,3 +243,17 @@ def test_a_split_of_nothing_but_resource_forks_has_no_images(tree):
         path.rename(path.with_name(f"._{path.name}"))
     with pytest.raises(DatasetError, match="this folder has no"):
         CityscapesSplit(tree, "val")
+
+
+@pytest.mark.parametrize(("fitting", "decoded"), ((0, 8), (1, 7), (3, 5), (4, 4), (9, 4)))
+def test_samples_that_fit_into_memory_are_decoded_once(tree, monkeypatch, fitting, decoded):
+    """Four images are read twice; an image and its label have four bytes a pixel."""
+    images, paths = CityscapesSplit(tree, "val"), []
+    expected = [images[index] for index in range(4)]
+    original = cityscapes._decode
+    monkeypatch.setattr(cityscapes, "_decode", lambda path: paths.append(path) or original(path))
+    images.keep_decoded(fitting * 4 * images.height * images.width + 3)
+    for _ in range(2):
+        for index, sample in enumerate(expected):
+            assert all(torch.equal(*pair) for pair in zip(images[index], sample, strict=True))
+    assert len(paths) == 2 * decoded

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
 from ffnet.errors import UserError
-from ffnet.evaluation.loading import load_batches, open_batches
+from ffnet.evaluation.loading import decoding_threads, load_batches, open_batches
 from ffnet.evaluation.runtime import Runtime
 
 
@@ -38,13 +38,13 @@ def loader(images, workers, batch_size=2):
     return load_batches(images, Runtime(batch_size=batch_size, num_workers=workers, progress=False))
 
 
-def decoding_threads():
+def threads_that_decode():
     return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
 def assert_threads_end():
     deadline = time.monotonic() + 5
-    while decoding_threads():
+    while threads_that_decode():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -155,3 +155,25 @@ def test_batches_for_a_gpu_are_in_pinned_memory(cityscapes, workers):
     for batch, other in zip(load_batches(cityscapes, runtime), DataLoader(cityscapes, 3), strict=True):
         for tensor, reference in zip(batch, other, strict=True):
             assert tensor.is_pinned() and torch.equal(tensor, reference)
+
+
+@pytest.mark.parametrize(
+    ("device", "requested", "processors", "processes", "threads"),
+    (
+        ("cpu", None, 2, None, 2),
+        ("cpu", None, 64, None, 4),
+        ("cuda", None, 64, None, 16),
+        ("cuda", None, 64, "8", 8),
+        ("cuda", None, 4, "8", 1),
+        ("cuda", 0, 64, "8", 0),
+        ("cpu", 9, 2, None, 9),
+    ),
+)
+def test_as_many_threads_decode_as_the_device_needs_and_the_machine_has(
+    monkeypatch, device, requested, processors, processes, threads
+):
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert decoding_threads(torch.device(device), requested) == threads
