@@ -1,0 +1,195 @@
+"""The program on a pretended GPU: it counts what it counts on a CPU, and a tensor on the wrong device is an error."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from skimage.io import imsave
+
+from datasets.cityscapes import LABEL_IDS, CityscapesSplit
+from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.postprocessing import predict
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.report.file_names import PROGRESS_FOLDER
+from tests.helpers.networks import TOY, toy_model
+from tests.helpers.pretend_gpu.device import pretend_gpu
+from tests.helpers.pretend_gpu.guard import build_guard, missing_requirement
+from tests.helpers.pretend_gpu.kernels import Memory
+from tests.helpers.pretend_gpu.mistakes import MISTAKES
+from tests.helpers.pretend_gpu.program import failure_of, run_program
+from tests.helpers.two_models import NAMES, counts, options_for, write_data
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing_requirement()), reason=str(missing_requirement())),
+]
+TOO_SMALL = 700_000  # bytes: no room for a batch of 8 inputs, or for the upsampled logits of two images
+OUT_OF_MEMORY = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory):
+    return build_guard(tmp_path_factory.mktemp("guard"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder for two models; the labels are what the toy network predicts, so that its mIoU can drop."""
+    root = tmp_path_factory.mktemp("data")
+    write_data(root)
+    images, model = CityscapesSplit(root, "val"), toy_model()
+    for path, (image, labels) in zip(images.targets, images, strict=True):
+        with torch.no_grad():
+            ids = predict(model(normalize(image[None])), labels.shape)[0]
+        imsave(path, LABEL_IDS[ids.numpy()].astype(np.uint8), check_contrast=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Runs each call in a process of its own, forked from one that has imported the program."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.pretend_gpu.program"])
+    with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def run_both(processes, guard, tmp_path):
+    """Runs the program on the CPU and on a pretended GPU; returns their output folders."""
+
+    def run(make_options, **gpu):
+        folders = tmp_path / "cpu", tmp_path / "gpu"
+        calls = [
+            processes.submit(run_program, [*make_options(folder), "--output-dir", folder / "out"], *where)
+            for folder, where in zip(folders, ((), (guard,)), strict=True)
+        ]
+        assert [call.result() for call in calls] == [0, 0]
+        return [folder / "out" for folder in folders]
+
+    return run
+
+
+def read(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def error_of(operation):
+    """What an operation raises; None if it raises nothing."""
+    try:
+        operation()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def errors_of_a_gpu(guard):
+    with pretend_gpu(guard, count=2, memory=Memory(1000)):
+        x = torch.ones(2, 3).to("cuda")
+        assert x.device == torch.device("cuda", 0) and (x + torch.tensor(1.0)).sum().item() == 12
+        operations = (
+            lambda: torch.ones(250, device="cuda:1"),
+            lambda: x + torch.ones(3),
+            lambda: x + torch.ones(3, device="cuda:1"),
+            x.numpy,
+            lambda: torch.ones(3, device="cuda:2"),
+            lambda: torch.ones(251, device="cuda"),
+        )
+        return [error_of(operation) for operation in operations]
+
+
+def test_what_a_gpu_refuses_is_refused(processes, guard):
+    accepted, *refused = processes.submit(errors_of_a_gpu, guard).result()
+    assert accepted is None
+    expected = ("same device", "same device", "numpy", "invalid device", "OutOfMemoryError: CUDA out of memory")
+    assert all(words in error for words, error in zip(expected, refused, strict=True))
+
+
+def test_all_backends_files_and_diagnostics_are_those_of_the_cpu(run_both, data):
+    def options(folder):
+        more = "--export", folder / "export", "--execute", "--sensitivity", "--sensitivity-images", "1"
+        return options_for(data, *more, "--save-predictions", folder / "saved", "--limit", "3", names=(TOY.name,))
+
+    cpu, gpu = run_both(options)
+    assert read(gpu)["device"] == "CUDA, pretended"
+    assert list(read(gpu)["backends"]) == [FP32, INT8_SIMULATED, INT8_ONNX_RUNTIME]
+    assert counts(gpu, (TOY.name,)) == counts(cpu, (TOY.name,))
+    for name in ("export/model.encodings", "out/sensitivity.csv"):
+        assert (gpu.parent / name).read_bytes() == (cpu.parent / name).read_bytes()
+    saved = [sorted(path.read_bytes() for path in out.parent.glob("saved/*/*.png")) for out in (cpu, gpu)]
+    assert saved[0] == saved[1] and len(saved[0]) == 3
+
+
+def test_recovery_takes_the_steps_that_it_takes_on_the_cpu(run_both, data):
+    options = options_for(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0", names=(TOY.name,))
+    cpu, gpu = run_both(lambda _: options)
+    steps = [[step["name"] for step in read(out)["recovery"]["steps"]] for out in (cpu, gpu)]
+    assert steps[0] == steps[1] and "mixed precision" in " ".join(steps[0])
+    assert counts(gpu, (TOY.name,)) == counts(cpu, (TOY.name,))
+
+
+def test_several_models_are_compared_and_resumed_as_on_the_cpu(run_both, processes, guard, data):
+    cpu, gpu = run_both(lambda _: options_for(data))
+    assert counts(gpu) == counts(cpu)
+    assert "CUDA, pretended" in (gpu / "report.html").read_text()
+    for name in NAMES:
+        folder = gpu / name / PROGRESS_FOLDER
+        (folder / "finished").unlink()
+        (records,) = folder.glob("images-*.jsonl")
+        records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
+    options = [*options_for(data), "--output-dir", gpu, "--resume"]
+    assert processes.submit(run_program, options, guard).result() == 0
+    assert counts(gpu) == counts(cpu)
+
+
+def test_two_processes_on_two_devices_count_what_one_does_on_the_cpu(processes, guard, data, tmp_path):
+    options = options_for(data, "--execute", names=(TOY.name,))
+    one = processes.submit(run_program, [*options, "--output-dir", tmp_path / "one"])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = ["-m", "tests.helpers.pretend_gpu", guard, 2, *options, "--output-dir", tmp_path / "two"]
+    run = subprocess.run([*launcher, *map(str, program)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.returncode == one.result() == 0
+    assert counts(tmp_path / "two", (TOY.name,)) == counts(tmp_path / "one", (TOY.name,))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, data, tmp_path, error):
+    options = options_for(data, "--calibration-split", "val", names=(TOY.name,))
+    position = options.index("--batch-size") + 1
+    large, small = ([*options[:position], size, *options[position + 1 :]] for size in (8, 4))
+    cpu = processes.submit(run_program, [*small, "--output-dir", tmp_path / "cpu"])
+    gpu = [*large, "--output-dir", tmp_path / "gpu"], guard, 1, Memory(TOO_SMALL, error)
+    assert processes.submit(run_program, *gpu).result() == cpu.result() == 0
+    result = read(tmp_path / "gpu")
+    assert "batches of 4 images" in result["calibration"]["description"]
+    assert "The GPU ran out of memory: the last batches had 1 image." in result["notes"]
+    assert counts(tmp_path / "gpu", (TOY.name,)) == counts(tmp_path / "cpu", (TOY.name,))
+
+
+@pytest.fixture(scope="module")
+def separate_encodings(toy_sim, tmp_path_factory):
+    """A file of encodings in which quantizers that AIMET shares differ, so that the program makes new ones."""
+    folder = tmp_path_factory.mktemp("encodings")
+    toy_sim.save_encodings_to_json(str(folder), "encodings")
+    path = folder / "encodings.json"
+    content = json.loads(path.read_text())
+    entry = content["activation_encodings"]["module_cat"]["output"]["0"]
+    entry |= {"scale": 2.0**-5, "min": 0.0, "max": 255 * 2.0**-5, "offset": 0}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_errors(processes, guard, data, separate_encodings, tmp_path, name):
+    more = "--encodings", separate_encodings, "--sensitivity", "--sensitivity-images", "1", "--limit", "1"
+    options = [*options_for(data, *more, names=(TOY.name,)), "--save-predictions", tmp_path / "saved"]
+    error = processes.submit(failure_of, options, guard, [MISTAKES[name]]).result()
+    assert "on the same device" in error or "to numpy" in error
