@@ -55,7 +55,7 @@ class Run:
         self.config = config
         self.ranks = ranks
         options, progress = config.runtime, ranks.is_main and not config.runtime.quiet
-        self.runtime = Runtime(ranks.device, options.batch_size, options.num_workers, progress)
+        self.runtime = Runtime(ranks.device, options.batch_size, options.num_workers, progress, options.allow_tf32)
         self.notes = list(notes)  # sentences for the report
         self.stage_seconds = dict(stage_seconds)
         self.progress = Progress()

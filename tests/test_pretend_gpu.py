@@ -23,13 +23,14 @@ from tests.helpers.pretend_gpu.guard import build_guard, missing_requirement
 from tests.helpers.pretend_gpu.kernels import Memory
 from tests.helpers.pretend_gpu.mistakes import MISTAKES
 from tests.helpers.pretend_gpu.program import failure_of, run_program
+from tests.helpers.program import arguments
 from tests.helpers.two_models import NAMES, counts, options_for, write_data
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing_requirement()), reason=str(missing_requirement())),
 ]
-TOO_SMALL = 700_000  # bytes: no room for a batch of 8 inputs, or for the upsampled logits of two images
+TOO_SMALL = 2_200_000  # bytes: a layer's output for 4 images, or the upsampled logits of 3
 OUT_OF_MEMORY = (
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("GET was unable to find an engine to execute this computation"),
@@ -67,16 +68,21 @@ def processes():
 def run_both(processes, guard, tmp_path):
     """Runs the program on the CPU and on a pretended GPU; returns their output folders."""
 
-    def run(make_options, **gpu):
+    def run(make_options, *only_gpu):
         folders = tmp_path / "cpu", tmp_path / "gpu"
         calls = [
-            processes.submit(run_program, [*make_options(folder), "--output-dir", folder / "out"], *where)
-            for folder, where in zip(folders, ((), (guard,)), strict=True)
+            processes.submit(run_program, [*make_options(folder), "--output-dir", folder / "out", *more], *where)
+            for folder, more, where in zip(folders, ((), only_gpu), ((), (guard,)), strict=True)
         ]
         assert [call.result() for call in calls] == [0, 0]
         return [folder / "out" for folder in folders]
 
     return run
+
+
+def toy_options(data, *more):
+    """The options of a run of the toy network, and `more` of them."""
+    return arguments(data, data / "weights" / f"{TOY.name}.pth", *more)
 
 
 def read(folder):
@@ -116,9 +122,9 @@ def test_what_a_gpu_refuses_is_refused(processes, guard):
 def test_all_backends_files_and_diagnostics_are_those_of_the_cpu(run_both, data):
     def options(folder):
         more = "--export", folder / "export", "--execute", "--sensitivity", "--sensitivity-images", "1"
-        return options_for(data, *more, "--save-predictions", folder / "saved", "--limit", "3", names=(TOY.name,))
+        return toy_options(data, *more, "--save-predictions", folder / "saved", "--limit", "3")
 
-    cpu, gpu = run_both(options)
+    cpu, gpu = run_both(options, "--allow-tf32")  # with which the GPU takes the CPU's memory format
     assert read(gpu)["device"] == "CUDA, pretended"
     assert list(read(gpu)["backends"]) == [FP32, INT8_SIMULATED, INT8_ONNX_RUNTIME]
     assert counts(gpu, (TOY.name,)) == counts(cpu, (TOY.name,))
@@ -129,7 +135,7 @@ def test_all_backends_files_and_diagnostics_are_those_of_the_cpu(run_both, data)
 
 
 def test_recovery_takes_the_steps_that_it_takes_on_the_cpu(run_both, data):
-    options = options_for(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0", names=(TOY.name,))
+    options = toy_options(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0")
     cpu, gpu = run_both(lambda _: options)
     steps = [[step["name"] for step in read(out)["recovery"]["steps"]] for out in (cpu, gpu)]
     assert steps[0] == steps[1] and "mixed precision" in " ".join(steps[0])
@@ -151,7 +157,7 @@ def test_several_models_are_compared_and_resumed_as_on_the_cpu(run_both, process
 
 
 def test_two_processes_on_two_devices_count_what_one_does_on_the_cpu(processes, guard, data, tmp_path):
-    options = options_for(data, "--execute", names=(TOY.name,))
+    options = toy_options(data, "--execute")
     one = processes.submit(run_program, [*options, "--output-dir", tmp_path / "one"])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = ["-m", "tests.helpers.pretend_gpu", guard, 2, *options, "--output-dir", tmp_path / "two"]
@@ -162,7 +168,7 @@ def test_two_processes_on_two_devices_count_what_one_does_on_the_cpu(processes, 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, data, tmp_path, error):
-    options = options_for(data, "--calibration-split", "val", names=(TOY.name,))
+    options = toy_options(data)
     position = options.index("--batch-size") + 1
     large, small = ([*options[:position], size, *options[position + 1 :]] for size in (8, 4))
     cpu = processes.submit(run_program, [*small, "--output-dir", tmp_path / "cpu"])
@@ -170,26 +176,21 @@ def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, da
     assert processes.submit(run_program, *gpu).result() == cpu.result() == 0
     result = read(tmp_path / "gpu")
     assert "batches of 4 images" in result["calibration"]["description"]
-    assert "The GPU ran out of memory: the last batches had 1 image." in result["notes"]
+    assert "The GPU ran out of memory: the last batches had 3 images." in result["notes"]
     assert counts(tmp_path / "gpu", (TOY.name,)) == counts(tmp_path / "cpu", (TOY.name,))
 
 
 @pytest.fixture(scope="module")
-def separate_encodings(toy_sim, tmp_path_factory):
-    """A file of encodings in which quantizers that AIMET shares differ, so that the program makes new ones."""
+def toy_encodings(toy_sim, tmp_path_factory):
+    """A file of encodings, with which runs need no calibration."""
     folder = tmp_path_factory.mktemp("encodings")
     toy_sim.save_encodings_to_json(str(folder), "encodings")
-    path = folder / "encodings.json"
-    content = json.loads(path.read_text())
-    entry = content["activation_encodings"]["module_cat"]["output"]["0"]
-    entry |= {"scale": 2.0**-5, "min": 0.0, "max": 255 * 2.0**-5, "offset": 0}
-    path.write_text(json.dumps(content))
-    return path
+    return folder / "encodings.json"
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_errors(processes, guard, data, separate_encodings, tmp_path, name):
-    more = "--encodings", separate_encodings, "--sensitivity", "--sensitivity-images", "1", "--limit", "1"
-    options = [*options_for(data, *more, names=(TOY.name,)), "--save-predictions", tmp_path / "saved"]
-    error = processes.submit(failure_of, options, guard, [MISTAKES[name]]).result()
+def test_mistakes_are_errors(processes, guard, data, toy_encodings, tmp_path, name):
+    mistake, more = MISTAKES[name], ["--sensitivity", "--sensitivity-images", "1", "--limit", "1"]
+    more += ["--encodings", toy_encodings, "--save-predictions", tmp_path / "saved", *mistake.options]
+    error = processes.submit(failure_of, toy_options(data, *more), guard, [mistake]).result()
     assert "on the same device" in error or "to numpy" in error

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ffnet.errors import UserError, is_out_of_memory
+from ffnet.errors import UserError
 from ffnet.evaluation.runtime import Runtime
+from ffnet.memory import is_out_of_memory
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
 

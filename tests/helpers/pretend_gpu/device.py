@@ -7,13 +7,13 @@ import warnings
 import torch
 
 from tests.helpers.pretend_gpu.guard import load_guard
-from tests.helpers.pretend_gpu.kernels import Kernels, Memory
+from tests.helpers.pretend_gpu.kernels import UNLIMITED, Kernels
 
 NAME = "pretended"
 
 
 @contextlib.contextmanager
-def pretend_gpu(guard, count=1, memory=Memory()):
+def pretend_gpu(guard, count=1, memory=UNLIMITED):
     """Have `count` GPUs with this memory, by the library that `build_guard` returned."""
     load_guard(guard).install(count)
     library = torch.library.Library("aten", "IMPL")

@@ -28,12 +28,15 @@ class Memory:
             raise self.error
 
 
+UNLIMITED = Memory()
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The operators of pretended GPUs."""
 
     guard: Path  # the library of `build_guard`
-    memory: Memory = Memory()
+    memory: Memory = UNLIMITED
 
     def register(self, library):
         """Replace CUDA's kernels by those of this class, until the torch.library.Library is destroyed."""
@@ -127,8 +130,13 @@ def host_of(value, hosts):
         return torch.device("cpu")
     if not is_on_device(value):
         return value
+    storage = value.untyped_storage()
+    memory = getattr(storage, "host", None)
+    if memory is None:  # torch has made a new storage in the memory of another, as it does to pickle one
+        address = storage.data_ptr(), torch.device("cpu"), storage.nbytes()
+        memory = torch._C._construct_storage_from_data_pointer(*address)
     host = torch.empty(0, dtype=value.dtype)
-    host.set_(value.untyped_storage().host, value.storage_offset(), value.shape, value.stride())
+    host.set_(memory, value.storage_offset(), value.shape, value.stride())
     hosts[id(host)] = value, host
     return host
 

@@ -8,7 +8,7 @@ from ffnet.diagnostics_stage import diagnose
 from ffnet.evaluation.loop import _score
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.recording import ScoreCollector
-from ffnet.quantization.encodings import _new_quantizer
+from ffnet.quantization.bias_ranges import _scale_factors
 from ffnet.quantization.lowering import _plain_layer
 
 
@@ -19,6 +19,7 @@ class Mistake:
     function: object
     correct: str
     mistaken: str
+    options: tuple[str, ...] = ()  # without which the program does not get there
 
     def plant(self):
         """Change the function for the rest of the process, wherever it was imported to."""
@@ -42,6 +43,11 @@ MISTAKES = {
     "predictions are written from the device": Mistake(
         ScoreCollector._save, "ids[position].cpu().numpy()", "ids[position].numpy()"
     ),
-    "new quantizers are on the CPU": Mistake(_new_quantizer, "next(quantizer.parameters()).device", '"cpu"'),
+    "the scales of weights are on the CPU": Mistake(
+        _scale_factors, ".flatten() * step", ".flatten().cpu() * step.cpu()"
+    ),
+    "ONNX Runtime's logits are scored on the CPU": Mistake(
+        _score, "logits = logits.to(device)", "pass", options=("--execute",)
+    ),
     "images for the sensitivity are on the CPU": Mistake(diagnose, "[None].to(device))", "[None])"),
 }

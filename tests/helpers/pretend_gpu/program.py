@@ -9,11 +9,11 @@ from ffnet.report import delivery  # noqa: F401
 from ffnet.variants import VARIANTS
 from tests.helpers.networks import TOY
 from tests.helpers.pretend_gpu.device import pretend_gpu
-from tests.helpers.pretend_gpu.kernels import Memory
+from tests.helpers.pretend_gpu.kernels import UNLIMITED
 from tests.helpers.two_models import SMOOTHED
 
 
-def run_program(options, guard=None, count=1, memory=Memory()):
+def run_program(options, guard=None, count=1, memory=UNLIMITED):
     """Run the program on `count` pretended GPUs, or on the CPU without a `guard`; return the exit status."""
     VARIANTS.update({variant.name: variant for variant in (TOY, SMOOTHED)})
     options = list(map(str, options))
