@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.io import imsave
+from torch.nn.functional import interpolate
 
 from datasets.cityscapes import LABEL_IDS, CityscapesSplit
 from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
@@ -101,13 +102,14 @@ def errors_of_a_gpu(guard):
     with pretend_gpu(guard, count=2, memory=Memory(1000)):
         x = torch.ones(2, 3).to("cuda")
         assert x.device == torch.device("cuda", 0) and (x + torch.tensor(1.0)).sum().item() == 12
+        image = torch.ones(1, 1, 5, 5, device="cuda")
         operations = (
-            lambda: torch.ones(250, device="cuda:1"),
+            lambda: interpolate(image, (25, 10)),
             lambda: x + torch.ones(3),
             lambda: x + torch.ones(3, device="cuda:1"),
             x.numpy,
             lambda: torch.ones(3, device="cuda:2"),
-            lambda: torch.ones(251, device="cuda"),
+            lambda: interpolate(image, (251, 1)),
         )
         return [error_of(operation) for operation in operations]
 

@@ -8,6 +8,5 @@ In reading order: `guard` (the driver's bookkeeping of devices, in C++), `kernel
 `device` (both together, and torch.cuda's functions), `program` and `__main__` (the program on it), `mistakes` (to be
 planted in the program).
 
-torch keeps the guard for the rest of the process, and its autograd engine learns of devices only once: use the pretend
-GPU in processes of their own.
+torch keeps the guard for the rest of the process: use the pretend GPU in processes of their own.
 """

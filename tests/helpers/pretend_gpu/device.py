@@ -27,7 +27,8 @@ def pretend_gpu(guard, count=1, memory=UNLIMITED):
                 stack.enter_context(unittest.mock.patch.object(owner, name, function))
         stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
         torch.backends.cudnn.enabled = False  # its operators have no CPU kernels
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
 
 
 def replaced_functions(guard, count):
@@ -50,11 +51,15 @@ def replaced_functions(guard, count):
         "current_device_index": guard.current,
         "set_device_index": lambda index: None,
     }
-    tensor = {"__deepcopy__": deepcopied, "pin_memory": lambda tensor, device=None: tensor.clone()}
+    tensor = {
+        "__deepcopy__": deepcopied,
+        "__reduce_ex__": reduced,
+        "pin_memory": lambda tensor, device=None: tensor.clone(),
+    }
     return {torch.cuda: cuda, torch.accelerator: accelerator, torch.Tensor: tensor}
 
 
-_deepcopy = torch.Tensor.__deepcopy__
+_deepcopy, _reduce_ex = torch.Tensor.__deepcopy__, torch.Tensor.__reduce_ex__
 
 
 def deepcopied(tensor, memo):
@@ -66,3 +71,13 @@ def deepcopied(tensor, memo):
         copy.__dict__.update(tensor.__dict__)
         memo[id(tensor)] = copy
     return memo[id(tensor)]
+
+
+def reduced(tensor, protocol):
+    """Do what Tensor.__reduce_ex__ does to pickle a tensor, which for one on the device would ask the driver."""
+    return (placed, (tensor.cpu(), str(tensor.device))) if tensor.is_cuda else _reduce_ex(tensor, protocol)
+
+
+def placed(tensor, device):
+    """Return a tensor that was pickled, on its device."""
+    return tensor.to(device)

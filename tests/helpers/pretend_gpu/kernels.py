@@ -17,14 +17,18 @@ MIXED = ("copy_", "index.Tensor", "index.Tensor_out", "index_put_", "_index_put_
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of the GPU: no tensor may take more than `limit` bytes; None: no limit. `error`: raised then."""
+    """The memory of the GPU: no convolution or interpolation may return more than `limit` bytes; None: no limit.
+
+    These are the results that grow with the batch. `error`: raised if there is no memory.
+    """
 
     limit: int | None = None
     error: RuntimeError = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    def allocate(self, size):
-        """Raise the error if there is no memory for a tensor of `size` bytes."""
-        if self.limit is not None and size > self.limit:
+    def allocate(self, operator, result):
+        """Raise the error if there is no memory for the result of an operator."""
+        grows = any(word in operator.name() for word in ("convolution", "upsample"))
+        if self.limit is not None and grows and result.nbytes > self.limit:
             raise self.error
 
 
@@ -59,6 +63,8 @@ class Kernels:
             result = (operator.overloadpacket if takes_numbers(operator, args) else operator)(*args, **kwargs)
         for value, host in hosts.values():
             self.write_back(value, host)
+        if isinstance(result, torch.Tensor):
+            self.memory.allocate(operator, result)
         return tree_map(lambda value: self.moved_result(value, device, hosts), result)
 
     def write_back(self, value, host):
@@ -78,7 +84,6 @@ class Kernels:
         for value, host in hosts.values():
             if host.untyped_storage()._cdata == result.untyped_storage()._cdata:
                 return on_storage(result, value.untyped_storage())
-        self.memory.allocate(result.untyped_storage().nbytes())
         return on_storage(result, self.device_storage(result.untyped_storage(), device))
 
     def device_storage(self, host, device):
@@ -130,13 +135,8 @@ def host_of(value, hosts):
         return torch.device("cpu")
     if not is_on_device(value):
         return value
-    storage = value.untyped_storage()
-    memory = getattr(storage, "host", None)
-    if memory is None:  # torch has made a new storage in the memory of another, as it does to pickle one
-        address = storage.data_ptr(), torch.device("cpu"), storage.nbytes()
-        memory = torch._C._construct_storage_from_data_pointer(*address)
     host = torch.empty(0, dtype=value.dtype)
-    host.set_(memory, value.storage_offset(), value.shape, value.stride())
+    host.set_(value.untyped_storage().host, value.storage_offset(), value.shape, value.stride())
     hosts[id(host)] = value, host
     return host
 
