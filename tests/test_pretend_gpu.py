@@ -15,8 +15,11 @@ from torch.nn.functional import interpolate
 
 from datasets.cityscapes import LABEL_IDS, CityscapesSplit
 from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.compilation import prepare_backends
+from ffnet.evaluation.loop import warm_up
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.runtime import Runtime
 from ffnet.report.file_names import PROGRESS_FOLDER
 from tests.helpers.networks import TOY, toy_model
 from tests.helpers.pretend_gpu.device import pretend_gpu
@@ -137,7 +140,8 @@ def test_all_backends_files_and_diagnostics_are_those_of_the_cpu(run_both, data)
 
 
 def test_recovery_takes_the_steps_that_it_takes_on_the_cpu(run_both, data):
-    options = toy_options(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0")
+    few = "--recovery-images", "2", "--selection-images", "1"
+    options = toy_options(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0", *few)
     cpu, gpu = run_both(lambda _: options)
     steps = [[step["name"] for step in read(out)["recovery"]["steps"]] for out in (cpu, gpu)]
     assert steps[0] == steps[1] and "mixed precision" in " ".join(steps[0])
@@ -180,6 +184,41 @@ def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, da
     assert "batches of 4 images" in result["calibration"]["description"]
     assert "The GPU ran out of memory: the last batches had 3 images." in result["notes"]
     assert counts(tmp_path / "gpu", (TOY.name,)) == counts(tmp_path / "cpu", (TOY.name,))
+
+
+def test_a_gpu_that_is_too_small_for_a_model_ends_the_run_with_the_remedies(processes, guard, data):
+    error = processes.submit(failure_of, options_for(data), guard, memory=Memory(1000)).result()
+    assert "GPU: its memory does not suffice to load and quantize 2 models. Give --models-at-once a smaller" in error
+
+
+def inputs_while_warming_up(guard, allow_tf32):
+    """The number of images, and whether they and the weights are channels_last, in each call of a network."""
+    device, calls = torch.device("cuda"), []
+    runtime = Runtime(device, batch_size=3, progress=False, allow_tf32=allow_tf32)
+    with pretend_gpu(guard):
+        network = torch.nn.Conv2d(3, 19, 4, stride=4).to(device)
+
+        def record(module, arguments):
+            tensors = *arguments, module.weight
+            formats = [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors]
+            calls.append((len(arguments[0]), *formats))
+
+        network.register_forward_pre_hook(record)
+        warm_up(prepare_backends({FP32: network}, 0, runtime, compile=False), (16, 32), runtime)
+    return calls
+
+
+def test_networks_are_warmed_up_and_channels_last_if_tf32_is_allowed(processes, guard):
+    for allowed in (False, True):
+        calls = processes.submit(inputs_while_warming_up, guard, allowed).result()
+        assert calls == [(3, allowed, allowed)]
+
+
+def test_halves_are_rounded_to_even_although_aimets_kernels_for_gpus_round_them_up(guard):
+    command = [sys.executable, "-m", "tests.helpers.pretend_gpu.halves", str(guard)]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {"AIMET": 40, "the program": 0}
 
 
 @pytest.fixture(scope="module")

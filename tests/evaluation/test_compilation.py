@@ -39,6 +39,6 @@ def test_the_batch_size_does_not_change_a_bit_of_an_ffnets_logits():
             assert torch.equal(torch.cat([backend(batch) for batch in images.split(size)]), logits)
 
 
-def test_backends_that_are_not_compiled_are_not_warmed_up():
+def test_backends_that_are_not_compiled_are_not_warmed_up_on_a_cpu():
     prepared = PreparedBackends({"FP32": None})
     warm_up(prepared, (64, 128), Runtime())

@@ -36,7 +36,7 @@ def replaced_functions(guard, count):
     cuda = {
         "is_available": lambda: True,
         "device_count": lambda: count,
-        "current_device": guard.current,
+        "current_device": lambda: guard.current(),  # torch hashes it, which ctypes does not allow
         "set_device": lambda device: guard.choose(torch.device(device).index or 0),
         "synchronize": lambda device=None: None,
         "get_device_name": lambda device=None: NAME,
@@ -48,7 +48,7 @@ def replaced_functions(guard, count):
     accelerator = {
         "is_available": lambda: True,
         "current_accelerator": lambda check_available=False: torch.device("cuda"),
-        "current_device_index": guard.current,
+        "current_device_index": lambda: guard.current(),
         "set_device_index": lambda index: None,
     }
     tensor = {

@@ -1,6 +1,9 @@
 // The bookkeeping of devices and streams that torch asks of a CUDA driver, without one.
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 static thread_local c10::DeviceIndex current_index = 0;
@@ -22,11 +25,27 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getStream(c10::Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
   c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
   c10::Stream exchangeStream(c10::Stream stream) const override { return getStream(stream.device()); }
-  // None: autograd would ask the driver about each, and start a thread for each.
-  c10::DeviceIndex deviceCount() const noexcept override { return 0; }
+  c10::DeviceIndex deviceCount() const noexcept override { return device_count; }
 };
 
+// Autograd asks whether a device is in use, which torch asks of the driver. Its hooks are one object that it keeps, and
+// whose class is not exported: the object gets a copy of its table of virtual functions with this one in it.
+static bool has_primary_context(const at::CUDAHooksInterface*, c10::DeviceIndex) { return false; }
+
+static void replace_hook() {
+  static void* copy[200];
+  auto& table = *reinterpret_cast<void***>(const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks()));
+  if (table == copy + 2) return;
+  std::copy(table - 2, table + 198, copy);
+  auto function = &at::CUDAHooksInterface::hasPrimaryContext;
+  std::size_t offset;
+  std::memcpy(&offset, &function, sizeof offset);
+  copy[2 + offset / sizeof(void*)] = reinterpret_cast<void*>(has_primary_context);
+  table = copy + 2;
+}
+
 extern "C" void install(int count) {
+  replace_hook();
   static Guard guard;
   device_count = count;
   static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);

@@ -23,7 +23,15 @@ def missing_requirement():
 def build_guard(folder):
     """Compile guard.cpp into `folder` and return the library."""
     library, installed = Path(folder) / "guard.so", Path(torch.__file__).parent
-    flags = ["-shared", "-fPIC", "-std=c++20", f"-I{installed / 'include'}", f"-L{installed / 'lib'}", "-lc10"]
+    flags = [
+        "-shared",
+        "-fPIC",
+        "-std=c++20",
+        f"-I{installed / 'include'}",
+        f"-L{installed / 'lib'}",
+        "-lc10",
+        "-ltorch_cpu",
+    ]
     subprocess.run(["g++", str(SOURCE), "-o", str(library), *flags], check=True)
     return library
 

@@ -24,7 +24,7 @@ def run_program(options, guard=None, count=1, memory=UNLIMITED):
         return ffnet_quanteval.main(options)
 
 
-def failure_of(options, guard, mistakes=()):
+def failure_of(options, guard, mistakes=(), memory=UNLIMITED):
     """Run the program with mistakes on a pretended GPU; return what it writes to stderr, and its error.
 
     The mistakes stay in the process.
@@ -33,7 +33,7 @@ def failure_of(options, guard, mistakes=()):
         mistake.plant()
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
-            run_program(options, guard)
+            run_program(options, guard, memory=memory)
         except (RuntimeError, TypeError) as error:
             print(error, file=stderr)
     return stderr.getvalue()
