@@ -30,6 +30,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or CPU_MESSAGE in str(error) or is_out_of_gpu_memory(error)
 
 
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error in one line, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+
+
 @contextlib.contextmanager
 def enough_memory_for(models: int) -> Iterator[None]:
     """Say what to do if the memory does not suffice to load, quantize and compile so many models at once.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ffnet.errors import UserError
-from ffnet.memory import enough_memory_for, is_out_of_gpu_memory, is_out_of_memory
+from ffnet.memory import enough_memory_for, first_sentence, is_out_of_gpu_memory, is_out_of_memory
 
 ON_A_GPU = (
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -21,6 +21,11 @@ def test_each_error_is_recognized():
     assert all(is_out_of_gpu_memory(error) and is_out_of_memory(error) for error in ON_A_GPU)
     assert all(is_out_of_memory(error) and not is_out_of_gpu_memory(error) for error in ON_A_CPU)
     assert not any(is_out_of_memory(error) for error in OTHERS)
+
+
+def test_the_first_sentence_of_an_error_is_one_line():
+    expected = "CUDA out of memory", "OutOfMemoryError", str(ON_A_GPU[2]), str(ON_A_GPU[3]), "CUDA error: out of memory"
+    assert tuple(map(first_sentence, ON_A_GPU)) == expected
 
 
 @pytest.mark.parametrize(

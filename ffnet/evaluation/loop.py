@@ -21,7 +21,7 @@ from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores, concatenate, no_scores
-from ffnet.memory import is_out_of_gpu_memory
+from ffnet.memory import first_sentence, is_out_of_gpu_memory
 from ffnet.variants import NUM_CLASSES
 from ffnet.wording import count
 
@@ -192,7 +192,7 @@ def smaller_batch_size(batch_size: int, error: RuntimeError) -> int:
     """Return half the batch size after an out-of-memory error and say so on stderr; at 1, raise a UserError."""
     if batch_size == 1:
         raise UserError(
-            f"GPU: its memory does not suffice for one image ({str(error).partition('. ')[0] or 'out of memory'}). "
+            f"GPU: its memory does not suffice for one image ({first_sentence(error)}). "
             "Give a smaller --models-at-once if the run has several models, or use --use-cuda false."
         ) from error
     traceback.clear_frames(error.__traceback__)  # which hold the tensors of the batch that did not fit
