@@ -140,7 +140,7 @@ def test_all_backends_files_and_diagnostics_are_those_of_the_cpu(run_both, data)
 
 
 def test_recovery_takes_the_steps_that_it_takes_on_the_cpu(run_both, data):
-    few = "--recovery-images", "2", "--selection-images", "1"
+    few = "--recovery-images", "1", "--selection-images", "1"
     options = toy_options(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0", *few)
     cpu, gpu = run_both(lambda _: options)
     steps = [[step["name"] for step in read(out)["recovery"]["steps"]] for out in (cpu, gpu)]

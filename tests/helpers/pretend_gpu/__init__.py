@@ -6,7 +6,7 @@ GPU are not shown.
 
 In reading order: `guard` (the driver's bookkeeping of devices, in C++), `kernels` (CUDA's operators, run on the CPU),
 `device` (both together, and torch.cuda's functions), `program` and `__main__` (the program on it), `mistakes` (to be
-planted in the program).
+planted in the program), `halves` (AIMET's kernels for GPUs, by Triton's interpreter).
 
 torch keeps the guard for the rest of the process: use the pretend GPU in processes of their own.
 """
