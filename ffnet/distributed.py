@@ -30,6 +30,7 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device  # of this process
+    several_nodes: bool = False  # whether some of the processes are on other machines
 
     @property
     def is_main(self) -> bool:
@@ -89,7 +90,9 @@ def session(device: torch.device) -> Iterator[Ranks]:
         device = _local_gpu(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo", timeout=TIMEOUT)  # gloo for all: only small objects on the CPU are exchanged
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        world_size = dist.get_world_size()
+        several_nodes = world_size > int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        yield Ranks(dist.get_rank(), world_size, device, several_nodes)
     finally:
         dist.destroy_process_group()
 

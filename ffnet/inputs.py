@@ -50,6 +50,7 @@ def select_device(config: RuntimeConfig) -> torch.device:
     device = torch.device("cuda" if available and config.use_cuda is not False else "cpu")
     if device.type == "cpu" and config.allow_tf32:
         raise UserError("--allow-tf32 has an effect on GPUs only. Remove it.")
+    # By the older of torch's two interfaces: torch.compile reads it, which fails once the newer one was used.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
     return device
 

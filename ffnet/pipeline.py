@@ -36,6 +36,7 @@ from ffnet.inputs import (
     open_inputs,
     select_device,
 )
+from ffnet.memory import enough_memory_for
 from ffnet.npu_stage import NpuOutcome, open_npu, run_on_npu
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import MODEL_FILE, ROUNDED_LAYERS
@@ -131,13 +132,14 @@ def evaluate_group(configs: Sequence[Config], shared: Shared) -> Generator[Resul
         runs = [
             stack.enter_context(Run(config, shared.ranks, shared.stage_seconds, shared.notes)) for config in configs
         ]
-        checkpoints = [load_checkpoint(run, shared) for run in runs]  # all, before the first takes time
         inputs = shared.inputs
-        models = [
-            quantize(run, checkpoint, inputs)
-            for run, checkpoint in zip(runs, checkpoints, strict=True)
-            if not run.is_finished(inputs.images)
-        ]
+        with enough_memory_for(len(runs)):
+            checkpoints = [load_checkpoint(run, shared) for run in runs]  # all, before the first takes time
+            models = [
+                quantize(run, checkpoint, inputs)
+                for run, checkpoint in zip(runs, checkpoints, strict=True)
+                if not run.is_finished(inputs.images)
+            ]
         scores = score([model.prepared for model in models], [model.run for model in models], inputs.images)
         scored = {model.run: (model, scores) for model, scores in zip(models, scores, strict=True)}
         interrupt: KeyboardInterrupt | None = None

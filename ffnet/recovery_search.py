@@ -18,13 +18,14 @@ from torch.utils.data import Dataset
 
 from ffnet.backends import FP32, INT8_SIMULATED, Backend
 from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig
-from ffnet.errors import UserError, is_out_of_memory
+from ffnet.errors import UserError
 from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import Sample
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores
+from ffnet.memory import is_out_of_memory
 from ffnet.quantization import mixed_precision
 from ffnet.quantization.adaround import BATCH, apply_adaround
 from ffnet.quantization.bias_ranges import raise_weight_scales

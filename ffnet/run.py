@@ -64,7 +64,7 @@ class Run:
         self.ranks = ranks
         options, progress = config.runtime, ranks.is_main and not config.runtime.quiet
         threads = decoding_threads(ranks.device, options.num_workers)
-        self.runtime = Runtime(ranks.device, options.batch_size, threads, progress)
+        self.runtime = Runtime(ranks.device, options.batch_size, threads, progress, options.allow_tf32)
         self.notes = list(notes)  # sentences for the report
         self.stage_seconds = dict(stage_seconds)
         self.progress = Progress()

@@ -74,7 +74,7 @@ def score(models: Sequence[PreparedBackends], runs: Sequence[Run], images: Citys
     merged = [merge_shards(of_model) for of_model in zip(*shards, strict=True)]
     complete = [run.progress.with_earlier(IMAGES, shard).scores for run, shard in zip(runs, merged, strict=True)]
     for run, scores in zip(runs, complete, strict=True):
-        run.notes += scoring_notes(scores)
+        run.notes += [*scoring_notes(scores), *node_notes(run)]
     return list(complete)
 
 
@@ -87,6 +87,17 @@ def saying_how_to_resume(run: Run) -> Iterator[None]:
         if run.progress.folder and run.ranks.is_main:
             logger.warning("Interrupted. The images that were done are kept: the same command with --resume goes on.")
         raise
+
+
+def node_notes(run: Run) -> list[str]:
+    """Return a note on where the predictions are if processes on several machines have written them."""
+    folder = run.config.output.save_predictions
+    if folder is None or not run.ranks.several_nodes:
+        return []
+    return [
+        f"--save-predictions: the processes ran on several nodes. Each node has written the predictions of its own "
+        f"images to its own {folder}; copy them together unless the nodes share that folder."
+    ]
 
 
 def scoring_notes(scores: Scores) -> list[str]:

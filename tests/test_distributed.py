@@ -15,11 +15,13 @@ import torch
 
 from ffnet import distributed
 from ffnet.backends import INT8_SIMULATED, short_name
-from ffnet.config import QuantizationConfig
+from ffnet.config import Config, OutputConfig, QuantizationConfig
 from ffnet.errors import UserError
 from ffnet.onnx.export import export_float
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.report.file_names import PROGRESS_FOLDER
+from ffnet.run import Run
+from ffnet.scoring_stage import node_notes
 from tests.helpers.cityscapes_tree import SIZE, write_tree
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.program import SCRIPT, arguments
@@ -171,6 +173,21 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="only 1 GPU found"), distributed.session(torch.device("cuda")):
         pass
+
+
+@pytest.mark.parametrize(("here", "saved", "notes"), ((8, True, 1), (16, True, 0), (8, False, 0)))
+def test_a_note_says_where_several_nodes_leave_predictions(monkeypatch, tmp_path, here, saved, notes):
+    """Without processes: rank 3 of 16, of which so many are on its node."""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE")
+    for name, value in zip(names, ("16", "3", "3", "x", "1", str(here)), strict=True):
+        monkeypatch.setenv(name, value)
+    functions = {"init_process_group": None, "destroy_process_group": None, "get_rank": 3, "get_world_size": 16}
+    for name, value in functions.items():
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value, **__: value)
+    config = Config(output=OutputConfig(save_predictions=tmp_path if saved else None))
+    with distributed.session(CPU) as ranks:
+        found = node_notes(Run(config, ranks))
+    assert len(found) == notes and all(f"to its own {tmp_path}" in note for note in found)
 
 
 def test_a_single_process_is_the_main_process_and_takes_all_images(monkeypatch):

@@ -72,7 +72,7 @@ def _decide(pixels: int, device: torch.device, compile: bool | None) -> tuple[bo
 
 def _prepare(backend: Backend, runtime: Runtime, compiled: bool) -> Backend:
     if isinstance(backend, torch.nn.Module):
-        backend = backend.to(memory_format=memory_format(runtime.device))
+        backend = backend.to(memory_format=memory_format(runtime.device, runtime.allow_tf32))
         if compiled:
             # All FFNets share the code of `forward`, of which torch compiles 8 versions by default; others run eagerly.
             torch._dynamo.config.recompile_limit = len(VARIANTS)

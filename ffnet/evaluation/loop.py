@@ -1,9 +1,9 @@
 """The evaluation loop. Each image is decoded once and runs through all backends."""
 
-import contextlib
 import itertools
 import sys
 import time
+import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,7 @@ from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores, concatenate, no_scores
+from ffnet.memory import first_sentence, is_out_of_gpu_memory
 from ffnet.variants import NUM_CLASSES
 from ffnet.wording import count
 
@@ -31,7 +32,7 @@ def calibration_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[
     """Yield normalized batches (N, 3, H, W) float32 on the device of `runtime`, with its progress bar."""
     with open_batches(images, runtime, "calibrate") as batches:
         for batch, _ in batches:
-            yield normalize(batch.to(runtime.device, non_blocking=True))
+            yield normalize(batch.to(runtime.device, non_blocking=True), runtime.allow_tf32)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def score_batches(
             everything = np.ones((len(models), len(batch[0])), bool)
             chosen = everything if wanted is None else wanted[:, start : start + len(batch[0])]
             for model, prepared in enumerate(models):
-                pieces = _score_in_pieces(prepared, batch, chosen[model].nonzero()[0], runtime.device, backoff)
+                pieces = _score_in_pieces(prepared, batch, chosen[model].nonzero()[0], runtime, backoff)
                 for positions, scores, predictions in pieces:
                     yield ScoredBatch(model, start + positions, scores, predictions)
                     if len(models) == 1:
@@ -111,7 +112,7 @@ class _Backoff:
         self._compiled = [backend for backend in backends if isinstance(backend, FixedBatchSize)]
         self.batch_size: int | None = None  # None: that of the data loading
 
-    def halve(self, images: int, error: torch.cuda.OutOfMemoryError) -> None:
+    def halve(self, images: int, error: RuntimeError) -> None:
         """Set the batch size to half of so many images, which did not fit; raise a UserError if it was only one."""
         self.batch_size = smaller_batch_size(images, error)
         for backend in self._compiled:
@@ -127,18 +128,23 @@ def _running_mious(totals: dict[str, np.ndarray], scores: Scores) -> str:
 
 @torch.inference_mode()
 def warm_up(prepared: PreparedBackends, size: tuple[int, int], runtime: Runtime) -> None:
-    """Run compiled backends once on noise of `size` (H, W), so that their times do not include compiling."""
-    if prepared.compiled:
-        batch_size = 1 if runtime.device.type == "cpu" else runtime.batch_size
-        images = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
-        with contextlib.suppress(torch.cuda.OutOfMemoryError):  # the evaluation loop handles it
-            _score(prepared, (images, images[:, 0]), runtime.device)
+    """Run backends once on noise of `size` (H, W), so that their times include neither compiling nor cuDNN's set-up."""
+    on_cpu = runtime.device.type == "cpu"
+    if on_cpu and not prepared.compiled:
+        return
+    images = torch.randint(0, 256, (1 if on_cpu else runtime.batch_size, 3, *size), dtype=torch.uint8)
+    try:
+        _score(prepared, (images, images[:, 0]), runtime)
+    except RuntimeError as error:
+        if not is_out_of_gpu_memory(error):  # which the evaluation loop handles
+            raise
 
 
-def _score(prepared: PreparedBackends, batch: Sample, device: torch.device) -> tuple[Scores, Predictions]:
-    """Run a batch through all backends and compare the predictions with the labels."""
+def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple[Scores, Predictions]:
+    """Run a batch through all backends and compare the predictions with the labels, on the device of `runtime`."""
+    device = runtime.device
     images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
-    inputs = normalize(images)
+    inputs = normalize(images, runtime.allow_tf32)
     predictions, seconds, start = {}, {}, synchronized_clock(device)
     for name, backend in prepared.backends.items():
         before = synchronized_clock(device)
@@ -149,7 +155,8 @@ def _score(prepared: PreparedBackends, batch: Sample, device: torch.device) -> t
             raise UserError(
                 f"{model}{name}: this backend's logits are not finite. Use another checkpoint or ONNX file."
             )
-        predictions[name] = predict(logits, labels.shape[1:], prepared.kernel).to(device)
+        logits = logits.to(device)  # those of ONNX Runtime and the NPU: a CPU upsamples a hundred times slower
+        predictions[name] = predict(logits, labels.shape[1:], prepared.kernel)
     matrices = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
     pairs = itertools.combinations(predictions, 2)
     agreeing = {(a, b): (predictions[a] == predictions[b]).sum((1, 2)).cpu().numpy() for a, b in pairs}
@@ -158,7 +165,7 @@ def _score(prepared: PreparedBackends, batch: Sample, device: torch.device) -> t
 
 
 def _score_in_pieces(
-    prepared: PreparedBackends, batch: Sample, chosen: np.ndarray, device: torch.device, backoff: _Backoff
+    prepared: PreparedBackends, batch: Sample, chosen: np.ndarray, runtime: Runtime, backoff: _Backoff
 ) -> Iterator[tuple[np.ndarray, Scores, Predictions]]:
     """Score the images of a batch at the positions `chosen`, in pieces of the batch size after backoff.
 
@@ -167,8 +174,10 @@ def _score_in_pieces(
     while len(chosen):
         piece = chosen[: backoff.batch_size]
         try:
-            scores, predictions = _score(prepared, _select(batch, piece), device)
-        except torch.cuda.OutOfMemoryError as error:
+            scores, predictions = _score(prepared, _select(batch, piece), runtime)
+        except RuntimeError as error:
+            if not is_out_of_gpu_memory(error):
+                raise
             backoff.halve(len(piece), error)
         else:
             yield piece, replace(scores, batch_size=backoff.batch_size), predictions
@@ -182,10 +191,14 @@ def _select(batch: Sample, positions: np.ndarray) -> Sample:
     return batch[0][chosen], batch[1][chosen]
 
 
-def smaller_batch_size(batch_size: int, error: torch.cuda.OutOfMemoryError) -> int:
+def smaller_batch_size(batch_size: int, error: RuntimeError) -> int:
     """Return half the batch size after an out-of-memory error and say so on stderr; at 1, raise a UserError."""
     if batch_size == 1:
-        raise UserError("GPU: its memory does not suffice for one image. Use --use-cuda false.") from error
+        raise UserError(
+            f"GPU: its memory does not suffice for one image ({first_sentence(error)}). "
+            "Give a smaller --models-at-once if the run has several models, or use --use-cuda false."
+        ) from error
+    traceback.clear_frames(error.__traceback__)  # which hold the tensors of the batch that did not fit
     torch.cuda.empty_cache()
     tqdm.write(f"Out of GPU memory: continuing with batches of {count(batch_size // 2, 'image')}.", file=sys.stderr)
     return batch_size // 2

@@ -126,8 +126,16 @@ def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor) -> np.nd
     """Return counts (N, 19, 19) int64 per image, row = label, of train ids (N, H, W) uint8 on one device."""
     if labels.device.type == "cpu":
         return np.stack(list(map(metrics.confusion_matrix, labels.numpy(), predictions.numpy())))
-    size = 256 * NUM_CLASSES
-    offset = torch.arange(len(labels), device=labels.device).view(-1, 1, 1) * size
-    codes = labels.long() * NUM_CLASSES + predictions + offset
-    counts = torch.bincount(codes.flatten(), minlength=len(labels) * size).view(-1, 256, NUM_CLASSES)
-    return counts[:, :NUM_CLASSES].cpu().numpy()
+    return bin_counts(labels, predictions).cpu().numpy()
+
+
+def bin_counts(labels: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
+    """Return what `confusion_matrices` does, as a tensor on the device, by one call of torch.bincount.
+
+    It has one bin per image for all pixels that do not count: with few bins, a GPU counts in its shared memory.
+    """
+    images, bins = len(labels), NUM_CLASSES**2 + 1
+    codes = torch.where(labels < NUM_CLASSES, labels.long() * NUM_CLASSES + predictions, bins - 1)
+    codes += torch.arange(images, device=labels.device).view(-1, 1, 1) * bins
+    counts = torch.bincount(codes.flatten(), minlength=images * bins).view(images, bins)
+    return counts[:, :-1].reshape(images, NUM_CLASSES, NUM_CLASSES)

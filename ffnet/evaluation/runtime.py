@@ -13,3 +13,4 @@ class Runtime:
     batch_size: int = 8
     num_workers: int = 0  # threads that decode images; 0: the main thread does
     progress: bool = True  # show progress bars on stderr
+    allow_tf32: bool = False  # on a GPU

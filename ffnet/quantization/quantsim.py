@@ -18,6 +18,7 @@ from aimet_torch.batch_norm_fold import fold_all_batch_norms
 from aimet_torch.cross_layer_equalization import equalize_model
 from aimet_torch.model_preparer import prepare_model
 from aimet_torch.nn import QuantizationMixin
+from aimet_torch.quantization import set_backend
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 from torch.utils.data import Dataset
@@ -29,6 +30,7 @@ from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
 from ffnet.files import read_utf8
+from ffnet.memory import is_out_of_gpu_memory
 from ffnet.model import GaussianConv2D
 from ffnet.quantization.adaround import apply_adaround
 from ffnet.quantization.bias_ranges import raise_weight_scales
@@ -124,7 +126,12 @@ def equalize(model: nn.Module, cle: bool = True) -> torch.fx.GraphModule:
 
 
 def build_quantsim(prepared: nn.Module, config: QuantizationConfig) -> QuantizationSimModel:
-    """Return a simulation, not yet calibrated, of a network that `equalize` returned."""
+    """Return a simulation, not yet calibrated, of a network that `equalize` returned.
+
+    AIMET is set to round halves to even on every device, for the whole process. Where there is a GPU, its default is
+    kernels of its own that round them up, so that some weights would be one step off those of a CPU or an ONNX file.
+    """
+    set_backend("torch_builtins")
     with quiet_aimet(), without_byte_order_mark(config.config_file) as config_file:
         sim = QuantizationSimModel(
             prepared,
@@ -189,7 +196,9 @@ def calibrate_on_images(sim: QuantizationSimModel, images: Dataset, runtime: Run
             with contextlib.closing(batches):
                 calibrate(sim, batches)
             return batch_size
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_gpu_memory(error):
+                raise
             batch_size = smaller_batch_size(batch_size, error)
 
 

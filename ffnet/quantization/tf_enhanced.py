@@ -4,6 +4,7 @@ AIMET's own analyzer reads an activation about ten times per batch, and searches
 although nothing is quantized meanwhile and only the last search counts. It reads a weight channel by channel.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         bins = self.observer.num_bins
         edges = self.observer._create_bin_edges(lows[:, None], highs[:, None], rows.device)
         bounds = edges[:, [0, -1]].tolist()
-        counts = torch.stack([torch.histc(row.float(), bins, *pair) for row, pair in zip(rows, bounds, strict=True)])
+        counts = torch.stack([histogram(row, bins, *pair) for row, pair in zip(rows, bounds, strict=True)])
         # The last edge is rounded, so that values may lie above it; the first one is exact.
         counts[:, -1] += (rows > edges[:, -1:]).sum(1)
         return [_Histogram(*fields) for fields in zip(counts, edges, lows, highs, strict=True)]
@@ -74,14 +75,43 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         """Add finite values to the only histogram, as _HistogramObserver.merge_stats does."""
         left, right = self.observer._histogram_range_limit[0]
         least, most = low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
-        if least != kept.min or most != kept.max:  # the range grows: rare, so AIMET's own code is fast enough
-            self.observer.merge_stats([_Histogram(min=low, max=high)], values)
-            return
-        counts = torch.histc(values.float(), self.observer.num_bins, least, most)  # type: ignore[arg-type]
+        if least != kept.min or most != kept.max:
+            kept = self._with_room_for(kept, low, high)
+        counts = histogram(values, self.observer.num_bins, least.item(), most.item())
         counts += kept.histogram
         counts[0] += (values < least).sum() if low < least else 0
         counts[-1] += (values > most).sum() if high > most else 0
         self.observer.stats[0] = _Histogram(counts, kept.bin_edges, kept.min, kept.max)
+
+    def _with_room_for(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
+        """Return a histogram spread over a range that grows to the values `low` and `high`, as merge_stats does.
+
+        It does so on the CPU, because a GPU may add counts in any order.
+        """
+        observer, limit = copy.copy(self.observer), self.observer._histogram_range_limit
+        observer.stats, observer._histogram_range_limit = [_moved(kept, "cpu")], limit.cpu()
+        observer.merge_stats([_Histogram(min=low.cpu(), max=high.cpu())], torch.empty(0))
+        return _moved(observer.stats[0], low.device)
+
+
+def _moved(kept: _Histogram, device: torch.device | str) -> _Histogram:
+    return _Histogram(*(value.to(device) for value in (kept.histogram, kept.bin_edges, kept.min, kept.max)))
+
+
+def histogram(values: torch.Tensor, bins: int, low: float, high: float) -> torch.Tensor:
+    """Return how many values lie in each of `bins` equal bins from `low` to `high`, float32; the same in every run.
+
+    A GPU may count in any order. It therefore counts pieces, in which float32 is exact, and adds them up as float64.
+    """
+    if values.is_cpu or len(values) <= EXACT:
+        return torch.histc(values.float(), bins, low, high)
+    return exact_histogram(values, bins, low, high)
+
+
+def exact_histogram(values: torch.Tensor, bins: int, low: float, high: float) -> torch.Tensor:
+    """Return what `histogram` does, rounded only once."""
+    pieces = [torch.histc(piece.float(), bins, low, high) for piece in values.split(EXACT)]
+    return torch.stack(pieces).sum(0, dtype=torch.float64).float()
 
 
 def _rows(values: torch.Tensor, shape: Sequence[int]) -> torch.Tensor | None:

@@ -59,6 +59,6 @@ def test_more_models_are_compiled_than_torch_keeps_versions_of_one_function(monk
     assert len(graphs) == 10
 
 
-def test_backends_that_are_not_compiled_are_not_warmed_up():
+def test_backends_that_are_not_compiled_are_not_warmed_up_on_a_cpu():
     prepared = PreparedBackends({"FP32": None})
     warm_up(prepared, (64, 128), Runtime())

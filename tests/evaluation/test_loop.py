@@ -1,5 +1,7 @@
 """The evaluation loop: every image is counted once, in order, whatever the batches."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,27 +11,29 @@ from torch.utils.data import Subset
 import ffnet
 from ffnet.errors import UserError
 from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends, prepare_backends
-from ffnet.evaluation.loop import calibration_batches, evaluate, score_batches
+from ffnet.evaluation.loop import calibration_batches, evaluate, score_batches, smaller_batch_size
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import concatenate
 from tests.helpers.networks import DEMO, golden_model
 
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory")
+
 
 class OneLayer(nn.Module):
     """A network of one convolution; raises what a full GPU raises for more than `limit` images."""
 
-    def __init__(self, limit=None, seed=0):
+    def __init__(self, limit=None, seed=0, error=OUT_OF_MEMORY):
         super().__init__()
         torch.manual_seed(seed)
         self.conv = nn.Conv2d(3, 19, 8, stride=8)
-        self.limit = limit
+        self.limit, self.error = limit, error
         self.images_run = 0
 
     def forward(self, x):
         if self.limit is not None and len(x) > self.limit:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         self.images_run += len(x)
         return torch.cat([self.conv(image) for image in x.split(1)])  # the same bits for any batch size
 
@@ -101,6 +105,35 @@ def test_out_of_memory_halves_the_batch_size_and_loses_no_image(cityscapes, caps
     assert model.images_run == 7
     assert scores.batch_size == {1: 1, 2: 2, 3: 2}[limit]
     assert "Out of GPU memory" in capsys.readouterr().err
+
+
+def test_a_lack_of_memory_that_cudnn_reports_halves_the_batch_size_too(cityscapes):
+    error = RuntimeError("GET was unable to find an engine to execute this computation")
+    scores = scores_of(cityscapes, OneLayer(2, error=error), batch_size=4)
+    assert scores.batch_size == 2
+    assert_equal(scores, scores_of(cityscapes))
+
+
+def test_errors_that_are_no_lack_of_memory_stay_as_they_are(cityscapes):
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError) as caught:
+        scores_of(cityscapes, OneLayer(1, error=error))
+    assert caught.value is error
+
+
+def test_tensors_of_a_batch_that_did_not_fit_are_freed_before_the_next_one():
+    alive = []
+
+    def fail():
+        tensor = torch.ones(1)
+        alive.append(weakref.ref(tensor))
+        raise OUT_OF_MEMORY
+
+    try:
+        fail()
+    except RuntimeError as error:
+        assert smaller_batch_size(4, error) == 2
+        assert alive[0]() is None
 
 
 @pytest.mark.parametrize("limit", (1, 2, 4))

@@ -56,6 +56,24 @@ def test_every_image_has_its_own_confusion_matrix():
         assert np.array_equal(matrix, metrics.confusion_matrix(label, prediction))
 
 
+def test_a_gpu_counts_the_same_in_few_bins(monkeypatch):
+    """By the operators of a GPU, here on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 256, (3, 16, 9), generator=generator, dtype=torch.uint8)
+    predictions = torch.randint(0, 19, (3, 16, 9), generator=generator, dtype=torch.uint8)
+    original, bins = torch.bincount, []
+
+    def bincount(codes, minlength):
+        counts = original(codes, minlength=minlength)
+        bins.append(len(counts))
+        return counts
+
+    monkeypatch.setattr(torch, "bincount", bincount)
+    found = postprocessing.bin_counts(labels, predictions).numpy()
+    assert found.dtype == np.int64 and np.array_equal(found, postprocessing.confusion_matrices(labels, predictions))
+    assert bins == [3 * 362]
+
+
 @pytest.mark.cuda
 def test_a_gpu_counts_the_same_confusion_matrices_as_the_cpu():
     labels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)

@@ -184,7 +184,14 @@ def test_quantize_takes_encodings_from_a_file(tmp_path):
     assert encodings(quantize(three_layer_network(), [], config, QUIET)) == encodings(sim)
 
 
-def test_calibration_starts_again_with_smaller_batches_if_memory_runs_out(capsys):
+OUT_OF_MEMORY = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_calibration_starts_again_with_smaller_batches_if_memory_runs_out(capsys, error):
     prepared = equalize(three_layer_network())
     images = calibration_images(8)
     expected = build_quantsim(prepared, QuantizationConfig())
@@ -196,7 +203,7 @@ def test_calibration_starts_again_with_smaller_batches_if_memory_runs_out(capsys
     def run_out_of_memory(module, arguments):
         sizes.append(len(arguments[0]))
         if len(arguments[0]) > 2 and sizes.count(4) > 1:  # the second batch of 4
-            raise torch.cuda.OutOfMemoryError
+            raise error
 
     sim.model.register_forward_pre_hook(run_out_of_memory)
     assert calibrate_on_images(sim, images, dataclasses.replace(QUIET, batch_size=4)) == 2
@@ -213,6 +220,17 @@ def test_calibration_ends_if_memory_does_not_suffice_for_one_image():
 
     sim.model.register_forward_pre_hook(run_out_of_memory)
     with pytest.raises(UserError, match="one image"):
+        calibrate_on_images(sim, calibration_images(), QUIET)
+
+
+def test_errors_during_calibration_that_are_no_lack_of_memory_stay_as_they_are():
+    sim = build_quantsim(equalize(three_layer_network()), QuantizationConfig())
+
+    def fail(module, arguments):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    sim.model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
         calibrate_on_images(sim, calibration_images(), QUIET)
 
 

@@ -6,7 +6,7 @@ from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyze
 
 from ffnet.config import QuantizationConfig
 from ffnet.quantization.quantsim import build_quantsim, equalize
-from ffnet.quantization.tf_enhanced import FastTfEnhancedAnalyzer, use_fast_analyzers
+from ffnet.quantization.tf_enhanced import EXACT, FastTfEnhancedAnalyzer, exact_histogram, use_fast_analyzers
 from tests.helpers.networks import three_layer_network
 
 torch.manual_seed(0)
@@ -54,6 +54,13 @@ def test_weights_give_aimets_histograms_and_encodings(kind, shape):
     if kind == "channels_last":
         weight = weight.contiguous(memory_format=torch.channels_last)
     assert_equal(shape, [weight], 255, True)
+
+
+def test_more_values_than_float32_counts_one_by_one_are_counted_exactly():
+    values = torch.full((EXACT + 4,), 0.5)
+    values[:2] = 0.1
+    assert exact_histogram(values, 4, 0.0, 1.0).tolist() == [2, 0, EXACT + 2, 0]
+    assert torch.equal(exact_histogram(NOISE.flatten(), 512, -2.0, 3.0), torch.histc(NOISE, 512, -2.0, 3.0))
 
 
 def test_channels_along_the_second_axis_are_left_to_aimet():

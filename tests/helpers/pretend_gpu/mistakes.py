@@ -1,0 +1,53 @@
+"""Mistakes that only a GPU shows, to be planted in the program."""
+
+import inspect
+import textwrap
+from dataclasses import dataclass
+
+from ffnet.diagnostics_stage import diagnose
+from ffnet.evaluation.loop import _score
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.recording import ScoreCollector
+from ffnet.quantization.bias_ranges import _scale_factors
+from ffnet.quantization.lowering import _plain_layer
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A function in whose source one piece of text is replaced."""
+
+    function: object
+    correct: str
+    mistaken: str
+    options: tuple[str, ...] = ()  # without which the program does not get there
+
+    def plant(self):
+        """Change the function for the rest of the process, wherever it was imported to."""
+        function = inspect.unwrap(self.function)
+        source = textwrap.dedent(inspect.getsource(function))
+        assert source.count(self.correct) == 1, f"{function.__name__} has changed: {self.correct}"
+        namespace = dict(function.__globals__)
+        exec(source.replace(self.correct, self.mistaken), namespace)
+        function.__code__ = inspect.unwrap(namespace[function.__name__]).__code__
+
+
+MISTAKES = {
+    "labels are left on the CPU": Mistake(
+        _score, "(tensor.to(device, non_blocking=True) for tensor in batch)", "(batch[0].to(device), batch[1])"
+    ),
+    "the mean of images is on the CPU": Mistake(
+        normalize, "torch.tensor(values, device=images.device)", "torch.tensor(values)"
+    ),
+    "the lowered network's weights are on the CPU": Mistake(_plain_layer, ".clone()", ".clone().cpu()"),
+    "counts are read on the device": Mistake(_score, "sum((1, 2)).cpu().numpy()", "sum((1, 2)).numpy()"),
+    "predictions are written from the device": Mistake(
+        ScoreCollector._save, "ids[position].cpu().numpy()", "ids[position].numpy()"
+    ),
+    "the scales of weights are on the CPU": Mistake(
+        _scale_factors, ".flatten() * step", ".flatten().cpu() * step.cpu()"
+    ),
+    "ONNX Runtime's logits are scored on the CPU": Mistake(
+        _score, "logits = logits.to(device)", "pass", options=("--execute",)
+    ),
+    "images for the sensitivity are on the CPU": Mistake(diagnose, "[None].to(device))", "[None])"),
+}

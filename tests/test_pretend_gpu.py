@@ -1,0 +1,237 @@
+"""The program on a pretended GPU: it counts what it counts on a CPU, and a tensor on the wrong device is an error."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from skimage.io import imsave
+from torch.nn.functional import interpolate
+
+from datasets.cityscapes import LABEL_IDS, CityscapesSplit
+from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.compilation import prepare_backends
+from ffnet.evaluation.loop import warm_up
+from ffnet.evaluation.postprocessing import predict
+from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.runtime import Runtime
+from ffnet.report.file_names import PROGRESS_FOLDER
+from tests.helpers.networks import TOY, toy_model
+from tests.helpers.pretend_gpu.device import pretend_gpu
+from tests.helpers.pretend_gpu.guard import build_guard, missing_requirement
+from tests.helpers.pretend_gpu.kernels import Memory
+from tests.helpers.pretend_gpu.mistakes import MISTAKES
+from tests.helpers.pretend_gpu.program import failure_of, run_program
+from tests.helpers.program import arguments
+from tests.helpers.two_models import NAMES, counts, options_for, write_data
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing_requirement()), reason=str(missing_requirement())),
+]
+TOO_SMALL = 2_200_000  # bytes: a layer's output for 4 images, or the upsampled logits of 3
+OUT_OF_MEMORY = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory):
+    return build_guard(tmp_path_factory.mktemp("guard"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder for two models; the labels are what the toy network predicts, so that its mIoU can drop."""
+    root = tmp_path_factory.mktemp("data")
+    write_data(root)
+    images, model = CityscapesSplit(root, "val"), toy_model()
+    for path, (image, labels) in zip(images.targets, images, strict=True):
+        with torch.no_grad():
+            ids = predict(model(normalize(image[None])), labels.shape)[0]
+        imsave(path, LABEL_IDS[ids.numpy()].astype(np.uint8), check_contrast=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Runs each call in a process of its own, forked from one that has imported the program."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.pretend_gpu.program"])
+    with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def run_both(processes, guard, tmp_path):
+    """Runs the program on the CPU and on a pretended GPU; returns their output folders."""
+
+    def run(make_options, *only_gpu):
+        folders = tmp_path / "cpu", tmp_path / "gpu"
+        calls = [
+            processes.submit(run_program, [*make_options(folder), "--output-dir", folder / "out", *more], *where)
+            for folder, more, where in zip(folders, ((), only_gpu), ((), (guard,)), strict=True)
+        ]
+        assert [call.result() for call in calls] == [0, 0]
+        return [folder / "out" for folder in folders]
+
+    return run
+
+
+def toy_options(data, *more):
+    """The options of a run of the toy network, and `more` of them."""
+    return arguments(data, data / "weights" / f"{TOY.name}.pth", *more)
+
+
+def read(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def error_of(operation):
+    """What an operation raises; None if it raises nothing."""
+    try:
+        operation()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def errors_of_a_gpu(guard):
+    with pretend_gpu(guard, count=2, memory=Memory(1000)):
+        x = torch.ones(2, 3).to("cuda")
+        assert x.device == torch.device("cuda", 0) and (x + torch.tensor(1.0)).sum().item() == 12
+        image = torch.ones(1, 1, 5, 5, device="cuda")
+        operations = (
+            lambda: interpolate(image, (25, 10)),
+            lambda: x + torch.ones(3),
+            lambda: x + torch.ones(3, device="cuda:1"),
+            x.numpy,
+            lambda: torch.ones(3, device="cuda:2"),
+            lambda: interpolate(image, (251, 1)),
+        )
+        return [error_of(operation) for operation in operations]
+
+
+def test_what_a_gpu_refuses_is_refused(processes, guard):
+    accepted, *refused = processes.submit(errors_of_a_gpu, guard).result()
+    assert accepted is None
+    expected = ("same device", "same device", "numpy", "invalid device", "OutOfMemoryError: CUDA out of memory")
+    assert all(words in error for words, error in zip(expected, refused, strict=True))
+
+
+def test_all_backends_files_and_diagnostics_are_those_of_the_cpu(run_both, data):
+    def options(folder):
+        more = "--export", folder / "export", "--execute", "--sensitivity", "--sensitivity-images", "1"
+        return toy_options(data, *more, "--save-predictions", folder / "saved", "--limit", "3")
+
+    cpu, gpu = run_both(options, "--allow-tf32")  # with which the GPU takes the CPU's memory format
+    assert read(gpu)["device"] == "CUDA, pretended"
+    assert list(read(gpu)["backends"]) == [FP32, INT8_SIMULATED, INT8_ONNX_RUNTIME]
+    assert counts(gpu, (TOY.name,)) == counts(cpu, (TOY.name,))
+    for name in ("export/model.encodings", "out/sensitivity.csv"):
+        assert (gpu.parent / name).read_bytes() == (cpu.parent / name).read_bytes()
+    saved = [sorted(path.read_bytes() for path in out.parent.glob("saved/*/*.png")) for out in (cpu, gpu)]
+    assert saved[0] == saved[1] and len(saved[0]) == 3
+
+
+def test_recovery_takes_the_steps_that_it_takes_on_the_cpu(run_both, data):
+    few = "--recovery-images", "1", "--selection-images", "1"
+    options = toy_options(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0", *few)
+    cpu, gpu = run_both(lambda _: options)
+    steps = [[step["name"] for step in read(out)["recovery"]["steps"]] for out in (cpu, gpu)]
+    assert steps[0] == steps[1] and "mixed precision" in " ".join(steps[0])
+    assert counts(gpu, (TOY.name,)) == counts(cpu, (TOY.name,))
+
+
+def test_several_models_are_compared_and_resumed_as_on_the_cpu(run_both, processes, guard, data):
+    cpu, gpu = run_both(lambda _: options_for(data))
+    assert counts(gpu) == counts(cpu)
+    assert "CUDA, pretended" in (gpu / "report.html").read_text()
+    for name in NAMES:
+        folder = gpu / name / PROGRESS_FOLDER
+        (folder / "finished").unlink()
+        (records,) = folder.glob("images-*.jsonl")
+        records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
+    options = [*options_for(data), "--output-dir", gpu, "--resume"]
+    assert processes.submit(run_program, options, guard).result() == 0
+    assert counts(gpu) == counts(cpu)
+
+
+def test_two_processes_on_two_devices_count_what_one_does_on_the_cpu(processes, guard, data, tmp_path):
+    options = toy_options(data, "--execute")
+    one = processes.submit(run_program, [*options, "--output-dir", tmp_path / "one"])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = ["-m", "tests.helpers.pretend_gpu", guard, 2, *options, "--output-dir", tmp_path / "two"]
+    run = subprocess.run([*launcher, *map(str, program)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.returncode == one.result() == 0
+    assert counts(tmp_path / "two", (TOY.name,)) == counts(tmp_path / "one", (TOY.name,))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, data, tmp_path, error):
+    options = toy_options(data)
+    position = options.index("--batch-size") + 1
+    large, small = ([*options[:position], size, *options[position + 1 :]] for size in (8, 4))
+    cpu = processes.submit(run_program, [*small, "--output-dir", tmp_path / "cpu"])
+    gpu = [*large, "--output-dir", tmp_path / "gpu"], guard, 1, Memory(TOO_SMALL, error)
+    assert processes.submit(run_program, *gpu).result() == cpu.result() == 0
+    result = read(tmp_path / "gpu")
+    assert "batches of 4 images" in result["calibration"]["description"]
+    assert "The GPU ran out of memory: the last batches had 3 images." in result["notes"]
+    assert counts(tmp_path / "gpu", (TOY.name,)) == counts(tmp_path / "cpu", (TOY.name,))
+
+
+def test_a_gpu_that_is_too_small_for_a_model_ends_the_run_with_the_remedies(processes, guard, data):
+    error = processes.submit(failure_of, options_for(data), guard, memory=Memory(1000)).result()
+    assert "GPU: its memory does not suffice to load and quantize 2 models. Give --models-at-once a smaller" in error
+
+
+def inputs_while_warming_up(guard, allow_tf32):
+    """The number of images, and whether they and the weights are channels_last, in each call of a network."""
+    device, calls = torch.device("cuda"), []
+    runtime = Runtime(device, batch_size=3, progress=False, allow_tf32=allow_tf32)
+    with pretend_gpu(guard):
+        network = torch.nn.Conv2d(3, 19, 4, stride=4).to(device)
+
+        def record(module, arguments):
+            tensors = *arguments, module.weight
+            formats = [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors]
+            calls.append((len(arguments[0]), *formats))
+
+        network.register_forward_pre_hook(record)
+        warm_up(prepare_backends({FP32: network}, 0, runtime, compile=False), (16, 32), runtime)
+    return calls
+
+
+def test_networks_are_warmed_up_and_channels_last_if_tf32_is_allowed(processes, guard):
+    for allowed in (False, True):
+        calls = processes.submit(inputs_while_warming_up, guard, allowed).result()
+        assert calls == [(3, allowed, allowed)]
+
+
+def test_halves_are_rounded_to_even_although_aimets_kernels_for_gpus_round_them_up(guard):
+    command = [sys.executable, "-m", "tests.helpers.pretend_gpu.halves", str(guard)]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {"AIMET": 40, "the program": 0}
+
+
+@pytest.fixture(scope="module")
+def toy_encodings(toy_sim, tmp_path_factory):
+    """A file of encodings, with which runs need no calibration."""
+    folder = tmp_path_factory.mktemp("encodings")
+    toy_sim.save_encodings_to_json(str(folder), "encodings")
+    return folder / "encodings.json"
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_errors(processes, guard, data, toy_encodings, tmp_path, name):
+    mistake, more = MISTAKES[name], ["--sensitivity", "--sensitivity-images", "1", "--limit", "1"]
+    more += ["--encodings", toy_encodings, "--save-predictions", tmp_path / "saved", *mistake.options]
+    error = processes.submit(failure_of, toy_options(data, *more), guard, [mistake]).result()
+    assert "on the same device" in error or "to numpy" in error
