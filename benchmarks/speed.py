@@ -30,10 +30,10 @@ from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
 from ffnet.evaluation.loading import Sample, load_batches
-from ffnet.evaluation.loop import evaluate, synchronized_clock
+from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime
+from ffnet.evaluation.runtime import Runtime, synchronized_clock
 from ffnet.model import FFNet, build_model
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
@@ -124,7 +124,7 @@ def measure(
     device = runtime.device
     raise_weight_scales(sim)
     backends = {FP32: model, INT8_SIMULATED: lower(sim)}
-    prepared = prepare_backends(backends, 0, runtime, compile=compiler_problem(device) is None)
+    prepared = prepare_backends(backends, runtime, compiler_problem(device) is None, 1, (HEIGHT, WIDTH))
     x = first_batch(images, device)
     label = images[0][1][None].to(device)
     begin = time.perf_counter()

@@ -111,7 +111,7 @@ def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 class Kept:
     """What an earlier run has kept; the same on every rank."""
 
-    compilation: tuple[bool, str] | None = None  # whether its networks are compiled, and why; None if undecided yet
+    compilation: tuple[tuple[str, ...], str] | None = None  # which backends are compiled, and why; None if undecided
     network: bool = False  # whether the simulation is there
     finished: bool = False
     key: int = 0  # of the records
@@ -192,8 +192,8 @@ class Progress:
         finally:
             file.close()
 
-    def keep_compilation(self, compiled: bool, reason: str) -> None:
-        """Keep whether the networks are compiled, and why; in the main process."""
+    def keep_compilation(self, compiled: tuple[str, ...], reason: str) -> None:
+        """Keep which backends are compiled, and why; in the main process."""
         self.kept.compilation = compiled, reason
         self._write_settings()
 
@@ -286,11 +286,11 @@ def has_results(folder: Path) -> bool:
     )
 
 
-def compilation_of(compiled: bool, reason: str) -> tuple[bool, str]:
-    """Return whether networks are compiled, and why; raise a TypeError if the settings hold something else."""
-    if not isinstance(compiled, bool) or not isinstance(reason, str):
+def compilation_of(compiled: list[str], reason: str) -> tuple[tuple[str, ...], str]:
+    """Return which backends are compiled, and why; raise a TypeError if the settings hold something else."""
+    if not isinstance(compiled, list) or not all(isinstance(text, str) for text in (*compiled, reason)):
         raise TypeError("the compilation is neither known nor unknown")
-    return compiled, reason
+    return tuple(compiled), reason
 
 
 def records_key(conditions: Mapping[str, Any]) -> int:

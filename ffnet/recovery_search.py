@@ -195,7 +195,7 @@ class RecoverySearch:
         return self.tried[-1]
 
     def _score(self, name: str, backend: Backend) -> Scores:
-        prepared = prepare_backends({name: backend}, 0, self.runtime, compile=False)
+        prepared = prepare_backends({name: backend}, self.runtime)
         return evaluate(prepared, self.images.selection, self.runtime, title=name)
 
     def _keep(self, candidate: Candidate) -> None:

@@ -25,10 +25,10 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
     """Prepare the backends for speed, and compile those that are worth it, or those that the resumed run compiled."""
     kept = run.progress.kept.compilation
     with run.stage("compile"):
-        pixels = images.total_pixels // run.ranks.world_size
+        size = images.height, images.width
         compile = kept[0] if kept else run.config.runtime.compile
-        prepared = prepare_backends(backends, pixels, run.runtime, compile)
-        warm_up(prepared, (images.height, images.width), run.runtime)
+        prepared = prepare_backends(backends, run.runtime, compile, len(images) // run.ranks.world_size, size)
+        warm_up(prepared, size, run.runtime)
     model = "" if run.config.model.onnx else run.config.model.name
     prepared = replace(prepared, reason=kept[1] if kept else prepared.reason, model=model)
     if run.ranks.is_main:

@@ -83,7 +83,7 @@ def test_compiled_backends_agree_with_eager_ones(cache_dir):
     sim = quantize(model, images, runtime=Runtime(batch_size=6))
     eager = {FP32: model, INT8_SIMULATED: lower(sim)}
     runtime = Runtime(batch_size=2)
-    prepared = prepare_backends(eager, images.total_pixels, runtime, compile=True)
+    prepared = prepare_backends(eager, runtime, compile=True)
     assert prepared.compiled
     compiled = {f"{name} compiled": backend for name, backend in prepared.backends.items()}
     scores = evaluate(dataclasses.replace(prepared, backends=eager | compiled), images, runtime)

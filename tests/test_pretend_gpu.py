@@ -204,7 +204,7 @@ def inputs_while_warming_up(guard, allow_tf32):
             calls.append((len(arguments[0]), *formats))
 
         network.register_forward_pre_hook(record)
-        warm_up(prepare_backends({FP32: network}, 0, runtime, compile=False), (16, 32), runtime)
+        warm_up(prepare_backends({FP32: network}, runtime), (16, 32), runtime)
     return calls
 
 

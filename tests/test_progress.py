@@ -273,7 +273,7 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     progress = Progress()
     progress.begin(NOW, resume=True)
-    progress.keep_compilation(True, "")
+    progress.keep_compilation(("FP32",), "")
     progress.keep_network(None, None, None, rounded=False)
     with progress.records(IMAGES) as records:
         assert records is None

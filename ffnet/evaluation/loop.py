@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends
 from ffnet.evaluation.loading import Sample, open_batches
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime
+from ffnet.evaluation.runtime import Runtime, synchronized_clock
 from ffnet.evaluation.scores import Scores, concatenate, no_scores
 from ffnet.memory import first_sentence, is_out_of_gpu_memory
 from ffnet.variants import NUM_CLASSES
@@ -202,10 +201,3 @@ def smaller_batch_size(batch_size: int, error: RuntimeError) -> int:
     torch.cuda.empty_cache()
     tqdm.write(f"Out of GPU memory: continuing with batches of {count(batch_size // 2, 'image')}.", file=sys.stderr)
     return batch_size // 2
-
-
-def synchronized_clock(device: torch.device) -> float:
-    """Return the time in seconds once the device has finished all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

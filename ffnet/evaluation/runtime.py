@@ -1,5 +1,6 @@
 """The device and the data loading options that calibration and evaluation share."""
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -14,3 +15,10 @@ class Runtime:
     num_workers: int = 0  # threads that decode images; 0: the main thread does
     progress: bool = True  # show progress bars on stderr
     allow_tf32: bool = False  # on a GPU
+
+
+def synchronized_clock(device: torch.device) -> float:
+    """Return the time in seconds once the device has finished all its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -209,4 +209,4 @@ def scores_on(device, images):
     runtime = Runtime(device, batch_size=2)
     model = golden_model(DEMO).to(device)
     backends = {"FP32": model, "INT8": ffnet.lower(ffnet.quantize(model, images, runtime=runtime))}
-    return evaluate(prepare_backends(backends, images.total_pixels, runtime, None), images, runtime)
+    return evaluate(prepare_backends(backends, runtime), images, runtime)
