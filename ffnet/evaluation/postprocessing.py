@@ -131,3 +131,8 @@ def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor) -> np.nd
     codes = labels.long() * NUM_CLASSES + predictions + offset
     counts = torch.bincount(codes.flatten(), minlength=len(labels) * size).view(-1, 256, NUM_CLASSES)
     return counts[:, :NUM_CLASSES].cpu().numpy()
+
+
+def agreeing_pixels(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """Return the number of pixels (N,) int64 with the same train id per image, of two predictions (N, H, W)."""
+    return (a == b).sum((1, 2)).cpu().numpy()
