@@ -138,7 +138,7 @@ def run_part(part: Part, budget: Budget) -> PartResult:
     """Measure a part and print its rows as they come, unless too little time is left."""
     begin, rows, problem = budget.used, [], None
     available = budget.left - part.reserved_seconds
-    write_lines(["", f"### {part.title}", ""])
+    write_lines(["", f"#### {part.title}", ""])
     if available < part.least_seconds:
         problem = f"Left out: too little of the {budget.seconds:.0f} s was left. Give more --minutes."
     else:

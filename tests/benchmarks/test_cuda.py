@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import signal
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda, program
 from benchmarks import cuda_measurements as measurements
 from benchmarks.cuda import Part, PartResult
 from benchmarks.cuda_measurements import (
@@ -164,7 +165,7 @@ def test_rows_that_were_measured_before_a_failure_are_printed(capsys):
     result = cuda.run_part(part(measure), Budget(100))
     assert list(result.rows) == ["1"] and result.problem == "Failed: RuntimeError: a kernel"
     assert capsys.readouterr().out.splitlines() == [
-        "", "### part", "", "| a | b |", "| --- | --- |", "| 1 | 1 |", "", "Failed: RuntimeError: a kernel",
+        "", "#### part", "", "| a | b |", "| --- | --- |", "| 1 | 1 |", "", "Failed: RuntimeError: a kernel",
     ]  # fmt: skip
 
 
@@ -276,9 +277,25 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_interrupted_run_of_the_program_is_killed(monkeypatch):
+    processes = []
+
+    def interrupt(process):
+        processes.append(process)
+        raise OutOfTime
+
+    monkeypatch.setattr(program, "watch_npu_processes", interrupt)
+    with pytest.raises(OutOfTime):
+        program.run_program(["--demo"])
+    assert processes[0].returncode == -signal.SIGKILL
+
+
 @pytest.mark.cuda
-def test_all_parts_but_the_program_run_on_a_gpu(small_variant, tmp_path):
-    settings = dataclasses.replace(SETTINGS, device=torch.device("cuda"), program_images=2)
-    results = cuda.run_parts(Bench(settings, tmp_path), Budget(300))
-    assert not [title for title, result in results.items() if result.problem]
-    assert not [row for result in results.values() for row in result.rows if row.failure]
+def test_what_needs_no_compiler_runs_on_a_gpu(small_variant, tmp_path):
+    device = torch.device("cuda")
+    assert measurements.describe_machine(device).multiprocessors
+    bench = Bench(dataclasses.replace(SETTINGS, device=device), tmp_path)
+    with torch.no_grad():
+        rows = [*measurements.backend_speeds(bench), *measurements.execution_speeds(bench, 2, compiled=False)]
+        rows += measurements.stage_times(bench)
+    assert not [row for row in rows if row.failure]
