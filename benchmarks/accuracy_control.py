@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import markdown
 from ffnet.errors import UserError
 from ffnet.variants import DEMO_VARIANTS
 from ffnet.wording import count, list_names
@@ -89,9 +90,9 @@ def format_result(result: dict[str, Any]) -> str:
         f"calibrated on {count(result['calibration_images'], 'train image')}; "
         f"NNCF validated on {count(result['validation_images'], 'other train image')}"
     )
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(format_score, scores)]
+    rows = [COLUMNS, *map(format_score, scores)]
     names = [f"Left in float, {each.network}: {list_names(each.in_float)}" for each in scores if each.in_float]
-    return "\n".join((title, "", *(f"| {' | '.join(row)} |" for row in rows), "", *names)).rstrip()
+    return "\n".join((title, "", *markdown(rows), "", *names)).rstrip()
 
 
 def format_score(score: Any) -> list[str]:

@@ -22,6 +22,7 @@ import torch
 from benchmarks import speed
 from benchmarks.measured_program import SMALL_VARIANTS
 from benchmarks.models_measurements import Memory, Round, Sharing, measure_memory, measure_sharing
+from benchmarks.tables import markdown
 from ffnet.variants import DEMO_VARIANTS
 
 PUBLISHED = ("segmentation_ffnet40S_dBBB_mobile", "segmentation_ffnet122NS_CCC_mobile_pre_down")
@@ -66,12 +67,6 @@ def format_outcome(outcome: dict[str, Any]) -> str:
     lines = [outcome["machine"], "", *markdown([TIME_COLUMNS, *(row for pair in sharing for row in time_rows(pair))])]
     lines += ["", *map(describe_decoding, sharing), "", *markdown(memory_rows(memory)), "", describe_growth(memory)]
     return "\n".join(lines)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; the first row is the heading."""
-    heading, *others = (f"| {' | '.join(row)} |" for row in rows)
-    return [heading, f"| {' | '.join(['---'] * len(rows[0]))} |", *others]
 
 
 def time_rows(pair: Sharing) -> list[list[str]]:

@@ -1,6 +1,5 @@
 """The measurements of `benchmarks.models`."""
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,11 +11,10 @@ from tqdm import tqdm
 
 from benchmarks import speed
 from benchmarks.measured_program import SMALL_VARIANTS
-from benchmarks.program import run_program
+from benchmarks.program import read_stage_seconds, run_program
 from datasets.cityscapes import CityscapesSplit
 from ffnet.evaluation.loading import decoding_threads, load_batches
 from ffnet.evaluation.runtime import Runtime
-from ffnet.report.file_names import RESULT_FILE
 from ffnet.variants import VARIANTS
 
 SMALL_SIZE = (64, 128)  # height, width of the images for the measurement of memory
@@ -115,8 +113,8 @@ def time_program(images: CityscapesSplit, checkpoints: Path, models: Sequence[st
         ]
         options += [*QUICK_CALIBRATION, "--output-dir", output]
         run = run_program(options, threads)
-        result = json.loads(next(output.rglob(RESULT_FILE)).read_text())  # the evaluation is the same in all
-    return Seconds(run.seconds, result["stage_seconds"]["evaluate"], run.processor_seconds)
+        evaluation = read_stage_seconds(output)["evaluate"]  # the same in all models
+    return Seconds(run.seconds, evaluation, run.processor_seconds)
 
 
 def measure_memory(counts: Sequence[int], npu: bool) -> list[Memory]:

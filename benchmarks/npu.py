@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.tables import markdown
 from ffnet.onnx.npu_package import check_npu_package
 
 LARGE, SMALL = (1024, 2048), (512, 1024)  # height, width of the images
@@ -58,8 +59,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def format_outcome(outcome: dict[str, Any]) -> str:
     """Return the outcome as a Markdown table."""
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(format_costs, outcome["networks"])]
-    return "\n".join((outcome["machine"], "", *(f"| {' | '.join(row)} |" for row in rows)))
+    rows = [COLUMNS, *map(format_costs, outcome["networks"])]
+    return "\n".join((outcome["machine"], "", *markdown(rows)))
 
 
 def format_costs(costs: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """Run the program in a process of its own, and measure its time and its memory. Linux only."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.worker_usage import memory_bytes
+from ffnet.report.file_names import RESULT_FILE
 
 SAMPLING_SECONDS = 0.1  # between two looks at the processes of the NPU
 SPAWNED = b"--multiprocessing-fork"  # in the command line of a process that multiprocessing has started
@@ -25,30 +27,40 @@ class ProgramRun:
     npu_bytes: int  # largest resident memory of the NPU's processes together; pages that they share count in each
 
 
-def run_program(options: Sequence[str | Path], threads: int | None = None) -> ProgramRun:
-    """Run the program on the CPU.
+def run_program(options: Sequence[str | Path], threads: int | None = None, cuda: bool = False) -> ProgramRun:
+    """Run the program.
 
     Args:
         options: of its command line.
-        threads: that compute a network; None: as many as torch chooses.
+        threads: that compute a network on the CPU; None: as many as torch chooses.
+        cuda: run on a GPU instead of the CPU.
 
     Raises:
         subprocess.CalledProcessError: if it fails.
     """
     command = [sys.executable, "-m", "benchmarks.measured_program", *map(str, options)]
-    command += ["--use-cuda", "false", "--quiet"]
+    command += ["--use-cuda", str(cuda).lower(), "--quiet"]
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         root = Path(__file__).parents[1]
         with subprocess.Popen(command, stdout=output, cwd=root, env=environment) as process:
-            npu_bytes = watch_npu_processes(process)
+            try:
+                npu_bytes = watch_npu_processes(process)
+            except BaseException:  # an interruption would wait for the end of the process
+                process.kill()
+                raise
         seconds = time.perf_counter() - begin
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
         output.seek(0)
         *_, processor_seconds, peak_bytes = output.read().split()
         return ProgramRun(seconds, float(processor_seconds), int(peak_bytes), npu_bytes)
+
+
+def read_stage_seconds(output_dir: Path) -> dict[str, float]:
+    """Return the wall time of each stage of a run, of the first of its models, from its `--output-dir`."""
+    return json.loads(next(output_dir.rglob(RESULT_FILE)).read_text())["stage_seconds"]
 
 
 def watch_npu_processes(process: "subprocess.Popen[bytes]") -> int:

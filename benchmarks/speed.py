@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import baseline
 from benchmarks.program import run_program
+from benchmarks.tables import markdown
 from datasets.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, CityscapesSplit
 from datasets.streetscenes.render import render_scene
 from ffnet.backends import FP32, INT8_SIMULATED
@@ -95,8 +96,21 @@ def write_images(root: Path, count: int, size: tuple[int, int] = (HEIGHT, WIDTH)
     for seed in tqdm(range(count), "render", disable=None):
         pair = zip(folders, (IMAGE_SUFFIX, LABEL_SUFFIX), render_scene(seed, *size), strict=True)
         for folder, suffix, pixels in pair:
-            Image.fromarray(pixels).save(folder / f"bench_{seed:06d}_000019{suffix}")
+            Image.fromarray(pixels).save(folder / file_name(seed, suffix))
     return CityscapesSplit(root, "val")
+
+
+def link_images(images: CityscapesSplit, count: int) -> None:
+    """Give the folder of `write_images` as many pairs as `count`: further names of its files, in turn."""
+    for index in range(len(images), count):
+        for paths, suffix in ((images.images, IMAGE_SUFFIX), (images.targets, LABEL_SUFFIX)):
+            path = Path(paths[index % len(images)])
+            path.with_name(file_name(index, suffix)).hardlink_to(path)
+
+
+def file_name(index: int, suffix: str) -> str:
+    """Return the name of the file of an image or, with the other suffix, of its labels."""
+    return f"bench_{index:06d}_000019{suffix}"
 
 
 def random_model(name: str) -> FFNet:
@@ -234,13 +248,12 @@ def machine(device: torch.device) -> str:
 def format_outcome(outcome: dict[str, Any]) -> str:
     """Return the outcome as two Markdown tables."""
     lines = [f"{outcome['model']}, {HEIGHT}x{WIDTH}, batch size 1: {outcome['machine']}", ""]
-    lines += ["| ratio | measured | bound |", "| --- | --- | --- |"]
-    for name, value in outcome["ratios"].items():
-        bound = f"at most {UPPER_BOUNDS[name]:.2f}" if name in UPPER_BOUNDS else ""
-        lines.append(f"| {name} | {value:.3f} | {bound} |")
-    lines += ["", "| what | |", "| --- | --- |"]
-    for name, value in outcome["details"].items():
-        lines.append(f"| {name} | {value if isinstance(value, str) else f'{value:.3f}'} |")
+    bounds = {name: f"at most {value:.2f}" for name, value in UPPER_BOUNDS.items()}
+    ratios = [(name, f"{value:.3f}", bounds.get(name, "")) for name, value in outcome["ratios"].items()]
+    details = [
+        (name, value if isinstance(value, str) else f"{value:.3f}") for name, value in outcome["details"].items()
+    ]
+    lines += [*markdown([("ratio", "measured", "bound"), *ratios]), "", *markdown([("what", ""), *details])]
     return "\n".join(lines)
 
 

@@ -50,9 +50,16 @@ def select_device(config: RuntimeConfig) -> torch.device:
     device = torch.device("cuda" if available and config.use_cuda is not False else "cpu")
     if device.type == "cpu" and config.allow_tf32:
         raise UserError("--allow-tf32 has an effect on GPUs only. Remove it.")
-    # By the older of torch's two interfaces: torch.compile reads it, which fails once the newer one was used.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    allow_tf32(config.allow_tf32)
     return device
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Set whether a GPU may compute FP32 convolutions and matrix products in TF32.
+
+    This is the older of torch's two interfaces: torch.compile reads it, which fails once the newer one was used.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def open_inputs(config: Config) -> Inputs:

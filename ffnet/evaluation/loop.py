@@ -16,7 +16,7 @@ from ffnet.errors import UserError
 from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends
 from ffnet.evaluation.loading import Sample, open_batches
-from ffnet.evaluation.postprocessing import confusion_matrices, predict
+from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime, synchronized_clock
 from ffnet.evaluation.scores import Scores, concatenate, no_scores
@@ -158,7 +158,7 @@ def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple
         predictions[name] = predict(logits, labels.shape[1:], prepared.kernel)
     matrices = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
     pairs = itertools.combinations(predictions, 2)
-    agreeing = {(a, b): (predictions[a] == predictions[b]).sum((1, 2)).cpu().numpy() for a, b in pairs}
+    agreeing = {(a, b): agreeing_pixels(predictions[a], predictions[b]) for a, b in pairs}
     scoring_seconds = synchronized_clock(device) - start - sum(seconds.values())
     return Scores(matrices, agreeing, labels[0].numel(), seconds, scoring_seconds), predictions
 

@@ -139,3 +139,8 @@ def bin_counts(labels: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
     codes += torch.arange(images, device=labels.device).view(-1, 1, 1) * bins
     counts = torch.bincount(codes.flatten(), minlength=images * bins).view(images, bins)
     return counts[:, :-1].reshape(images, NUM_CLASSES, NUM_CLASSES)
+
+
+def agreeing_pixels(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """Return the number of pixels (N,) int64 with the same train id per image, of two predictions (N, H, W)."""
+    return (a == b).sum((1, 2)).cpu().numpy()
