@@ -185,7 +185,7 @@ class Bench:
         try:
             return quantize(self.model, [self.images[0]], runtime=runtime)
         except Exception as error:
-            return error
+            return error.with_traceback(None)  # whose frames would keep memory of the GPU
 
     @functools.cached_property
     def lowered(self) -> nn.Module:
