@@ -6,6 +6,7 @@ import itertools
 import os
 import platform
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -183,7 +184,7 @@ class Bench:
         try:
             return quantize(self.model, [self.images[0]], runtime=runtime)
         except Exception as error:
-            return error
+            return error.with_traceback(None)  # whose frames would keep memory of the GPU
 
     @functools.cached_property
     def lowered(self) -> nn.Module:
@@ -207,8 +208,9 @@ class Bench:
 
     def seconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call over all rounds, after a warm-up."""
-        # Timer waits for the GPU, makes calls that it does not time first, and sets the number of threads.
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+        clock = functools.partial(synchronized_clock, self.settings.device)
+        # Timer makes calls that it does not time first, and sets the number of threads.
+        timer = Timer("call()", globals={"call": call}, timer=clock, num_threads=torch.get_num_threads())
         calls = round(self.settings.round_seconds / max(timer.timeit(1).mean, 1e-9))
         calls = min(max(calls, 1), MOST_CALLS)
         return statistics.median(timer.timeit(calls).mean for _ in range(self.settings.rounds))
@@ -254,8 +256,12 @@ def attempt(call: Callable[[], Result]) -> tuple[Result | None, str | None]:
         return None, failure_reason(error)
 
 
-def failure_reason(error: Exception) -> str:
-    """Return an exception in one line of at most 150 characters."""
+def failure_reason(error: BaseException) -> str:
+    """Return the first cause of an exception in one line of at most 150 characters."""
+    while error.__cause__:  # torch.compile and torch.onnx raise errors of their own from what has happened
+        error = error.__cause__
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"exit status {error.returncode}, see stderr"
     if is_out_of_memory(error) or NO_ENGINE in str(error):
         return "out of memory"
     first_line = str(error).strip().partition("\n")[0].replace("|", "/")

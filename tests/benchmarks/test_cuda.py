@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -92,6 +93,14 @@ def test_what_cudnn_says_without_memory_counts_as_out_of_memory():
     error = RuntimeError("GET was unable to find an engine to execute this computation")
     assert measurements.failure_reason(error) == "out of memory"
     assert measurements.failure_reason(ValueError("a | b\nc")) == "ValueError: a / b"
+
+
+def test_the_reason_of_a_failure_is_its_first_cause():
+    error = RuntimeError("Failed to export. This is step 2 of 3.")
+    error.__cause__ = torch.cuda.OutOfMemoryError("CUDA out of memory.")
+    assert measurements.failure_reason(error) == "out of memory"
+    error.__cause__ = subprocess.CalledProcessError(2, ["python", "a" * 200])
+    assert measurements.failure_reason(error) == "exit status 2, see stderr"
 
 
 def test_a_simulation_that_cannot_be_built_is_tried_once_and_fp32_goes_on(small_variant, tmp_path, monkeypatch):
