@@ -55,7 +55,7 @@ def test_all_backends_and_files_come_from_one_run(tree, toy_checkpoint):
     assert result["agreement"][f"{INT8_SIMULATED}|{INT8_ONNX_RUNTIME}"] > 99
     assert "25 of 25" in " ".join(result["notes"])
     assert sorted(path.name for path in out.iterdir()) == [
-        "per_class.csv", "per_image.csv", "report.html", "result.json", "sensitivity.csv",
+        "per_class.csv", "per_image.csv", "progress", "report.html", "result.json", "sensitivity.csv",
     ]  # fmt: skip
     assert json.loads((export / "manifest.json").read_text())["checkpoint_sha256"] == result["checkpoint"]["sha256"]
 
