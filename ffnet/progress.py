@@ -186,6 +186,7 @@ class Progress:
             yield None
             return
         with errors_naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)  # on another node than that of the main process
             file = RecordFile(self.folder / f"{kind}-{self._rank}.jsonl", self.kept.key)
         try:
             yield file

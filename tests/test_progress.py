@@ -269,6 +269,13 @@ def test_a_disk_on_which_no_lock_can_be_taken_is_named(tmp_path, monkeypatch, nu
         begun(tmp_path / PROGRESS_FOLDER)
 
 
+def test_a_rank_on_a_node_without_the_folder_keeps_its_records_there(tmp_path):
+    folder = tmp_path / "other node" / PROGRESS_FOLDER
+    with Progress(folder, rank=3).records(IMAGES) as records:
+        records.append([4], random_scores(1))
+    assert [path.name for path in folder.iterdir()] == ["images-3.jsonl"]
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     progress = Progress()
