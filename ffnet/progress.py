@@ -246,21 +246,27 @@ class Progress:
         path = folder / SETTINGS
         try:
             settings = json.loads(read_utf8(path))
-            kept, compilation = dict(settings["conditions"].items()), settings["compilation"]
+            self._compare(dict(settings["conditions"].items()))  # first: another version may keep other things
+            compilation = settings["compilation"]
             compilation = None if compilation is None else compilation_of(*compilation)
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: this file is damaged ({error}). Start again with --force instead of --resume."
             ) from error
-        if phrases := differences(kept, self._conditions):
-            raise UserError(
-                f"--resume: the run in {folder.parent} was made under other conditions: {'; '.join(phrases)}. Restore "
-                "them, or start again with --force instead of --resume."
-            )
         key = records_key(self._conditions)
         self._earlier = {kind: shard for kind in (IMAGES, NPU) if (shard := read_kind(folder, kind, key))}
         done = {kind: shard.indices for kind, shard in self._earlier.items()}
         self.kept = Kept(compilation, (folder / NETWORK).exists(), has_results(folder), key, done)
+
+    def _compare(self, kept: Mapping[str, Any]) -> None:
+        """Raise a UserError unless the earlier run was made under the same conditions."""
+        if phrases := differences(kept, self._conditions):
+            raise UserError(
+                f"--resume: the run in {self.folder and self.folder.parent} was made under other conditions: "
+                f"{'; '.join(phrases)}. Restore them, or start again with --force instead of --resume."
+            )
 
     def _write_settings(self) -> None:
         if self.folder:

@@ -148,6 +148,13 @@ def test_other_conditions_are_refused_by_name_and_nothing_is_lost(tmp_path):
     assert begun(tmp_path / PROGRESS_FOLDER, resume=True).remaining(IMAGES, np.arange(2)).tolist() == [1]
 
 
+def test_the_settings_of_another_version_are_called_different_and_not_damaged(tmp_path):
+    begun(tmp_path).close()
+    (tmp_path / "settings.json").write_text('{"conditions": {"version of torch": "1.0"}, "compilation": false}')
+    with pytest.raises(UserError, match="made under other conditions: version of torch was 1.0"):
+        begun(tmp_path, resume=True)
+
+
 def test_without_resume_the_earlier_work_is_dropped(tmp_path):
     begun(tmp_path / PROGRESS_FOLDER).close()
     keep_images(tmp_path / PROGRESS_FOLDER, IMAGES, 3, [0])
