@@ -24,6 +24,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class TensorExchange:
+    """The processes that torchrun started, as `quantization.tf_enhanced.Exchange`."""
+
+    rank: int
+    world_size: int
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Return the values, on the CPU, of all processes in the order of their ranks, in every process."""
+        found = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(found, values.contiguous())
+        return found
+
+
+@dataclass(frozen=True)
 class Ranks:
     """This process among those that torchrun started; the only one without torchrun."""
 

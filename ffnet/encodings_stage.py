@@ -4,13 +4,18 @@ from collections.abc import Mapping
 
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx
+from torch.utils.data import Dataset
 
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import Config
+from ffnet.distributed import TensorExchange
+from ffnet.evaluation.loading import Sample
 from ffnet.inputs import Inputs
 from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.rounded_weights import rounded_layers
+from ffnet.quantization.shared_calibration import calibrate_on_ranks
+from ffnet.quantization.tf_enhanced import can_share_batches, use_fast_analyzers
 from ffnet.recovery_stage import recover
 from ffnet.report.recovery import Recovery
 from ffnet.report.result import Calibration
@@ -61,14 +66,28 @@ def set_encodings(sim: QuantizationSimModel, inputs: Inputs, run: Run) -> Calibr
     loaded = load_encodings(sim, inputs.encodings, quantization.partial_encodings) if inputs.encodings else None
     images = inputs.calibration_images if loaded is None or loaded.missing else None
     batch_size = run.runtime.batch_size
-    if images is not None and run.ranks.is_main:
-        batch_size = calibrate_on_images(sim, images, run.runtime)
+    if images is not None:
+        batch_size = calibrate_everywhere(sim, images, run)
     run.ranks.share_state(sim)
     number = 0 if images is None else len(images)
     description = describe_encodings(run.config, number, loaded)
     if batch_size < run.runtime.batch_size:
         description += f" The GPU ran out of memory, so batches of {count(batch_size, 'image')} were used."
     return Calibration(number, description)
+
+
+def calibrate_everywhere(sim: QuantizationSimModel, images: Dataset[Sample], run: Run) -> int:
+    """Calibrate a simulation on all ranks together or, if its quantizers can't be shared, on the main process alone.
+
+    Returns:
+        The batch size used; that of the options in processes that did nothing.
+    """
+    ranks = run.ranks
+    use_fast_analyzers(sim)
+    if ranks.world_size > 1 and can_share_batches(sim):
+        exchange = TensorExchange(ranks.rank, ranks.world_size)
+        return calibrate_on_ranks(sim, images, run.runtime, exchange, ranks.world_size)
+    return calibrate_on_images(sim, images, run.runtime) if ranks.is_main else run.runtime.batch_size
 
 
 def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | None) -> str:

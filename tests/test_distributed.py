@@ -114,6 +114,17 @@ def test_onnx_files_are_scored_by_all_processes(tree, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_calibrate_together_to_the_encodings_of_one_process(tree, tmp_path):
+    """Five batches: two processes share all but the first, three share three and run the last one each."""
+    for processes in (1, 2, 3):
+        more = ["--batch-size", "1", "--no-execute", "--export", tmp_path / str(processes)]
+        run = run_with_processes(processes, arguments(tree, tree / "weights.pth", *more, model=DEMO))
+        assert run.returncode == 0, run.stderr
+    one, *several = ((tmp_path / str(processes) / "model.encodings").read_bytes() for processes in (1, 2, 3))
+    assert several == [one, one]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(tree, tmp_path):
     """Of two models; from two processes to one and to three, with some records of each rank lost in between."""
     (tmp_path / "weights").mkdir()

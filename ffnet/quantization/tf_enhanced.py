@@ -6,16 +6,31 @@ although nothing is quantized meanwhile and only the last search counts. It read
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer, _Histogram
 from aimet_torch.quantsim import QuantizationSimModel
 
-CPU_HISTOGRAMS = (
-    8  # searched at the same time on a CPU; with AIMET's 64, temporary tensors leave the processor's caches
-)
+from ffnet.errors import UserError
+from ffnet.quantization.sites import ACTIVATION, quantizer_sites
+
+# Histograms searched at the same time on a CPU; with AIMET's 64, temporary tensors leave the processor's caches.
+CPU_HISTOGRAMS = 8
 EXACT = 2**24  # number of values up to which histc's float32 counts are exact in any order
+
+
+class Exchange(Protocol):
+    """Processes that run successive batches at the same time."""
+
+    @property
+    def rank(self) -> int:
+        """The position of this process's batch."""
+        ...
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Return the values (float32, on the CPU, of one shape) of all processes, in the order of their batches."""
+        ...
 
 
 def use_fast_analyzers(sim: QuantizationSimModel) -> None:
@@ -26,6 +41,19 @@ def use_fast_analyzers(sim: QuantizationSimModel) -> None:
             quantizer.encoding_analyzer = FastTfEnhancedAnalyzer(analyzer.observer.shape)
 
 
+def share_batches(sim: QuantizationSimModel, exchange: Exchange | None) -> None:
+    """From now on, count every process's batch in all processes; without an exchange, count only this process's."""
+    for quantizer in sim.quantizers():
+        if isinstance(quantizer.encoding_analyzer, FastTfEnhancedAnalyzer):
+            quantizer.encoding_analyzer.exchange = exchange
+
+
+def can_share_batches(sim: QuantizationSimModel) -> bool:
+    """Return whether `share_batches` reaches every quantizer of an activation."""
+    analyzers = [site.quantizer.encoding_analyzer for site in quantizer_sites(sim) if site.kind == ACTIVATION]
+    return all(isinstance(a, FastTfEnhancedAnalyzer) and all(n == 1 for n in a.observer.shape) for a in analyzers)
+
+
 class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
     """Collects histograms of 512 bins, whose range comes from the first batch, as AIMET's analyzer does.
 
@@ -34,6 +62,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
 
     # The histogram last searched, (number of steps, symmetric), and the encodings found.
     _last_search: tuple[Any, Any, Any] = (None, None, None)
+    exchange: Exchange | None = None  # see share_batches
 
     @torch.no_grad()
     def update_stats(self, input_tensor: torch.Tensor) -> Sequence[Any]:
@@ -45,11 +74,17 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
             return super().update_stats(input_tensor)
         lows, highs = rows.aminmax(dim=1) if len(rows) > 1 else (bound[None] for bound in rows.aminmax())
         if not (lows.isfinite().all() and highs.isfinite().all()):
+            if self.exchange:
+                raise UserError("calibration: an activation is infinite or NaN. Use another checkpoint.")
             return super().update_stats(input_tensor)
         if first:
             self.observer.merge_stats(self._histograms(rows, lows, highs), input_tensor)
             return self.observer.get_stats()
-        self._merge(kept[0], rows[0], lows[0], highs[0])
+        if self.exchange:
+            self._merge_all(kept[0], rows[0], lows[0], highs[0], self.exchange)
+        else:
+            counts = self._count(kept[0], rows[0], lows[0], highs[0])
+            self.observer.stats[0] = self._add(self._grown(kept[0], lows[0], highs[0]), counts)
         return []
 
     def compute_encodings_from_stats(self, stats: Sequence[Any], num_steps: int, is_symmetric: bool) -> Any:
@@ -71,17 +106,48 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         counts[:, -1] += (rows > edges[:, -1:]).sum(1)
         return [_Histogram(*fields) for fields in zip(counts, edges, lows, highs, strict=True)]
 
-    def _merge(self, kept: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
-        """Add finite values to the only histogram, as _HistogramObserver.merge_stats does."""
+    def _merge_all(
+        self, kept: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor, exchange: Exchange
+    ) -> None:
+        """Add the values of all processes to the only histogram, as one process does that runs batch after batch.
+
+        Only ranges and counts are exchanged. The sums are formed in the order of the batches, so that the histogram is
+        the same to the last bit.
+        """
+        bounds = exchange.gather(torch.stack([low, high]).float().cpu())
+        lows_and_highs = [pair.to(low) for pair in bounds]
+        before = kept
+        for earlier_low, earlier_high in lows_and_highs[: exchange.rank]:
+            before = self._grown(before, earlier_low, earlier_high)  # here only its range counts
+        counts = exchange.gather(self._count(before, values, low, high).cpu())
+        for (each_low, each_high), each in zip(lows_and_highs, counts, strict=True):
+            kept = self._add(self._grown(kept, each_low, each_high), each.to(low.device))
+        self.observer.stats[0] = kept
+
+    def _bounds(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the range of a histogram once it has room for values from `low` to `high`."""
         left, right = self.observer._histogram_range_limit[0]
-        least, most = low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
-        if least != kept.min or most != kept.max:
-            kept = self._with_room_for(kept, low, high)
+        return low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
+
+    def _count(self, kept: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """Return the counts of finite values in the bins, and of those below and above all bins, float32."""
+        least, most = self._bounds(kept, low, high)
         counts = histogram(values, self.observer.num_bins, least.item(), most.item())
-        counts += kept.histogram
-        counts[0] += (values < least).sum() if low < least else 0
-        counts[-1] += (values > most).sum() if high > most else 0
-        self.observer.stats[0] = _Histogram(counts, kept.bin_edges, kept.min, kept.max)
+        below = (values < least).sum() if low < least else 0
+        above = (values > most).sum() if high > most else 0
+        return torch.cat([counts, counts.new_tensor([below, above])])
+
+    def _add(self, kept: _Histogram, counts: torch.Tensor) -> _Histogram:
+        """Return a histogram with the counts of `_count` added, as _HistogramObserver.merge_stats does."""
+        total = counts[:-2] + kept.histogram
+        total[0] += counts[-2]
+        total[-1] += counts[-1]
+        return _Histogram(total, kept.bin_edges, kept.min, kept.max)
+
+    def _grown(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
+        """Return a histogram with room for values from `low` to `high`."""
+        least, most = self._bounds(kept, low, high)
+        return kept if least == kept.min and most == kept.max else self._with_room_for(kept, low, high)
 
     def _with_room_for(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
         """Return a histogram spread over a range that grows to the values `low` and `high`, as merge_stats does.

@@ -1,5 +1,9 @@
 """The fast analyzer against AIMET's own: histograms and encodings to the last bit."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer
@@ -85,3 +89,46 @@ def test_only_tf_enhanced_analyzers_are_replaced():
         use_fast_analyzers(sim)
         after = [type(quantizer.encoding_analyzer) for quantizer in sim.quantizers()]
         assert after == [expected or kind for kind in before]
+
+
+class Threads:
+    """Threads in place of processes: each gets the values of all."""
+
+    def __init__(self, number):
+        self.values, self.barrier = [None] * number, threading.Barrier(number, timeout=60)
+
+    def exchange(self, rank):
+        return SimpleNamespace(rank=rank, gather=lambda values: self.gather(rank, values))
+
+    def gather(self, rank, values):
+        self.values[rank] = values
+        self.barrier.wait()
+        found = [value.clone() for value in self.values]
+        self.barrier.wait()
+        return found
+
+
+@pytest.mark.parametrize("processes", (1, 2, 3))
+@pytest.mark.parametrize("seed", range(4))
+def test_processes_that_share_batches_find_the_histogram_of_one_process(processes, seed):
+    """Ranges grow within a round and from round to round, and some values lie beyond the limit."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = torch.tensor([1.0, 0.3, 1.2, 2.0, 1.5, 90.0, 1.0]).repeat(2)
+    batches = [factor * torch.randn(2, 3, 8, 9, generator=generator) for factor in factors[: 1 + 4 * processes]]
+    alone = FastTfEnhancedAnalyzer(())
+    for batch in batches:
+        alone.update_stats(batch)
+    threads, analyzers = Threads(processes), [FastTfEnhancedAnalyzer(()) for _ in range(processes)]
+
+    def run(rank):
+        analyzers[rank].update_stats(batches[0])
+        analyzers[rank].exchange = threads.exchange(rank)
+        for batch in batches[1 + rank :: processes]:
+            analyzers[rank].update_stats(batch)
+
+    with ThreadPoolExecutor(processes) as executor:
+        list(executor.map(run, range(processes)))
+    for analyzer in analyzers:
+        for key in ("histogram", "bin_edges", "min", "max"):
+            found, expected = (getattr(a.observer.get_stats()[0], key) for a in (analyzer, alone))
+            assert torch.equal(found, expected), key
