@@ -229,6 +229,12 @@ def toy_encodings(toy_sim, tmp_path_factory):
     return folder / "encodings.json"
 
 
+def test_loaded_encodings_give_the_counts_of_the_cpu(run_both, data, toy_encodings):
+    cpu, gpu = run_both(lambda _: toy_options(data, "--encodings", toy_encodings))
+    assert read(gpu)["calibration"]["images"] == 0
+    assert counts(gpu, (TOY.name,)) == counts(cpu, (TOY.name,))
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_errors(processes, guard, data, toy_encodings, tmp_path, name):
     mistake, more = MISTAKES[name], ["--sensitivity", "--sensitivity-images", "1", "--limit", "1"]
