@@ -129,7 +129,7 @@ def _running_mious(totals: dict[str, np.ndarray], scores: Scores) -> str:
 def warm_up(prepared: PreparedBackends, size: tuple[int, int], runtime: Runtime) -> None:
     """Run backends once on noise of `size` (H, W), so that their times include neither compiling nor cuDNN's set-up."""
     on_cpu = runtime.device.type == "cpu"
-    if on_cpu and not prepared.compiled:
+    if on_cpu and prepared.kernel is None:  # nothing is compiled
         return
     images = torch.randint(0, 256, (1 if on_cpu else runtime.batch_size, 3, *size), dtype=torch.uint8)
     try:
