@@ -26,8 +26,7 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
     kept = run.progress.kept.compilation
     with run.stage("compile"):
         size = images.height, images.width
-        compile = kept[0] if kept else run.config.runtime.compile
-        prepared = prepare_backends(backends, run.runtime, compile, len(images) // run.ranks.world_size, size)
+        prepared = _prepare_alike(backends, images, run)
         warm_up(prepared, size, run.runtime)
     model = "" if run.config.model.onnx else run.config.model.name
     prepared = replace(prepared, reason=kept[1] if kept else prepared.reason, model=model)
@@ -36,6 +35,16 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
     if FP32 in backends:
         run.notes.append(f"{FP32} and {INT8_SIMULATED}: {prepared.reason}.")
     return prepared
+
+
+def _prepare_alike(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
+    """Prepare the backends, and compile on every rank what the main process compiles: trials may differ."""
+    kept, ranks = run.progress.kept.compilation, run.ranks
+    compile = kept[0] if kept else run.config.runtime.compile
+    share, size = len(images) // ranks.world_size, (images.height, images.width)
+    prepared = prepare_backends(backends, run.runtime, compile, share, size) if ranks.is_main else None
+    chosen = ranks.share(prepared.compiled if prepared else None)
+    return prepared or prepare_backends(backends, run.runtime, chosen)
 
 
 def score(models: Sequence[PreparedBackends], runs: Sequence[Run], images: CityscapesSplit) -> list[Scores | None]:
