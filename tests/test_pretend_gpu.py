@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -206,6 +207,26 @@ def inputs_while_warming_up(guard, allow_tf32):
         network.register_forward_pre_hook(record)
         warm_up(prepare_backends({FP32: network}, runtime), (16, 32), runtime)
     return calls
+
+
+def run_without_compiler(options, guard):
+    """Run the program with a compiler that leaves networks as they are: torch's needs a real GPU."""
+    torch.compile = lambda network, **_: network
+    return run_program(options, guard)
+
+
+def test_compiling_decides_by_times_that_are_measured_on_the_gpu(processes, guard, data, tmp_path):
+    options = toy_options(data)
+    cpu = processes.submit(run_program, [*options, "--output-dir", tmp_path / "cpu"])
+    gpu = processes.submit(run_without_compiler, [*options, "--compile", "--output-dir", tmp_path / "gpu"], guard)
+    assert cpu.result() == gpu.result() == 0
+    (note,) = (note for note in read(tmp_path / "gpu")["notes"] if "ms per image" in note)
+    time = r"\d+\.\d\d ms"
+    decisions = [
+        rf"{name} (not )?compiled, {time} per image compiled and {time} otherwise" for name in (FP32, INT8_SIMULATED)
+    ]
+    assert re.search("; ".join(decisions), note)
+    assert counts(tmp_path / "gpu", (TOY.name,)) == counts(tmp_path / "cpu", (TOY.name,))
 
 
 def test_networks_are_warmed_up_and_channels_last_if_tf32_is_allowed(processes, guard):
