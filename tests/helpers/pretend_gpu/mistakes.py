@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ffnet.diagnostics_stage import diagnose
 from ffnet.evaluation.loop import _score
+from ffnet.evaluation.postprocessing import agreeing_pixels
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.recording import ScoreCollector
 from ffnet.quantization.bias_ranges import _scale_factors
@@ -39,7 +40,7 @@ MISTAKES = {
         normalize, "torch.tensor(values, device=images.device)", "torch.tensor(values)"
     ),
     "the lowered network's weights are on the CPU": Mistake(_plain_layer, ".clone()", ".clone().cpu()"),
-    "counts are read on the device": Mistake(_score, "sum((1, 2)).cpu().numpy()", "sum((1, 2)).numpy()"),
+    "counts are read on the device": Mistake(agreeing_pixels, ".cpu().numpy()", ".numpy()"),
     "predictions are written from the device": Mistake(
         ScoreCollector._save, "ids[position].cpu().numpy()", "ids[position].numpy()"
     ),
