@@ -24,7 +24,7 @@ from ffnet.evaluation.loading import evenly_spaced
 from ffnet.evaluation.loop import score_batches
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.recording import ScoreCollector
-from ffnet.evaluation.scores import merge_shards
+from ffnet.evaluation.scores import Scores, merge_shards
 from ffnet.onnx.chips import CHIPS
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
@@ -127,27 +127,34 @@ def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: Cit
         failure = UserError(f"{merged.unsaved}. The images of {INT8_NPU} from this one on are not kept for --resume.")
     if not merged.images:
         return NpuOutcome(failure=failure)
-    names = [image_name(images.images[index]) for index in shard.indices]
-    chip = backend.target.chip
-    setup = ImageSetup(run.config.data.split, len(names), (images.height, images.width))
+    setup = ImageSetup(run.config.data.split, merged.images, (images.height, images.width))
     published = compare_with_ai_hub(run.config, setup)
-    result = NpuResult(
+    names = [image_name(images.images[index]) for index in shard.indices]
+    result = npu_result(backend, run.ranks.world_size, merged, names, len(indices), published)
+    run.notes += [f"{INT8_NPU}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
+    return NpuOutcome(result, failure=failure)
+
+
+def npu_result(
+    backend: NpuBackend, ranks: int, scores: Scores, names: list[str], requested_images: int, published: Comparison
+) -> NpuResult:
+    """Return the result of the NPU on the images with these names; `ranks`: how many have such a backend."""
+    chip = backend.target.chip
+    return NpuResult(
         chip=chip.part,
         name=chip.name,
         soc_model=chip.soc_model,
         architecture=chip.architecture,
         hardware=backend.session.hardware,
         version=importlib.metadata.version("onnxruntime-qnn"),
-        processes=len(backend.processes) * run.ranks.world_size,
+        processes=len(backend.processes) * ranks,
         cpu_nodes=list(backend.session.cpu_nodes),
-        requested_images=len(indices),
+        requested_images=requested_images,
         images=names,
-        backends=results.backend_results(merged),
-        agreement=results.agreement(merged),
+        backends=results.backend_results(scores),
+        agreement=results.agreement(scores),
         published=dict(published.mious),
     )
-    run.notes += [f"{INT8_NPU}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
-    return NpuOutcome(result, failure=failure)
 
 
 def compare_with_npu(
