@@ -18,7 +18,7 @@ from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.exports import export_simulation
 from tests.helpers.networks import TOY, golden_state, random_batches, three_layer_network, toy_model
 from tests.helpers.simulations import simulate
-from tests.helpers.two_models import SMOOTHED
+from tests.helpers.two_models import SMOOTHED, write_data
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +51,14 @@ def two_models(toy_variant):
     VARIANTS[SMOOTHED.name] = SMOOTHED
     yield toy_variant, SMOOTHED
     del VARIANTS[SMOOTHED.name]
+
+
+@pytest.fixture(scope="module")
+def data(two_models, tmp_path_factory):
+    """A folder with images, and with the weights of two models."""
+    root = tmp_path_factory.mktemp("data")
+    write_data(root)
+    return root
 
 
 @pytest.fixture(scope="session")

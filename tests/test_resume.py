@@ -17,15 +17,7 @@ from ffnet.evaluation.recording import RecordFile
 from ffnet.report.file_names import PROGRESS_FOLDER
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_in_fork
-from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for, write_data
-
-
-@pytest.fixture(scope="module")
-def data(two_models, tmp_path_factory):
-    """A folder with images, and with the weights of two models."""
-    root = tmp_path_factory.mktemp("resume")
-    write_data(root)
-    return root
+from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,9 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.report.file_names import COMPARISON_FILES
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_with_result
-from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for, write_data
+from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for
 
 SAME = ("model", "dataset", "images", "notes", "published", "calibration", "agreement", "versions")  # of result.json
-
-
-@pytest.fixture(scope="module")
-def data(two_models, tmp_path_factory):
-    root = tmp_path_factory.mktemp("several")
-    write_data(root)
-    return root
 
 
 @pytest.fixture(scope="module")
