@@ -296,7 +296,7 @@ def has_results(folder: Path) -> bool:
 def compilation_of(compiled: list[str], reason: str) -> tuple[tuple[str, ...], str]:
     """Return which backends are compiled, and why; raise a TypeError if the settings hold something else."""
     if not isinstance(compiled, list) or not all(isinstance(text, str) for text in (*compiled, reason)):
-        raise TypeError("the compilation is neither known nor unknown")
+        raise TypeError("its entry `compilation` does not name backends and a reason")
     return tuple(compiled), reason
 
 
