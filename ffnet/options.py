@@ -224,10 +224,13 @@ FLAGS = {option.target: option.flag for option in itertools.chain(*OPTIONS.value
 
 def option_values(config: Config) -> dict[str, Any]:
     """Return the value of every option, keyed by its name with underscores; paths and lists of names as text."""
-    return {flag.removeprefix("--").replace("-", "_"): _plain(lookup(config, target)) for target, flag in FLAGS.items()}
+    return {
+        flag.removeprefix("--").replace("-", "_"): plain_value(lookup(config, target)) for target, flag in FLAGS.items()
+    }
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Return the value of an option as JSON can hold it: a path or a list of names as text."""
     if isinstance(value, Path):
         return str(value)
     return " ".join(value) if isinstance(value, tuple) else value

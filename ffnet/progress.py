@@ -35,7 +35,7 @@ from ffnet.errors import UserError
 from ffnet.evaluation.recording import RecordFile, read_records
 from ffnet.evaluation.scores import Scores, Shard, merge_shards, without
 from ffnet.files import read_utf8, remove_unfinished, sha256_of, write_atomically
-from ffnet.options import FLAGS, lookup
+from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.state import load_state, read_state, save_state, write_state
 from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_FILE, RESULT_FILES
 from ffnet.report.recovery import Recovery, recovery_from_json
@@ -64,13 +64,13 @@ def conditions(config: Config, weights: str, images: str, device: torch.device) 
         images: see `images_digest`.
         device: on which the networks run.
     """
-    values = {FLAGS[target]: lookup(config, target) for target in FLAGS if target not in MAY_DIFFER}
+    values = {flag: plain_value(lookup(config, target)) for target, flag in FLAGS.items() if target not in MAY_DIFFER}
     files = {"--encodings": config.quantization.encodings, "--config-file": Path(config.quantization.config_file)}
     packages = versions()
     if config.npu.chip:
         packages["onnxruntime-qnn"] = importlib.metadata.version("onnxruntime-qnn")
     return {
-        **{flag: str(value) if isinstance(value, Path) else value for flag, value in values.items()},
+        **values,
         **{f"sha256 of {flag}": sha256_of(path) for flag, path in files.items() if path and path.is_file()},
         "sha256 of the weights": weights,
         "sha256 of the images and labels": images,
@@ -142,7 +142,7 @@ class Progress:
             self._lock = self._locked(self.folder)
             remove_unfinished(self.folder, (SETTINGS, NETWORK))
             remove_unfinished(self.folder.parent, RESULT_FILES)
-            self._conditions = json.loads(json.dumps(now))
+            self._conditions = now
             if resume and (self.folder / SETTINGS).exists():
                 self._find_kept(self.folder)
                 return
