@@ -41,7 +41,7 @@ from ffnet.quantization.seq_mse import apply_seq_mse
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
 from ffnet.wording import count
 
-TRACE_SIZE = (1, 3, 128, 256)  # of the input with which AIMET traces the graph; quantizers do not depend on it
+TRACE_SIZE = (1, 3, 64, 64)  # of the input with which AIMET traces the graph; quantizers do not depend on it
 
 
 @QuantizationMixin.implements(GaussianConv2D)

@@ -27,6 +27,19 @@ ACTIVATIONS = {
     "infinite at first": [NOISE.where(NOISE < 2, torch.inf), NOISE],
     "channels_last": [batch.contiguous(memory_format=torch.channels_last) for batch in (NOISE, NOISE / 2, 2 * NOISE)],
 }
+WEIGHT = torch.randn(48, 5, 3, 3)
+WEIGHTS = {
+    "noise": WEIGHT,
+    "a zero channel": WEIGHT * (torch.arange(48) != 3).view(-1, 1, 1, 1),
+    "channels of very different ranges": WEIGHT * 2.0 ** torch.arange(-24, 24).view(-1, 1, 1, 1),
+    "channels_last": WEIGHT.contiguous(memory_format=torch.channels_last),
+    "of one sign": WEIGHT.abs(),
+    "outliers": WEIGHT**5,
+    "uniform": torch.rand(48, 5, 3, 3) - 0.5,
+    "constant channels": WEIGHT[:, :1, :1, :1].expand(WEIGHT.shape).contiguous(),
+    "three values": WEIGHT.sign() * (WEIGHT.abs() > 1),
+    "one value other than zero": WEIGHT * (torch.arange(45).view(5, 3, 3) == 7),
+}
 
 
 def assert_equal(shape, batches, steps, symmetric):
@@ -48,16 +61,10 @@ def test_activations_give_aimets_histograms_and_encodings(batches, steps):
 
 
 @pytest.mark.parametrize("shape", ((), (48, 1, 1, 1)))
-@pytest.mark.parametrize("kind", ("noise", "a zero channel", "channels of very different ranges", "channels_last"))
-def test_weights_give_aimets_histograms_and_encodings(kind, shape):
-    weight = torch.randn(48, 5, 3, 3)
-    if kind == "a zero channel":
-        weight[3] = 0
-    if kind == "channels of very different ranges":
-        weight *= 2.0 ** torch.arange(-24, 24).view(-1, 1, 1, 1)
-    if kind == "channels_last":
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    assert_equal(shape, [weight], 255, True)
+@pytest.mark.parametrize("steps", (7, 15, 255, 65535))
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_give_aimets_histograms_and_encodings(weight, steps, shape):
+    assert_equal(shape, [weight], steps, True)
 
 
 def test_more_values_than_float32_counts_one_by_one_are_counted_exactly():
