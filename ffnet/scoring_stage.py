@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.backends import FP32, INT8_SIMULATED, Backend
-from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
+from ffnet.evaluation.compilation import PreparedBackends, compile_backends, prepare_backends
 from ffnet.evaluation.loop import score_batches, warm_up
 from ffnet.evaluation.recording import ScoreCollector
 from ffnet.evaluation.scores import Scores, merge_shards
@@ -23,13 +23,10 @@ logger = logging.getLogger(__name__)
 
 def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
     """Prepare the backends for speed, and compile those that are worth it, or those that the resumed run compiled."""
-    kept = run.progress.kept.compilation
     with run.stage("compile"):
-        size = images.height, images.width
         prepared = _prepare_alike(backends, images, run)
-        warm_up(prepared, size, run.runtime)
-    model = "" if run.config.model.onnx else run.config.model.name
-    prepared = replace(prepared, reason=kept[1] if kept else prepared.reason, model=model)
+        warm_up(prepared, (images.height, images.width), run.runtime)
+    prepared = replace(prepared, model="" if run.config.model.onnx else run.config.model.name)
     if run.ranks.is_main:
         run.progress.keep_compilation(prepared.compiled, prepared.reason)
     if FP32 in backends:
@@ -39,12 +36,19 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
 
 def _prepare_alike(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
     """Prepare the backends, and compile on every rank what the main process compiles: trials may differ."""
-    kept, ranks = run.progress.kept.compilation, run.ranks
-    compile = kept[0] if kept else run.config.runtime.compile
-    share, size = len(images) // ranks.world_size, (images.height, images.width)
-    prepared = prepare_backends(backends, run.runtime, compile, share, size) if ranks.is_main else None
-    chosen = ranks.share(prepared.compiled if prepared else None)
-    return prepared or prepare_backends(backends, run.runtime, chosen)
+    prepared = _prepare_as_before(backends, images, run) if run.ranks.is_main else None
+    chosen = run.ranks.share(prepared.compiled if prepared else None)
+    return prepared or compile_backends(backends, run.runtime, chosen)
+
+
+def _prepare_as_before(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
+    """Prepare the backends; if the run is resumed, compile the same ones. Only the main process knows which."""
+    kept = run.progress.kept.compilation
+    if kept:
+        compiled, reason = kept
+        return replace(compile_backends(backends, run.runtime, compiled), reason=reason)
+    share, size = len(images) // run.ranks.world_size, (images.height, images.width)
+    return prepare_backends(backends, run.runtime, run.config.runtime.compile, share, size)
 
 
 def score(models: Sequence[PreparedBackends], runs: Sequence[Run], images: CityscapesSplit) -> list[Scores | None]:

@@ -241,3 +241,11 @@ def test_help_imports_neither_torch_nor_numpy():
     script += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     run = subprocess.run([sys.executable, "-c", script], cwd=SCRIPT.parent, capture_output=True, text=True, check=True)
     assert "--dataset-path" in run.stdout and "(default: 8)" in run.stdout
+
+
+def test_the_objects_of_imported_modules_are_left_out_of_garbage_collection_once():
+    """A second run in the process must not keep what the first one left."""
+    script = "import gc, ffnet_quanteval; counts = []\n"
+    script += "for _ in range(2): ffnet_quanteval.main(['--list-models']); counts.append(gc.get_freeze_count())\n"
+    script += "assert gc.isenabled() and counts[0] >= counts[1] > 100_000, counts"
+    subprocess.run([sys.executable, "-c", script], cwd=SCRIPT.parent, stdout=subprocess.DEVNULL, check=True)

@@ -4,7 +4,7 @@ import functools
 import math
 import statistics
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from ffnet.errors import UserError
 from ffnet.evaluation.postprocessing import Kernel, two_largest
 from ffnet.evaluation.preprocessing import memory_format, normalize
 from ffnet.evaluation.runtime import Runtime, synchronized_clock
-from ffnet.memory import is_out_of_gpu_memory
+from ffnet.memory import first_sentence, is_out_of_gpu_memory
 from ffnet.variants import VARIANTS
 from ffnet.wording import format_duration
 
@@ -39,73 +39,96 @@ class PreparedBackends:
 def prepare_backends(
     backends: Mapping[str, Backend],
     runtime: Runtime,
-    compile: bool | Collection[str] | None = False,
+    compile: bool | None = False,
     images: int = 0,
     size: tuple[int, int] = (0, 0),
 ) -> PreparedBackends:
     """Return the backends in their fastest memory format and, if worth it, compiled.
 
-    Modules among the backends are converted in place. On a CPU, all backends take one image at a time.
+    Modules among the backends are converted in place. On a CPU, all backends take one image at a time. On a GPU, of the
+    eager and the compiled network the one is used that is faster in a trial.
 
     Args:
         backends: by name.
         runtime: where they run.
-        compile: whether to compile, or which backends. If it is None, they are compiled if the run is long enough and a
-            compiler works. On a GPU, of the eager and the compiled network the one is used that is faster in a trial,
-            unless `compile` names the backends.
+        compile: whether to compile them; None: if the run is long enough and a compiler works.
         images: number of images that this process evaluates; needed unless `compile` is False.
         size: their height and width.
 
     Raises:
         UserError: if compiling is required and torch.compile does not work.
     """
-    eager = {name: _eager(backend, runtime) for name, backend in backends.items()}
     networks = [name for name, backend in backends.items() if isinstance(backend, torch.nn.Module)]
+    eager = compile_backends(backends, runtime, ())
     trial = _Trial(images, size, runtime)
-    reason = _reason_against(compile, {name: eager[name] for name in networks}, trial)
+    reason = _reason_against(compile, [eager.backends[name] for name in networks], trial)
     if reason:
-        return PreparedBackends(eager, reason=f"not compiled: {reason}")
-    chosen = networks if compile is None or isinstance(compile, bool) else [n for n in networks if n in compile]
-    compiled = {name: _compiled(backends[name], runtime) for name in chosen}
-    reason = "compiled: --compile was given" if compile else "compiled: the run is long enough for it to save time"
+        return replace(eager, reason=f"not compiled: {reason}")
+    compiled = compile_backends(backends, runtime, networks)
     if runtime.device.type == "cpu":
-        return PreparedBackends(eager | compiled, compiled_kernel(), tuple(compiled), reason)
-    if compile is None or isinstance(compile, bool):
-        compiled, reason = _faster(eager, compiled, trial)
-    return PreparedBackends(eager | compiled, None, tuple(compiled), reason)
+        why = "--compile was given" if compile else "the run is long enough for it to save time"
+        return replace(compiled, reason=f"compiled: {why}")
+    return _faster(eager, compiled, trial)
 
 
-def _reason_against(
-    compile: bool | Collection[str] | None, networks: Mapping[str, Backend], trial: "_Trial"
-) -> str | None:
+def compile_backends(backends: Mapping[str, Backend], runtime: Runtime, names: Collection[str]) -> PreparedBackends:
+    """Return the backends in their fastest memory format, and those of `names` compiled, without a trial.
+
+    Raises:
+        UserError: if there are names and torch.compile does not work.
+    """
+    if names:
+        _require_compiler(runtime.device)
+    prepared = {name: _eager(backend, runtime) for name, backend in backends.items()}
+    prepared |= {name: _compiled(backends[name], runtime) for name in backends if name in names}
+    kernel = compiled_kernel() if names and runtime.device.type == "cpu" else None
+    return PreparedBackends(prepared, kernel, tuple(name for name in backends if name in names))
+
+
+def _reason_against(compile: bool | None, networks: Collection[Backend], trial: "_Trial") -> str | None:
     """Return why not to compile, as a phrase; None if there is no reason."""
     device = trial.runtime.device
-    if compile is not None and not compile:
-        return "--no-compile was given" if compile is False else "the run that is resumed was not"
-    if compile is None and device.type == "cpu" and trial.pixels < MIN_PIXELS:
+    if compile:
+        _require_compiler(device)
+        return None
+    if compile is False:
+        return "--no-compile was given"
+    if device.type == "cpu" and trial.pixels < MIN_PIXELS:
         return "the run is too short for compilation to save time"
-    if compile is None and device.type != "cpu":
-        seconds = trial.images * sum(map(trial.seconds_per_image, networks.values()))
+    if device.type != "cpu":
+        seconds = trial.images * sum(map(trial.seconds_per_image, networks))
         if seconds < MIN_SECONDS:
             return f"the networks take {format_duration(seconds)}, less than compiling them"
+    return compiler_problem(device)
+
+
+def _require_compiler(device: torch.device) -> None:
     problem = compiler_problem(device)
-    if problem and compile:
+    if problem:
         raise UserError(f"--compile: {problem}. Install a C++ compiler, or use --no-compile.")
-    return problem
 
 
-def _faster(
-    eager: Mapping[str, Backend], compiled: Mapping[str, Backend], trial: "_Trial"
-) -> tuple[dict[str, Backend], str]:
-    """Return the compiled networks that are faster than the eager ones, and the times of all as a phrase."""
-    kept, phrases = {}, []
-    for name, backend in compiled.items():
-        before, after = trial.seconds_per_image(eager[name]), trial.seconds_per_image(backend)
-        if after < before:
-            kept[name] = backend
-        verb = "compiled" if after < before else "not compiled"
-        phrases.append(f"{name} {verb}, {1000 * after:.2f} ms per image compiled and {1000 * before:.2f} ms otherwise")
-    return kept, "; ".join(phrases)
+def _faster(eager: PreparedBackends, compiled: PreparedBackends, trial: "_Trial") -> PreparedBackends:
+    """Return the compiled networks that are faster than the eager ones, and the eager ones otherwise."""
+    faster, phrases = [], []
+    for name in compiled.compiled:
+        is_faster, reason = _compare(eager.backends[name], compiled.backends[name], trial)
+        faster += [name] if is_faster else []
+        phrases.append(f"{name} {'compiled' if is_faster else 'not compiled'}, {reason}")
+    backends = {**eager.backends, **{name: compiled.backends[name] for name in faster}}
+    return PreparedBackends(backends, None, tuple(faster), "; ".join(phrases))
+
+
+def _compare(eager: Backend, compiled: Backend, trial: "_Trial") -> tuple[bool, str]:
+    """Return whether a network is faster compiled, and why it is to be compiled or not, as a phrase."""
+    before = trial.seconds_per_image(eager)
+    try:
+        after = trial.seconds_per_image(compiled)
+    except Exception as error:  # torch's compiler fails in many ways on a network that otherwise works
+        return False, f"because torch.compile fails on it ({first_sentence(error)[:150]})"
+    if math.inf in (before, after):
+        return False, "because the memory does not suffice for a trial"
+    return after < before, f"{1000 * after:.2f} ms per image compiled and {1000 * before:.2f} ms otherwise"
 
 
 @dataclass(frozen=True)
@@ -192,6 +215,5 @@ def compiler_problem(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: x + x)(torch.ones(8, device=device))
     except Exception as error:  # a compiler, its headers or triton may be missing; the run goes on without
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"torch.compile does not work here ({first_line[:150]})"
+        return f"torch.compile does not work here ({first_sentence(error)[:150]})"
     return None

@@ -7,7 +7,7 @@ import torch
 
 from ffnet.errors import UserError
 from ffnet.evaluation import compilation
-from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
+from ffnet.evaluation.compilation import PreparedBackends, compile_backends, prepare_backends
 from ffnet.evaluation.loop import warm_up
 from ffnet.evaluation.runtime import Runtime
 from ffnet.model import FFNet
@@ -107,7 +107,25 @@ def test_on_a_gpu_a_run_is_short_if_its_networks_take_less_time_than_compiling(p
 def test_what_a_resumed_run_compiled_is_compiled_without_a_trial(pretended_times):
     pretended_times |= {"FP32": 1.0, "INT8 simulated": 0.004}
     networks = named_networks("FP32", "INT8 simulated")
-    assert prepare_backends(networks, GPU, ("FP32",), 1, (64, 128)).compiled == ("FP32",)
-    assert prepare_backends(networks, GPU, (), 10**6, (64, 128)).compiled == ()
-    pretended_times.clear()
-    assert prepare_backends(networks, Runtime(), ("FP32", "INT8 simulated")).compiled == ("FP32", "INT8 simulated")
+    assert compile_backends(networks, GPU, ("FP32",)).compiled == ("FP32",)
+    assert compile_backends(networks, GPU, ()).compiled == ()
+    assert compile_backends(networks, Runtime(), ("FP32", "INT8 simulated")).compiled == ("FP32", "INT8 simulated")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    (
+        (RuntimeError("backend='inductor' raised:\nNo valid triton configs."), "torch.compile fails on it (backend="),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory."), "the memory does not suffice for a trial"),
+    ),
+)
+def test_a_network_that_fails_when_it_is_compiled_on_a_gpu_runs_eagerly(monkeypatch, error, reason):
+    def fail(images):
+        raise error
+
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
+    monkeypatch.setattr(compilation, "_compiled", lambda backend, runtime: fail)
+    runtime = Runtime(torch.device("meta"), batch_size=2)
+    prepared = prepare_backends({"FP32": torch.nn.Conv2d(3, 4, 3)}, runtime, True, 1, (64, 128))
+    assert prepared.compiled == () and prepared.backends["FP32"] is not fail
+    assert prepared.reason.startswith(f"FP32 not compiled, because {reason}")
