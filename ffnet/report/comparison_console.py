@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.report.comparison import COMMON_PREFIX, COSTS, ComparedModel, Front, ModelComparison
+from ffnet.report.comparison_notes import all_notes
 from ffnet.wording import Rows, count, format_number, format_table, interval_column, join_columns
 
 LEGEND = f"""\
@@ -18,7 +19,7 @@ def format_comparison(comparison: ModelComparison) -> str:
     models = count(len(comparison.models), "model")
     height, width = comparison.image_size
     title = f"Comparison of {models} on {images} of {comparison.dataset}, {height}x{width}, {comparison.device}"
-    heading = [title, *(f"Note: {note}" for note in comparison.all_notes())]
+    heading = [title, *(f"Note: {note}" for note in all_notes(comparison))]
     fronts = comparison.fronts()
     tables = (_models_table(comparison), _backends_table(comparison), *(_front_table(front) for front in fronts))
     parts = ["\n".join(heading), *(format_table(rows) for rows in tables if rows)]

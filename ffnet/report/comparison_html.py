@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from ffnet.report.comparison import ModelComparison, class_rows
 from ffnet.report.comparison_charts import LABELED_MODELS, front_chart
+from ffnet.report.comparison_notes import all_notes
 from ffnet.report.html import ENVIRONMENT, render_page
 
 
@@ -13,6 +14,7 @@ def render_comparison(comparison: ModelComparison) -> str:
     return render_page(
         "comparison.html.j2",
         comparison=comparison,
+        notes=all_notes(comparison),
         fronts=comparison.fronts(),
         other_backends=comparison.other_backends(),
         class_rows=class_rows(comparison),

@@ -16,6 +16,7 @@ from ffnet.config import Config, QuantizationConfig
 from ffnet.model import build_model
 from ffnet.options import option_values
 from ffnet.report.comparison import GMACS, LATENCY, class_rows, compare_model, pareto_front
+from ffnet.report.comparison_notes import all_notes
 from tests.helpers.results import (
     comparison_of,
     plain_model,
@@ -121,11 +122,11 @@ def test_a_latency_for_images_of_another_size_is_not_on_the_front(zoo):
     front = zoo.front(LATENCY)
     assert names(front) == ["ffnet40S_dBBB_mobile", "ffnet54S_dBBB_mobile", "ffnet78S_dBBB_mobile"]
     assert [member.cost for member in front.members] == [4.0, 4.4, 5.0] and front.eligible == 3
-    (note,) = [note for note in zoo.all_notes() if "another size" in note]
+    (note,) = [note for note in all_notes(zoo) if "another size" in note]
     assert "ffnet78S_BCC_mobile_pre_down, ffnet122NS_CCC_mobile_pre_down" in note and "1024x2048" in note
     small = dataclasses.replace(zoo, image_size=HALF)
     assert all(name.endswith("pre_down") for name in names(small.front(LATENCY)))
-    assert any("ffnet40S_dBBB_mobile" in note for note in small.all_notes() if "another size" in note)
+    assert any("ffnet40S_dBBB_mobile" in note for note in all_notes(small) if "another size" in note)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_latency_for_images_of_another_size_is_not_on_the_front(zoo):
 def test_a_latency_with_other_bit_widths_is_not_on_the_front(changes, w8a8):
     comparison = comparison_of([compare_model(small_result(**changes), FULL, None, None)])
     assert bool(comparison.front(LATENCY).members) == w8a8 and comparison.front(GMACS).members
-    assert any("8-bit weights" in note for note in comparison.all_notes()) == (not w8a8)
+    assert any("8-bit weights" in note for note in all_notes(comparison)) == (not w8a8)
 
 
 def resamples(seed, offset):
@@ -208,7 +209,7 @@ def test_models_without_an_miou_or_with_fewer_images_are_on_no_front():
     comparison = comparison_of(models)
     assert [names(front) for front in comparison.fronts()] == [["a"], ["a"]]
     assert comparison.best().name == "a"
-    notes = comparison.all_notes()
+    notes = all_notes(comparison)
     assert notes[0] == "a note"
     assert any("unknown for: unknown." in note for note in notes)
     assert any("Not scored on all 500 images" in note and note.endswith(": partial.") for note in notes)
@@ -221,17 +222,17 @@ def test_published_mious_that_are_not_comparable_have_a_note():
     shown = {FP32: 79.2, INT8_SIMULATED: 78.9}
     cases = (({}, True), ({FP32: 79.2}, True), (shown, False))
     for published, noted in cases:
-        notes = comparison_of([plain_model(name, 1.0, 70.0, published=published)]).all_notes()
+        notes = all_notes(comparison_of([plain_model(name, 1.0, 70.0, published=published)]))
         assert any(note.startswith("A published mIoU exists but") for note in notes) == noted
     demo = plain_model("segmentation_ffnet14T_dBBB_mobile", 1.0, 70.0)
-    assert comparison_of([demo]).all_notes() == ["a note"]
+    assert all_notes(comparison_of([demo])) == ["a note"]
 
 
 def test_the_latency_of_the_front_is_that_of_the_fastest_runtime(zoo):
     latency = PublishedLatency("device", FULL, ByRuntime(None, 7.0, 6.5))
     model = plain_model("a", 1.0, 70.0, latency=latency)
     assert comparison_of([model]).front(LATENCY).members[0].cost == 6.5
-    (note,) = [note for note in zoo.all_notes() if note.startswith("Latency")]
+    (note,) = [note for note in all_notes(zoo) if note.startswith("Latency")]
     assert "Galaxy S25" in note and "fastest" in note
 
 
