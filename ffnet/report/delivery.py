@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffnet.backends import FP32, INT8_NPU
@@ -37,28 +36,6 @@ from ffnet.wording import count, format_number
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Outcome:
-    """What the exit status depends on."""
-
-    errors: list[str] = field(default_factory=list)
-    interrupt: KeyboardInterrupt | None = None  # that ended the run
-    drops: list[str] = field(default_factory=list)  # messages on mIoU drops that exceed --fail-under
-
-    @property
-    def status(self) -> int:
-        """The exit status."""
-        if self.errors:
-            return 2
-        return interrupt_status(self.interrupt) if self.interrupt else int(bool(self.drops))
-
-    def add(self, other: "Outcome") -> None:
-        """Add the outcome of another model."""
-        self.errors += other.errors
-        self.interrupt = self.interrupt or other.interrupt
-        self.drops += other.drops
-
-
 def deliver(results: Iterable[Result], config: Config) -> int:
     """Report every result as soon as it is there, then compare the models if there are several.
 
@@ -69,25 +46,31 @@ def deliver(results: Iterable[Result], config: Config) -> int:
         The exit status: 1 if an mIoU drop exceeds `--fail-under`, 2 after an error, 128 and the number of the signal if
         one ended the run (130 after Ctrl-C), and otherwise 0.
     """
-    outcome = Outcome()
     if len(config.model.names) == 1:
-        for result in results:
-            outcome.add(deliver_result(result, config))
-        return outcome.status
+        return worst_status(deliver_result(result, config) for result in results)
+    statuses: list[int] = []
     models: list[ComparedModel] = []
     last: Result | None = None
     try:
         for last in results:
-            outcome.add(deliver_result(last, config))
+            statuses.append(deliver_result(last, config))
             models.append(compare_model(last, last.details.image_size, config.npu.chip, report_link(last, config)))
     finally:
         if last and models:
-            outcome.add(deliver_comparison(comparison_of(models, last, config), config))
-    return outcome.status
+            statuses.append(deliver_comparison(comparison_of(models, last, config), config))
+    return worst_status(statuses)
 
 
-def deliver_result(result: Result, config: Config) -> Outcome:
-    """Print the report of one model, unless there are others, and write its files; print errors on stderr."""
+def worst_status(statuses: Iterable[int]) -> int:
+    """Return the exit status of all: an error comes before an interruption, and that before a drop of the mIoU."""
+    return max(statuses, key=lambda status: (status == 2, status), default=0)
+
+
+def deliver_result(result: Result, config: Config) -> int:
+    """Print the report of one model, unless there are others, and write its files; return the exit status.
+
+    Errors, and drops that exceed `--fail-under`, are printed on stderr.
+    """
     several = len(config.model.names) > 1
     folder = (config.for_model(result.model) if several else config).output.output_dir
     errors = [] if several else _print(format_console(result, colored()))
@@ -110,7 +93,9 @@ def deliver_result(result: Result, config: Config) -> Outcome:
     model = f"{result.model}: " if several else ""
     for message in (*(f"error: {model}{error}" for error in dict.fromkeys(errors)), *(model + drop for drop in drops)):
         print(f"{PROGRAM}: {message}", file=sys.stderr)
-    return Outcome(errors, interrupt, drops)
+    if errors:
+        return 2
+    return interrupt_status(interrupt) if interrupt else int(bool(drops))
 
 
 def _mark_finished(folder: Path) -> list[str]:
@@ -122,8 +107,8 @@ def _mark_finished(folder: Path) -> list[str]:
     return []
 
 
-def deliver_comparison(comparison: ModelComparison, config: Config) -> Outcome:
-    """Print the comparison of several models and write its files."""
+def deliver_comparison(comparison: ModelComparison, config: Config) -> int:
+    """Print the comparison of several models and write its files; print errors on stderr, return the exit status."""
     errors = _print(format_comparison(comparison))
     folder = config.output.output_dir
     if folder:
@@ -136,7 +121,7 @@ def deliver_comparison(comparison: ModelComparison, config: Config) -> Outcome:
             errors += _print("", f"Written to {folder}: {REPORT}, {COMPARISON_TABLE} and a folder for each model")
     for message in dict.fromkeys(errors):
         print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    return Outcome(errors)
+    return 2 if errors else 0
 
 
 def comparison_of(models: list[ComparedModel], last: Result, config: Config) -> ModelComparison:
