@@ -11,7 +11,7 @@ import contextlib
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,17 +89,8 @@ def compare_layers(
     Raises:
         UserError: if the file has other layers.
     """
-    proto = onnx.load(path)
-    types = _quantized_activations(proto)
     compared = {site.tensor: site for site in sites if site.kind == ACTIVATION and site.tensor}
-    missing = [tensor for tensor in compared if f"{tensor}_q" not in types]
-    if missing or not compared:
-        layer = f"layer {missing[0]}" if missing else "quantized layer"
-        raise UserError(f"{path}: this file has no {layer}. Compare a file that was exported from this network.")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / path.name
-        _write_integer_outputs(proto, {f"{tensor}_q": types[f"{tensor}_q"] for tensor in compared}, file)
-        executed = (execute or run_with_onnx_runtime)(file, image.numpy())
+    executed = _execute(path, compared, image.numpy(), execute or run_with_onnx_runtime)
     lowered = copy.deepcopy(lowered).to("cpu")  # the evaluation may still need the original on a GPU
     simulated: dict[str, torch.Tensor] = {}
     own: dict[str, Difference] = {}
@@ -121,6 +112,20 @@ def compare_layers(
             lowered(image)
     totals = (_difference(simulated[tensor], _counted_from_smallest(executed[f"{tensor}_q"])) for tensor in own)
     return [LayerDivergence(tensor, own[tensor], total) for tensor, total in zip(own, totals, strict=True)]
+
+
+def _execute(path: Path, tensors: Collection[str], image: np.ndarray, execute: Execute) -> Mapping[str, np.ndarray]:
+    """Return the integers that a file computes for the named tensors, by these names and `_q`."""
+    proto = onnx.load(path)
+    types = _quantized_activations(proto)
+    missing = [tensor for tensor in tensors if f"{tensor}_q" not in types]
+    if missing or not tensors:
+        layer = f"layer {missing[0]}" if missing else "quantized layer"
+        raise UserError(f"{path}: this file has no {layer}. Compare a file that was exported from this network.")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        _write_integer_outputs(proto, {f"{tensor}_q": types[f"{tensor}_q"] for tensor in tensors}, file)
+        return execute(file, image)
 
 
 def _integers(quantizer: FakeQuantize, output: torch.Tensor) -> torch.Tensor:
