@@ -15,7 +15,7 @@ from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.rounded_weights import rounded_layers
 from ffnet.quantization.shared_calibration import calibrate_on_ranks
-from ffnet.quantization.tf_enhanced import can_share_batches, use_fast_analyzers
+from ffnet.quantization.tf_enhanced import can_share_batches
 from ffnet.recovery_stage import recover
 from ffnet.report.recovery import Recovery
 from ffnet.report.result import Calibration
@@ -83,7 +83,6 @@ def calibrate_everywhere(sim: QuantizationSimModel, images: Dataset[Sample], run
         The batch size used; that of the options in processes that did nothing.
     """
     ranks = run.ranks
-    use_fast_analyzers(sim)
     if ranks.world_size > 1 and can_share_batches(sim):
         exchange = TensorExchange(ranks.rank, ranks.world_size)
         return calibrate_on_ranks(sim, images, run.runtime, exchange, ranks.world_size)

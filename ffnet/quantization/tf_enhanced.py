@@ -39,7 +39,7 @@ def use_fast_analyzers(sim: QuantizationSimModel) -> None:
     """Replace AIMET's TF-Enhanced analyzers of a simulation's quantizers by the faster one."""
     for quantizer in sim.quantizers():
         analyzer = quantizer.encoding_analyzer
-        if type(analyzer) is TfEnhancedEncodingAnalyzer and not analyzer.observer.block_size:
+        if _has_fast_version(analyzer) and not isinstance(analyzer, FastTfEnhancedAnalyzer):
             quantizer.encoding_analyzer = FastTfEnhancedAnalyzer(analyzer.observer.shape)
 
 
@@ -51,9 +51,13 @@ def share_batches(sim: QuantizationSimModel, exchange: Exchange | None) -> None:
 
 
 def can_share_batches(sim: QuantizationSimModel) -> bool:
-    """Return whether `share_batches` reaches every quantizer of an activation."""
+    """Return whether `share_batches` reaches every quantizer of an activation, once its analyzer is the faster one."""
     analyzers = [site.quantizer.encoding_analyzer for site in quantizer_sites(sim) if site.kind == ACTIVATION]
-    return all(isinstance(a, FastTfEnhancedAnalyzer) and all(n == 1 for n in a.observer.shape) for a in analyzers)
+    return all(_has_fast_version(a) and all(n == 1 for n in a.observer.shape) for a in analyzers)
+
+
+def _has_fast_version(analyzer: object) -> bool:
+    return isinstance(analyzer, TfEnhancedEncodingAnalyzer) and not analyzer.observer.block_size
 
 
 class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
