@@ -35,6 +35,7 @@ from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime, synchronized_clock
+from ffnet.inputs import allow_tf32
 from ffnet.model import FFNet, build_model
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        allow_tf32(False)
         images = write_images(folder, args.images)
         model = random_model(args.model_name).to(runtime.device)
         sim = build_quantsim(equalize(model), QuantizationConfig())
