@@ -1,7 +1,6 @@
 """Which batches each process runs, and that processes calibrate as one process does."""
 
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,8 @@ from ffnet.errors import UserError
 from ffnet.evaluation.runtime import Runtime
 from ffnet.quantization import shared_calibration
 from ffnet.quantization.shared_calibration import calibrate_on_ranks, own_batches
+from ffnet.quantization.tf_enhanced import MESSAGE_LENGTH
+from tests.helpers.exchange import Threads
 
 
 @pytest.mark.parametrize(
@@ -30,43 +31,48 @@ def test_every_process_runs_the_first_batch_its_share_and_what_remains(
     assert [list(batch) for batch in own] == batches and number == shared
 
 
-def calibrate_in_threads(monkeypatch, limits, images=4):
-    """Calibrate in threads whose GPUs hold batches of so many images; return batch sizes, or an error's message."""
-    from tests.quantization.test_tf_enhanced import Threads
+def calibrate_in_threads(monkeypatch, limits, images):
+    """Calibrate in threads; return batch sizes.
 
+    Args:
+        monkeypatch: pytest's.
+        limits: of each thread's GPU: the largest batch that it holds, and at which of its batches it runs out of memory
+            with a larger one.
+        images: their number.
+    """
     threads = Threads(len(limits))
 
-    def calibrate(limit, batches):
-        for batch in batches:
-            if len(batch) > limit:
+    def calibrate(exchanges, batches):
+        largest, position = limits[exchanges[0]]
+        for index, batch in enumerate(batches):
+            if len(batch) > largest and index == position:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            for _ in range(3 if exchanges[1] else 0):  # quantizers
+                exchanges[1].gather(torch.zeros(MESSAGE_LENGTH))
+
+    def share_batches(exchanges, exchange):
+        exchanges[1] = exchange
 
     monkeypatch.setattr(shared_calibration, "calibrate", calibrate)
-    monkeypatch.setattr(shared_calibration, "share_batches", lambda sim, exchange: None)
+    monkeypatch.setattr(shared_calibration, "share_batches", share_batches)
     data = torch.utils.data.TensorDataset(torch.zeros(images, 3, 8, 8, dtype=torch.uint8), torch.zeros(images, 8, 8))
     runtime = Runtime(batch_size=4, progress=False)
 
     def run(rank):
-        return calibrate_on_ranks(limits[rank], data, runtime, threads.exchange(rank), len(limits))
+        return calibrate_on_ranks([rank, None], data, runtime, threads.exchange(rank), len(limits))
 
     with ThreadPoolExecutor(len(limits)) as executor:
         return list(executor.map(run, range(len(limits))))
 
 
-def test_all_processes_take_the_batch_size_of_the_smallest_gpu(monkeypatch):
-    assert calibrate_in_threads(monkeypatch, (4, 2)) == [2, 2]
-    assert calibrate_in_threads(monkeypatch, (1, 4), images=9) == [1, 1]
+@pytest.mark.parametrize("position", (0, 1, 2, 3))
+def test_all_processes_take_the_batch_size_of_the_smallest_gpu(monkeypatch, position):
+    """It runs out of memory in the first batch, in one that is shared, or in one that every process runs again."""
+    assert calibrate_in_threads(monkeypatch, ((2, position), (4, 0)), 24) == [2, 2]
+    assert calibrate_in_threads(monkeypatch, ((4, 0), (1, position)), 24) == [1, 1]
+    assert calibrate_in_threads(monkeypatch, ((2, position), (1, position), (4, 0)), 24) == [1, 1, 1]
 
 
-def test_a_lack_of_memory_after_the_first_batch_is_an_error(monkeypatch):
-    def calibrate(sim, batches):
-        for number, _ in enumerate(batches):
-            if number == 1:
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(shared_calibration, "calibrate", calibrate)
-    monkeypatch.setattr(shared_calibration, "share_batches", lambda sim, exchange: None)
-    data = torch.utils.data.TensorDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 8, 8))
-    exchange = SimpleNamespace(rank=0, gather=lambda values: [values])
-    with pytest.raises(UserError, match="Give a smaller --batch-size"):
-        calibrate_on_ranks(None, data, Runtime(batch_size=2, progress=False), exchange, 1)
+def test_too_little_memory_for_one_image_is_an_error(monkeypatch):
+    with pytest.raises(UserError, match="memory does not suffice for one image"):
+        calibrate_in_threads(monkeypatch, ((0, 0), (4, 0)), 4)

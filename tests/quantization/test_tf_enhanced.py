@@ -1,8 +1,6 @@
 """The fast analyzer against AIMET's own: histograms and encodings to the last bit."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyze
 from ffnet.config import QuantizationConfig
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.tf_enhanced import EXACT, FastTfEnhancedAnalyzer, exact_histogram, use_fast_analyzers
+from tests.helpers.exchange import Threads
 from tests.helpers.networks import three_layer_network
 
 torch.manual_seed(0)
@@ -96,23 +95,6 @@ def test_only_tf_enhanced_analyzers_are_replaced():
         use_fast_analyzers(sim)
         after = [type(quantizer.encoding_analyzer) for quantizer in sim.quantizers()]
         assert after == [expected or kind for kind in before]
-
-
-class Threads:
-    """Threads in place of processes: each gets the values of all."""
-
-    def __init__(self, number):
-        self.values, self.barrier = [None] * number, threading.Barrier(number, timeout=60)
-
-    def exchange(self, rank):
-        return SimpleNamespace(rank=rank, gather=lambda values: self.gather(rank, values))
-
-    def gather(self, rank, values):
-        self.values[rank] = values
-        self.barrier.wait()
-        found = [value.clone() for value in self.values]
-        self.barrier.wait()
-        return found
 
 
 @pytest.mark.parametrize("processes", (1, 2, 3))
