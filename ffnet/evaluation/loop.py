@@ -112,8 +112,12 @@ class _Backoff:
         self.batch_size: int | None = None  # None: that of the data loading
 
     def halve(self, images: int, error: RuntimeError) -> None:
-        """Set the batch size to half of so many images, which did not fit; raise a UserError if it was only one."""
-        self.batch_size = smaller_batch_size(images, error)
+        """Set the batch size to half of so many images, which did not fit; raise a UserError if it was only one.
+
+        Compiled backends pad smaller batches, so that more images may have been run.
+        """
+        run = max([images, *(backend.batch_size for backend in self._compiled)])
+        self.batch_size = smaller_batch_size(run, error)
         for backend in self._compiled:
             backend.batch_size = self.batch_size
 

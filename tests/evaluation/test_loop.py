@@ -145,6 +145,16 @@ def test_out_of_memory_halves_the_batch_size_of_all_compiled_backends(cityscapes
     assert other.batch_size <= limit and other.backend.images_run < 7 + limit
 
 
+@pytest.mark.parametrize("images", (1, 3))
+def test_images_that_only_do_not_fit_with_those_that_pad_them_are_scored(cityscapes, images):
+    """The compiled network pads them to 8 images, of which the memory holds 4."""
+    few = Subset(cityscapes, range(images))
+    backend = FixedBatchSize(OneLayer(4), 8)
+    scores = evaluate({"FP32": backend}, few, Runtime(batch_size=8))
+    assert_equal(scores, evaluate({"FP32": OneLayer()}, few))
+    assert backend.batch_size == scores.batch_size == 4
+
+
 def test_several_models_have_the_scores_of_their_own_and_decode_an_image_once(cityscapes):
     models = [{"FP32": OneLayer(), "INT8": OneLayer(seed=1)}, {"FP32": OneLayer(seed=2)}]
     counted, prepared = CountedImages(cityscapes), [PreparedBackends(backends) for backends in models]
