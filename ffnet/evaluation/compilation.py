@@ -20,6 +20,7 @@ from ffnet.wording import format_duration
 # Number of pixels from which compiling saves more time than it takes on two CPU cores: one to two and a half minutes.
 MIN_PIXELS = 250 * 1024 * 2048
 MIN_SECONDS = 60.0  # that the networks take on a GPU, eagerly, from which compiling them may save time
+WORTHWHILE = 0.97  # share of the eager network's time that a compiled one may take: trials differ, and so do last bits
 ROUNDS = 5  # in which a compiled network is compared with the eager one
 # Options of torch.compile. With large thresholds, it compiles `two_largest` to one kernel.
 THRESHOLDS = ("realize_opcount_threshold", "realize_reads_threshold", "realize_acc_reads_threshold")
@@ -45,8 +46,8 @@ def prepare_backends(
 ) -> PreparedBackends:
     """Return the backends in their fastest memory format and, if worth it, compiled.
 
-    Modules among the backends are converted in place. On a CPU, all backends take one image at a time. On a GPU, of the
-    eager and the compiled network the one is used that is faster in a trial.
+    Modules among the backends are converted in place. On a CPU, all backends take one image at a time. On a GPU, a
+    trial decides for each network whether the eager or the compiled one is used.
 
     Args:
         backends: by name.
@@ -59,12 +60,12 @@ def prepare_backends(
         UserError: if compiling is required and torch.compile does not work.
     """
     networks = [name for name, backend in backends.items() if isinstance(backend, torch.nn.Module)]
-    eager = compile_backends(backends, runtime, ())
+    eager = _prepare(backends, runtime, ())
     trial = _Trial(images, size, runtime)
     reason = _reason_against(compile, [eager.backends[name] for name in networks], trial)
     if reason:
         return replace(eager, reason=f"not compiled: {reason}")
-    compiled = compile_backends(backends, runtime, networks)
+    compiled = _prepare(backends, runtime, networks)
     if runtime.device.type == "cpu":
         why = "--compile was given" if compile else "the run is long enough for it to save time"
         return replace(compiled, reason=f"compiled: {why}")
@@ -72,13 +73,26 @@ def prepare_backends(
 
 
 def compile_backends(backends: Mapping[str, Backend], runtime: Runtime, names: Collection[str]) -> PreparedBackends:
-    """Return the backends in their fastest memory format, and those of `names` compiled, without a trial.
+    """Return the backends in their fastest memory format, and those compiled that another process or run compiled.
+
+    Args:
+        backends: see prepare_backends.
+        runtime: see prepare_backends.
+        names: of the backends that are compiled, without a trial.
 
     Raises:
         UserError: if there are names and torch.compile does not work.
     """
-    if names:
-        _require_compiler(runtime.device)
+    problem = compiler_problem(runtime.device) if names else None
+    if problem:
+        raise UserError(
+            f"The networks are compiled by the main process or by the run that is resumed, but here {problem}. Install "
+            "a C++ compiler here, or use --no-compile, and --force instead of --resume."
+        )
+    return _prepare(backends, runtime, names)
+
+
+def _prepare(backends: Mapping[str, Backend], runtime: Runtime, names: Collection[str]) -> PreparedBackends:
     prepared = {name: _eager(backend, runtime) for name, backend in backends.items()}
     prepared |= {name: _compiled(backends[name], runtime) for name in backends if name in names}
     kernel = compiled_kernel() if names and runtime.device.type == "cpu" else None
@@ -88,24 +102,18 @@ def compile_backends(backends: Mapping[str, Backend], runtime: Runtime, names: C
 def _reason_against(compile: bool | None, networks: Collection[Backend], trial: "_Trial") -> str | None:
     """Return why not to compile, as a phrase; None if there is no reason."""
     device = trial.runtime.device
-    if compile:
-        _require_compiler(device)
-        return None
     if compile is False:
         return "--no-compile was given"
-    if device.type == "cpu" and trial.pixels < MIN_PIXELS:
+    if compile is None and device.type == "cpu" and trial.pixels < MIN_PIXELS:
         return "the run is too short for compilation to save time"
-    if device.type != "cpu":
+    if compile is None and device.type != "cpu":
         seconds = trial.images * sum(map(trial.seconds_per_image, networks))
         if seconds < MIN_SECONDS:
-            return f"the networks take {format_duration(seconds)}, less than compiling them"
-    return compiler_problem(device)
-
-
-def _require_compiler(device: torch.device) -> None:
+            return f"the networks take {format_duration(seconds)} for all images, less than compilation takes"
     problem = compiler_problem(device)
-    if problem:
+    if problem and compile:
         raise UserError(f"--compile: {problem}. Install a C++ compiler, or use --no-compile.")
+    return problem
 
 
 def _faster(eager: PreparedBackends, compiled: PreparedBackends, trial: "_Trial") -> PreparedBackends:
@@ -123,12 +131,12 @@ def _compare(eager: Backend, compiled: Backend, trial: "_Trial") -> tuple[bool, 
     """Return whether a network is faster compiled, and why it is to be compiled or not, as a phrase."""
     before = trial.seconds_per_image(eager)
     try:
-        after = trial.seconds_per_image(compiled)
+        after = trial.seconds_per_image(compiled) if math.isfinite(before) else math.inf
     except Exception as error:  # torch's compiler fails in many ways on a network that otherwise works
         return False, f"because torch.compile fails on it ({first_sentence(error)[:150]})"
-    if math.inf in (before, after):
+    if math.isinf(after):
         return False, "because the memory does not suffice for a trial"
-    return after < before, f"{1000 * after:.2f} ms per image compiled and {1000 * before:.2f} ms otherwise"
+    return after < WORTHWHILE * before, f"{1000 * after:.2f} ms per image compiled and {1000 * before:.2f} ms otherwise"
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,8 @@ class _Trial:
         It is infinite if the memory does not suffice for a batch, which the evaluation loop handles.
         """
         device, batch_size = self.runtime.device, self.runtime.batch_size
-        noise = torch.randint(0, 256, (batch_size, 3, *self.size), dtype=torch.uint8, device=device)
         try:
+            noise = torch.randint(0, 256, (batch_size, 3, *self.size), dtype=torch.uint8, device=device)
             inputs = normalize(noise, self.runtime.allow_tf32)
             backend(inputs)
             seconds = []

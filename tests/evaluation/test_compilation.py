@@ -95,13 +95,21 @@ def test_on_a_gpu_each_network_is_compiled_if_that_is_faster(pretended_times):
     )
 
 
+def test_a_compiled_network_that_is_hardly_faster_is_not_used(pretended_times):
+    pretended_times |= {"FP32": 0.0099}
+    assert prepare_backends(named_networks("FP32"), GPU, True, 500, (1024, 2048)).compiled == ()
+
+
 @pytest.mark.parametrize(("images", "compiled"), ((1000, False), (3500, True)))
 def test_on_a_gpu_a_run_is_short_if_its_networks_take_less_time_than_compiling(pretended_times, images, compiled):
     """Two networks of 10 ms an image: 20 and 70 s."""
     pretended_times |= {"FP32": 0.004, "INT8 simulated": 0.004}
     prepared = prepare_backends(named_networks("FP32", "INT8 simulated"), GPU, None, images, (64, 128))
     assert bool(prepared.compiled) is compiled
-    assert compiled or prepared.reason == "not compiled: the networks take about 20 s, less than compiling them"
+    assert (
+        compiled
+        or prepared.reason == "not compiled: the networks take about 20 s for all images, less than compilation takes"
+    )
 
 
 def test_what_a_resumed_run_compiled_is_compiled_without_a_trial(pretended_times):
@@ -110,6 +118,24 @@ def test_what_a_resumed_run_compiled_is_compiled_without_a_trial(pretended_times
     assert compile_backends(networks, GPU, ("FP32",)).compiled == ("FP32",)
     assert compile_backends(networks, GPU, ()).compiled == ()
     assert compile_backends(networks, Runtime(), ("FP32", "INT8 simulated")).compiled == ("FP32", "INT8 simulated")
+
+
+def test_a_resumed_run_that_was_compiled_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "there is none")
+    with pytest.raises(UserError, match="by the run that is resumed, but here there is none"):
+        compile_backends(named_networks("FP32"), Runtime(), ("FP32",))
+    assert compile_backends(named_networks("FP32"), Runtime(), ()).compiled == ()
+
+
+def test_without_memory_for_the_eager_network_nothing_is_compiled(monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
+    monkeypatch.setattr(compilation, "_compiled", lambda backend, runtime: pytest.fail)
+    monkeypatch.setattr(torch, "randint", fail)
+    prepared = prepare_backends(named_networks("FP32"), Runtime(torch.device("meta")), True, 1, (64, 128))
+    assert prepared.reason == "FP32 not compiled, because the memory does not suffice for a trial"
 
 
 @pytest.mark.parametrize(
