@@ -55,6 +55,8 @@ def deliver(results: Iterable[Result], config: Config) -> int:
         for last in results:
             statuses.append(deliver_result(last, config))
             models.append(compare_model(last, last.details.image_size, config.npu.chip, report_link(last, config)))
+    except KeyboardInterrupt as interrupt:
+        statuses.append(interrupt_status(interrupt))
     finally:
         if last and models:
             statuses.append(deliver_comparison(comparison_of(models, last, config), config))

@@ -170,6 +170,15 @@ def test_the_exit_status_covers_all_models(tmp_path, capsys, mious, failures, st
     assert {path.name for path in tmp_path.iterdir()} == {*COMPARISON_FILES, *MODELS}
 
 
+def test_an_error_of_one_model_comes_before_an_interruption_of_the_next(capsys):
+    def results():
+        yield small_result(failure=UserError("the sensitivity analysis failed"))
+        raise KeyboardInterrupt
+
+    assert deliver(results(), Config(ModelConfig(MODELS))) == 2
+    assert "Comparison of 1 model" in capsys.readouterr().out
+
+
 def test_a_model_is_written_before_the_next_one_is_evaluated(tmp_path):
     config = Config(ModelConfig(MODELS), output=OutputConfig(output_dir=tmp_path))
 
