@@ -14,7 +14,7 @@ GPU_MESSAGES = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "unable to find an engine to execute this computation",  # cuDNN, if there is no room for any engine's workspace
+    "unable to find an engine to execute this computation",  # cuDNN, if no engine's workspace fits
 )
 
 

@@ -108,7 +108,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
     def _select_best_candidates(
         self, deltas: torch.Tensor, offsets: torch.Tensor, stats: Sequence[Any], num_steps: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return AIMET's choice. Symmetric ranges (histograms, deltas, 1) that are too narrow to be it are left out."""
+        """Return AIMET's choice; do not test symmetric ranges (histograms, deltas, 1) that are too narrow for it."""
         if offsets.numel() == 1:
             deltas = deltas[:, self._number_too_narrow(deltas, offsets, stats, num_steps) :]
         return super()._select_best_candidates(deltas, offsets, stats, num_steps)
@@ -130,7 +130,8 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         distances = values.sub(center).abs_().sub_(num_steps / 2 * tested).relu_()
         counts = torch.stack([each.histogram for each in stats])
         least = distances.square_() @ counts[:, :, None]
-        too_narrow = int((least > 1.01 * noise).all(0).sum())
+        excluded = (least > 1.01 * noise).all(0)
+        too_narrow = int(excluded.int().cumprod(0).sum())  # values of 1e19 and above have a noise that is not finite
         return (too_narrow - 1) * STRIDE + 1 if too_narrow else 0
 
     def _histograms(self, rows: torch.Tensor, lows: torch.Tensor, highs: torch.Tensor) -> list[_Histogram]:
@@ -162,7 +163,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         self.observer.stats[0] = kept
 
     def _bounds(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the range of a histogram once it has room for values from `low` to `high`."""
+        """Return the range of a histogram, extended to `low` and `high` as far as AIMET's limit allows."""
         left, right = self.observer._histogram_range_limit[0]
         return low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
 
@@ -182,11 +183,11 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         return _Histogram(total, kept.bin_edges, kept.min, kept.max)
 
     def _grown(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
-        """Return a histogram with room for values from `low` to `high`."""
+        """Return a histogram whose range is extended to `low` and `high`."""
         least, most = self._bounds(kept, low, high)
-        return kept if least == kept.min and most == kept.max else self._with_room_for(kept, low, high)
+        return kept if least == kept.min and most == kept.max else self._extended(kept, low, high)
 
-    def _with_room_for(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
+    def _extended(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
         """Return a histogram spread over a range that grows to the values `low` and `high`, as merge_stats does.
 
         It does so on the CPU, because a GPU may add counts in any order.

@@ -67,7 +67,7 @@ def calibrate_in_threads(monkeypatch, limits, images):
 
 @pytest.mark.parametrize("position", (0, 1, 2, 3))
 def test_all_processes_take_the_batch_size_of_the_smallest_gpu(monkeypatch, position):
-    """It runs out of memory in the first batch, in one that is shared, or in one that every process runs again."""
+    """Its memory ends in the first batch, in one that is shared, or in one of the last, which every process runs."""
     assert calibrate_in_threads(monkeypatch, ((2, position), (4, 0)), 24) == [2, 2]
     assert calibrate_in_threads(monkeypatch, ((4, 0), (1, position)), 24) == [1, 1]
     assert calibrate_in_threads(monkeypatch, ((2, position), (1, position), (4, 0)), 24) == [1, 1, 1]

@@ -37,6 +37,7 @@ WEIGHTS = {
     "uniform": torch.rand(48, 5, 3, 3) - 0.5,
     "constant channels": WEIGHT[:, :1, :1, :1].expand(WEIGHT.shape).contiguous(),
     "three values": WEIGHT.sign() * (WEIGHT.abs() > 1),
+    "huge": WEIGHT * 2.0**64,
     "one value other than zero": WEIGHT * (torch.arange(45).view(5, 3, 3) == 7),
 }
 
