@@ -19,6 +19,7 @@ import torch
 from benchmarks import speed
 from benchmarks.program import read_stage_seconds, run_program
 from benchmarks.tables import markdown
+from ffnet.variants import VARIANTS
 
 SIZE = (64, 128)  # of the image: height, width
 OUTSIDE_STAGES = "start of Python, imports, report and end"
@@ -60,7 +61,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the times of every round as JSON")
-    parser.add_argument("--model-name", default="segmentation_ffnet78S_dBBB_mobile", help="default %(default)s")
+    default = "segmentation_ffnet78S_dBBB_mobile"
+    parser.add_argument("--model-name", default=default, choices=VARIANTS, metavar="NAME", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
     parser.add_argument("--threads", type=int, help="of the network; default: as torch chooses")
     return parser.parse_args(argv)

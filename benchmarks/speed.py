@@ -43,6 +43,7 @@ from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quantize
+from ffnet.variants import VARIANTS
 from ffnet.wording import count
 
 HEIGHT, WIDTH = 1024, 2048
@@ -84,7 +85,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--model-name", default="segmentation_ffnet40S_dBBB_mobile", help="default %(default)s")
+    default = "segmentation_ffnet40S_dBBB_mobile"
+    parser.add_argument("--model-name", default=default, choices=VARIANTS, metavar="NAME", help="default %(default)s")
     parser.add_argument("--images", type=int, default=4, help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
     return parser.parse_args(argv)
