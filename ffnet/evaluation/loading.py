@@ -108,7 +108,13 @@ def _submit(executor: ThreadPoolExecutor, images: Dataset[Sample], index: int) -
 
 
 def _stack(samples: Sequence[Sample], pin: bool) -> Sample:
-    """Return a batch, the images in the channels-last layout of decoded PNGs: other layouts take a slower copy."""
+    """Return a batch, the images in the channels-last layout of decoded PNGs: other layouts take a slower copy.
+
+    A single sample is not copied.
+    """
     images, labels = zip(*samples, strict=True)
-    batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), torch.stack(labels)
+    if len(samples) == 1:
+        batch = images[0][None], labels[0][None]
+    else:
+        batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), torch.stack(labels)
     return (batch[0].pin_memory(), batch[1].pin_memory()) if pin else batch

@@ -57,6 +57,13 @@ def test_batches_equal_those_of_torchs_loader_in_the_same_order(cityscapes, work
         assert all(torch.equal(tensor, reference) for tensor, reference in zip(batch, other, strict=True))
 
 
+def test_batches_of_one_image_are_not_copied(cityscapes):
+    samples = [cityscapes[index] for index in range(2)]
+    for batch, sample in zip(loader(samples, 0, batch_size=1), samples, strict=True):
+        for tensor, single in zip(batch, sample, strict=True):
+            assert tensor.data_ptr() == single.data_ptr() and torch.equal(tensor, single[None])
+
+
 @pytest.mark.parametrize("workers", (1, 2, 5))
 def test_threads_decode_at_most_one_batch_and_one_image_each_ahead(workers):
     images = Recorder(60)
