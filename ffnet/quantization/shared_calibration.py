@@ -1,8 +1,8 @@
 """Calibrate one simulation on several processes, with the encodings that one process would find.
 
 TF-Enhanced takes the range of its histograms from the first batch, which every process runs. Then each process runs
-every n-th batch, and all of them add all counts in the order of the batches. The remaining batches, fewer
-than the processes, are run by every process. Thus all processes end with the same histograms as a single one.
+every n-th batch, and all of them add all counts in the order of the batches. The remaining batches, fewer than the
+processes, are run by every process. Thus all processes end with the same histograms as a single one.
 
 A process that runs out of memory tells the others, wherever they are: it sends NaN when they next exchange values.
 """
