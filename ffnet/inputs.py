@@ -20,7 +20,7 @@ from ffnet.config import Config, DataConfig, RuntimeConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.loading import Sample, evenly_spaced
 from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
-from ffnet.quantization.quantsim import check_config_file
+from ffnet.quantization.quantsim import check_config_file, check_finite_logits
 from ffnet.variants import VARIANTS, Variant
 from ffnet.wording import count
 
@@ -213,12 +213,18 @@ def check_checkpoints(paths: Mapping[str, Path]) -> None:
     for name, path in paths.items():
         try:
             load_model(name, path)
-        except InvalidCheckpointError as error:
+        except UserError as error:
             problems.append(f"{name}: {error}")
     if problems:
         raise InvalidCheckpointError(" ".join(problems))
 
 
 def load_model(name: str, path: Path) -> Checkpoint:
-    """Load the network of a variant with the weights of a file."""
-    return load_checkpoint(VARIANTS[name], path)
+    """Load the network of a variant with the weights of a file.
+
+    Raises:
+        UserError: if they don't match, or if the network computes infinite or NaN logits with them.
+    """
+    checkpoint = load_checkpoint(VARIANTS[name], path)
+    check_finite_logits(checkpoint.model, path)
+    return checkpoint

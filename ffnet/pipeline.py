@@ -47,7 +47,7 @@ from ffnet.progress import IMAGES, images_digest
 from ffnet.published import Comparison, ImageSetup, compare_with_variant, quantization_setup
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
-from ffnet.quantization.quantsim import build_quantsim, check_finite_logits, equalize
+from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.rounded_weights import rounded_layers
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.report.file_names import RESULT_FILE
@@ -172,7 +172,6 @@ def quantize(run: Run, checkpoint: Checkpoint, inputs: Inputs) -> Model:
     config, images = run.config, inputs.images
     with run.stage("build QuantSim"):
         fp32 = checkpoint.model.to(run.ranks.device)
-        check_finite_logits(fp32, checkpoint.path)
         equalized = equalize(fp32, config.quantization.cle and not checkpoint.equalized)
         sim = build_quantsim(equalized, config.quantization)
     calibration, recovery = find_encodings(sim, equalized, inputs, run)

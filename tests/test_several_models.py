@@ -95,6 +95,23 @@ def test_an_unfit_checkpoint_is_named_before_the_first_model_is_quantized(data, 
     assert SMOOTHED.name in error and "--checkpoint" in error
 
 
+@pytest.mark.parametrize("at_once", (1, 2))
+def test_weights_without_finite_logits_are_named_before_the_first_model_is_quantized(
+    data, tmp_path, capsys, monkeypatch, at_once
+):
+    (tmp_path / "weights").mkdir()
+    for variant in (TOY, SMOOTHED):
+        state = torch.load(data / "weights" / f"{variant.name}.pth", weights_only=True)
+        if variant is SMOOTHED:
+            state["backbone_model.layer1.0.bn1.running_var"].neg_()
+        torch.save(state, tmp_path / "weights" / f"{variant.name}.pth")
+    monkeypatch.setattr("ffnet.pipeline.quantize", lambda *_: pytest.fail("a model was quantized"))
+    options = options_for(data, "--models-at-once", at_once)
+    options[options.index("--checkpoint") + 1] = str(tmp_path / "weights")
+    assert ffnet_quanteval.main(options) == 2
+    assert f"{SMOOTHED.name}.pth: with these weights some logits are infinite" in capsys.readouterr().err
+
+
 def test_all_unfit_checkpoints_of_published_files_are_named(data, tmp_path, capsys, monkeypatch):
     """Published files are not searched for by content, so they are loaded once before the work."""
     (tmp_path / "bad.pth").write_bytes(b"PK\3\4")
