@@ -35,20 +35,19 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
 
 
 def _prepare_alike(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
-    """Prepare the backends, and compile on every rank what the main process compiles: trials may differ."""
-    prepared = _prepare_as_before(backends, images, run) if run.ranks.is_main else None
-    chosen = run.ranks.share(prepared.compiled if prepared else None)
-    return prepared or compile_backends(backends, run.runtime, chosen)
+    """Prepare the backends, and compile on every rank the same ones: those of the resumed run or the main process.
 
-
-def _prepare_as_before(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
-    """Prepare the backends; if the run is resumed, compile the same ones. Only the main process knows which."""
-    kept = run.progress.kept.compilation
+    Every process would otherwise decide by times of its own.
+    """
+    kept, ranks = run.progress.kept.compilation, run.ranks
     if kept:
         compiled, reason = kept
         return replace(compile_backends(backends, run.runtime, compiled), reason=reason)
-    share, size = len(images) // run.ranks.world_size, (images.height, images.width)
-    return prepare_backends(backends, run.runtime, run.config.runtime.compile, share, size)
+    share, size = len(images) // ranks.world_size, (images.height, images.width)
+    wish = run.config.runtime.compile
+    prepared = prepare_backends(backends, run.runtime, wish, share, size) if ranks.is_main else None
+    chosen = ranks.share(prepared.compiled if prepared else None)
+    return prepared or compile_backends(backends, run.runtime, chosen)
 
 
 def score(models: Sequence[PreparedBackends], runs: Sequence[Run], images: CityscapesSplit) -> list[Scores | None]:

@@ -86,8 +86,8 @@ def compile_backends(backends: Mapping[str, Backend], runtime: Runtime, names: C
     problem = compiler_problem(runtime.device) if names else None
     if problem:
         raise UserError(
-            f"The networks are compiled by the main process or by the run that is resumed, but here {problem}. Install "
-            "a C++ compiler here, or use --no-compile, and --force instead of --resume."
+            f"The main process or the run that is resumed has compiled the networks, but {problem}. Install a C++ "
+            "compiler, or start again with --no-compile, and with --force instead of --resume."
         )
     return _prepare(backends, runtime, names)
 

@@ -122,7 +122,7 @@ def test_what_a_resumed_run_compiled_is_compiled_without_a_trial(pretended_times
 
 def test_a_resumed_run_that_was_compiled_needs_a_compiler(monkeypatch):
     monkeypatch.setattr(compilation, "compiler_problem", lambda device: "there is none")
-    with pytest.raises(UserError, match="by the run that is resumed, but here there is none"):
+    with pytest.raises(UserError, match="the run that is resumed has compiled the networks, but there is none"):
         compile_backends(named_networks("FP32"), Runtime(), ("FP32",))
     assert compile_backends(named_networks("FP32"), Runtime(), ()).compiled == ()
 
