@@ -1,6 +1,5 @@
 """Open what a run needs: the device, the images, the encodings and the checkpoint."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_c
 from ffnet.config import Config, DataConfig, RuntimeConfig
 from ffnet.errors import UserError
 from ffnet.evaluation.loading import Sample, evenly_spaced
+from ffnet.memory import memory_bytes
 from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
 from ffnet.variants import VARIANTS, Variant
 from ffnet.wording import count
 
 MOST_KEPT = 2**32  # bytes of decoded images and labels: all 500 of Cityscapes val
-# Where Linux tells the limit of a container's memory: control groups of version 2 and of version 1.
-CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 MOST_SELECTION_IMAGES = 32  # unless --selection-images gives another number
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
@@ -105,15 +103,6 @@ def keep_decoded(inputs: Inputs) -> None:
 def kept_bytes() -> int:
     """Return how many bytes of decoded images a process keeps: MOST_KEPT, and at most an eighth of its memory."""
     return min(MOST_KEPT, memory_bytes() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def memory_bytes() -> int:
-    """Return the memory of the machine or, if that is less, the limit of the container; 0 if both are unknown."""
-    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else []
-    for path in CONTAINER_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" stands for no limit
-            known.append(int(path.read_text()))
-    return min(known, default=0)
 
 
 def selection_indices(number: int, data: DataConfig) -> list[int]:

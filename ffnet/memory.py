@@ -1,13 +1,17 @@
-"""Lack of memory: the errors that report it, and what a user can do about it."""
+"""How much memory there is, the errors that report a lack of it, and what a user can do about it."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from ffnet.errors import UserError
 from ffnet.wording import count
 
+# Where Linux tells the limit of a container's memory: control groups of version 2 and of version 1.
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 CPU_MESSAGE = "can't allocate memory"  # of torch, which has no class of its own for it
 GPU_MESSAGES = (
     "CUDA out of memory",
@@ -16,6 +20,15 @@ GPU_MESSAGES = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "unable to find an engine to execute this computation",  # cuDNN, if no engine's workspace fits
 )
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine or, if that is less, the limit of the container; 0 if both are unknown."""
+    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else []
+    for path in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" stands for no limit
+            known.append(int(path.read_text()))
+    return min(known, default=0)
 
 
 def is_out_of_gpu_memory(error: BaseException) -> bool:

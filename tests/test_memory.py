@@ -1,10 +1,14 @@
-"""Lack of memory: each of its errors is recognized, and the user learns what to do."""
+"""The memory of the machine; and a lack of memory: each of its errors is recognized, and the user learns what to do."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from ffnet import memory
 from ffnet.errors import UserError
-from ffnet.memory import enough_memory_for, first_sentence, is_out_of_gpu_memory, is_out_of_memory
+from ffnet.memory import enough_memory_for, first_sentence, is_out_of_gpu_memory, is_out_of_memory, memory_bytes
 
 ON_A_GPU = (
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -57,3 +61,16 @@ def test_other_errors_stay_as_they_are():
         with pytest.raises(type(error)) as caught, enough_memory_for(1):
             raise error
         assert caught.value is error
+
+
+def test_the_memory_is_that_of_the_machine_or_less_if_a_container_has_less(monkeypatch, tmp_path):
+    unlimited, limited = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    unlimited.write_text("max\n")
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (unlimited, limited))
+    machine = memory_bytes()
+    kilobytes = int(re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    assert machine == 1024 * kilobytes
+    limited.write_text("1000000\n")
+    assert memory_bytes() == 1_000_000
+    limited.write_text(f"{2**63}\n")  # how version 1 writes that there is no limit
+    assert memory_bytes() == machine
