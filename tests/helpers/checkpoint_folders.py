@@ -9,9 +9,8 @@ import torch
 from ffnet.checkpoints.folder import find_checkpoints
 from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint
 from ffnet.model import build_model
-from ffnet.variants import VARIANTS
 from tests.helpers import checkpoint_forms as forms
-from tests.helpers.networks import DEMO, PRE_DOWN, TOY
+from tests.helpers.networks import TOY
 
 # As ffnet86S_BBB: a pair that shares weights, and a third model with weights of its own.
 MOBILE, PAIR, GPU = (
@@ -43,15 +42,6 @@ TOYS = {
         ),
     )
 }  # fmt: skip
-USERS = ("model", "checkpoints.candidates", "checkpoints.folder", "checkpoints.loading", "checkpoints.matching")
-
-
-def keep_few_variants(monkeypatch):
-    """Make the toys and the demo's two all variants, because building 66 takes seconds."""
-    kept = {name: VARIANTS[name] for name in (DEMO, PRE_DOWN)} | TOYS
-    monkeypatch.setattr("ffnet.variants.VARIANTS", kept)
-    for user in USERS:
-        monkeypatch.setattr(f"ffnet.{user}.VARIANTS", kept)
 
 
 def model_of(name, seed=0):
