@@ -73,8 +73,7 @@ class Settings:
     round_seconds: float = 0.2  # shortest duration of a round
     stage_batch_size: int = 8  # for the stages of scoring; the program's default
     program_images: int = 500
-    decoding_threads: tuple[int, ...] = (16, 4)
-    calibration_images: tuple[int | None, ...] = (16, None)  # None: all
+    programs: tuple[tuple[int | None, int], ...] = ((None, 16), (16, 16), (16, 4))  # see program_times
 
 
 @dataclass(frozen=True)
@@ -352,13 +351,16 @@ def stage_times(bench: Bench) -> Iterator[StageTime]:
 
 
 def program_times(bench: Bench) -> Iterator[ProgramTime]:
-    """Yield the times of whole runs of the program, in processes of their own."""
+    """Yield the times of whole runs of the program, in processes of their own.
+
+    `Settings.programs` holds for each run the number of calibration images, None for all, and of decoding threads. The
+    first is what the program does by default.
+    """
     release_memory(bench.settings.device)  # the other processes need it
     checkpoint = bench.folder / "weights.pth"
     torch.save(speed.random_model(bench.settings.model_name).state_dict(), checkpoint)
     speed.link_images(bench.images, bench.settings.program_images)
-    choices = itertools.product(bench.settings.calibration_images, bench.settings.decoding_threads)
-    for calibration_images, threads in choices:
+    for calibration_images, threads in bench.settings.programs:
         row = ProgramTime(threads, calibration_images, bench.settings.program_images)
         yield time_program(bench, checkpoint, row)
 

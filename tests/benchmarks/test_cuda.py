@@ -40,8 +40,7 @@ SETTINGS = Settings(
     round_seconds=0,
     stage_batch_size=3,
     program_images=5,
-    decoding_threads=(2,),
-    calibration_images=(1,),
+    programs=((1, 2),),
 )
 
 
