@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from datasets import DatasetError
 from ffnet import cli
+from ffnet.chips import format_chips
 from ffnet.config import LIST_CHIPS
-from ffnet.errors import UserError
-from ffnet.home import ensure_home
-from ffnet.onnx.chips import format_chips
-from ffnet.signals import interrupt_status, signals_as_interrupts
-from ffnet.streams import prepared_streams, print_lines
+from ffnet.system.errors import UserError
+from ffnet.system.home import ensure_home
+from ffnet.system.signals import interrupt_status, signals_as_interrupts
+from ffnet.system.streams import prepared_streams, print_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def garbage_collection_paused() -> Iterator[None]:
     There are half a million of them, and nearly all are needed until the end. To look at them again and again took a
     third of the time of starting and ending.
     """
-    imported_before = "ffnet.pipeline" in sys.modules  # there may be garbage of earlier runs, which has to be freed
+    imported_before = "ffnet.run.pipeline" in sys.modules  # there may be garbage of earlier runs, which has to be freed
     if imported_before or not gc.isenabled():
         yield
         return

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ffnet.backends import FP32
-from ffnet.onnx.npu_package import check_npu_package
+from ffnet.npu.package import check_npu_package
+from ffnet.system.text import count, format_table, list_names
 from ffnet.variants import DEMO_VARIANTS
-from ffnet.wording import count, format_table, list_names
 
 NPU_IMAGES = 8
 FAILS = "fails"

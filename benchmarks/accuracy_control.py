@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import markdown
-from ffnet.errors import UserError
+from ffnet.system.errors import UserError
+from ffnet.system.text import count, list_names
 from ffnet.variants import DEMO_VARIANTS
-from ffnet.wording import count, list_names
 
 PROGRAM = "python -m benchmarks.accuracy_control"
 VALIDATION_IMAGES = 8

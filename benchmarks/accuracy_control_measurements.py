@@ -16,22 +16,22 @@ from torch.utils.data import Dataset, Subset
 
 from benchmarks.accuracy_measurements import PROJECT, RUNTIME
 from datasets.cityscapes import CityscapesSplit
-from datasets.streetscenes.scenes import ensure_scenes
 from demo.ill_conditioned import ill_conditioned
+from demo.streetscenes.scenes import ensure_scenes
 from ffnet.backends import FP32
 from ffnet.checkpoints.download import default_cache_dir
 from ffnet.checkpoints.loading import load_checkpoint
-from ffnet.errors import UserError
 from ffnet.evaluation.loading import Sample, evenly_spaced
 from ffnet.evaluation.loop import calibration_batches, evaluate
-from ffnet.inputs import DEMO_FOLDER
 from ffnet.model import FFNet
 from ffnet.onnx.export import export, export_float
 from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.quantsim import quantize
 from ffnet.quantization.sites import INPUT_TENSOR
-from ffnet.report.result import versions
+from ffnet.results.result import versions
+from ffnet.run.inputs import DEMO_FOLDER
+from ffnet.system.errors import UserError
 from ffnet.variants import DEMO_VARIANTS
 
 NNCF, CONTROLLED = "NNCF", "NNCF, accuracy control"

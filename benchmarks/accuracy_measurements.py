@@ -18,28 +18,28 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit, image_name
-from datasets.streetscenes.scenes import ensure_scenes
 from demo.ill_conditioned import ill_conditioned
+from demo.streetscenes.scenes import ensure_scenes
 from ffnet.backends import FP32, INT8_NPU
 from ffnet.checkpoints.download import default_cache_dir
 from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.chips import CHIPS, DEFAULT_CHIP
 from ffnet.config import QuantizationConfig
-from ffnet.errors import UserError
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import calibration_batches, evaluate
 from ffnet.evaluation.runtime import Runtime
-from ffnet.inputs import DEMO_FOLDER
 from ffnet.model import FFNet
-from ffnet.npu_stage import evenly_spaced
-from ffnet.onnx.chips import CHIPS, DEFAULT_CHIP
+from ffnet.npu.backend import NpuBackend
+from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export, export_float
 from ffnet.onnx.formats import MODEL_FILE
-from ffnet.onnx.npu import NpuBackend
-from ffnet.onnx.npu_worker import NpuTarget
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.quantsim import quantize
 from ffnet.quantization.sites import INPUT_TENSOR
-from ffnet.report.result import versions
+from ffnet.results.result import versions
+from ffnet.run.inputs import DEMO_FOLDER
+from ffnet.run.npu import evenly_spaced
+from ffnet.system.errors import UserError
 from ffnet.variants import DEMO_VARIANTS
 
 PROJECT = "ffnet_quanteval"

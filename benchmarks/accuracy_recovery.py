@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ffnet.onnx.npu_package import check_npu_package
+from ffnet.npu.package import check_npu_package
+from ffnet.system.text import format_table
 from ffnet.variants import DEMO_VARIANTS
-from ffnet.wording import format_table
 
 NPU_IMAGES = 8
 COLUMNS = (

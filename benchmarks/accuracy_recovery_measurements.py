@@ -12,6 +12,7 @@ import torch
 from demo.ill_conditioned import ill_conditioned
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.chips import DEFAULT_CHIP
 from ffnet.config import (
     ADAROUND_ITERATIONS,
     Config,
@@ -22,10 +23,9 @@ from ffnet.config import (
     QuantizationConfig,
     RuntimeConfig,
 )
-from ffnet.inputs import DEMO_FOLDER
-from ffnet.onnx.chips import DEFAULT_CHIP
-from ffnet.pipeline import evaluate_models
-from ffnet.report.result import Result
+from ffnet.results.result import Result
+from ffnet.run.inputs import DEMO_FOLDER
+from ffnet.run.pipeline import evaluate_models
 from ffnet.variants import DEMO_VARIANTS
 
 RUNS = (  # bit widths, options, what they mean

@@ -24,8 +24,8 @@ from benchmarks.cuda_measurements import Bench, Machine, Peaks, ProgramTime, Set
 from benchmarks.tables import markdown_heading, markdown_row
 from benchmarks.time_budget import Budget, OutOfTime, time_limit
 from ffnet.backends import FP32
+from ffnet.system.text import format_number
 from ffnet.variants import VARIANTS
-from ffnet.wording import format_number
 
 # The slow parts that are not the last leave this time, in seconds, to the program.
 PROGRAM_SECONDS = 150.0

@@ -27,8 +27,6 @@ from ffnet.evaluation.loading import load_batches
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime, synchronized_clock
-from ffnet.inputs import allow_tf32
-from ffnet.memory import is_out_of_memory
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
@@ -36,6 +34,8 @@ from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.costs import total_multiply_accumulates
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import quantize
+from ffnet.run.inputs import allow_tf32
+from ffnet.system.memory import is_out_of_memory
 
 AIMET = "AIMET's simulation"  # `sim.model`, before it is lowered
 ONNX_FP32 = "FP32 ONNX Runtime"

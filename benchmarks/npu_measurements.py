@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from benchmarks import speed
 from benchmarks.worker_usage import Usage, measure_usage
-from datasets.streetscenes.render import render_scene
+from demo.streetscenes.render import render_scene
+from ffnet.chips import CHIPS, DEFAULT_CHIP
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.onnx import npu_worker
-from ffnet.onnx.chips import CHIPS, DEFAULT_CHIP
+from ffnet.npu import worker as npu_worker
+from ffnet.npu.backend import NpuProcess
+from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import MODEL_FILE
-from ffnet.onnx.npu import NpuProcess
-from ffnet.onnx.npu_worker import NpuTarget
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 

@@ -26,7 +26,7 @@ from benchmarks import baseline
 from benchmarks.program import run_program
 from benchmarks.tables import markdown
 from datasets.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, CityscapesSplit
-from datasets.streetscenes.render import render_scene
+from demo.streetscenes.render import render_scene
 from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
@@ -35,7 +35,6 @@ from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime, synchronized_clock
-from ffnet.inputs import allow_tf32
 from ffnet.model import FFNet, build_model
 from ffnet.onnx.export import export
 from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
@@ -43,8 +42,9 @@ from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quantize
+from ffnet.run.inputs import allow_tf32
+from ffnet.system.text import count
 from ffnet.variants import VARIANTS
-from ffnet.wording import count
 
 HEIGHT, WIDTH = 1024, 2048
 UPPER_BOUNDS = {  # ratio -> largest allowed value, for 40S_dBBB on two CPU cores

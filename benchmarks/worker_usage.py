@@ -5,7 +5,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffnet.onnx.npu_worker import NpuTarget
+from ffnet.npu.worker import NpuTarget
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from ffnet.config import (
     QuantizationConfig,
     RuntimeConfig,
 )
-from ffnet.errors import UserError
-from ffnet.files import check_output_folder
+from ffnet.npu.package import check_npu_package
 from ffnet.onnx.formats import EXPORT_FILES, NPU_FOLDER, check_bit_widths
-from ffnet.onnx.npu_package import check_npu_package
 from ffnet.options import DATASET_VARIABLE, FLAGS, OPTIONS, lookup
 from ffnet.report.file_names import COMPARISON_FILES, PROGRESS_FOLDER, RESULT_FILES
-from ffnet.streams import print_lines
+from ffnet.system.errors import UserError
+from ffnet.system.files import check_output_folder
+from ffnet.system.streams import print_lines
 from ffnet.variants import DEMO_VARIANTS, VARIANTS
 
 PROGRAM = "ffnet_quanteval.py"

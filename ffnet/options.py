@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ffnet.chips import DEFAULT_CHIP, find_chip
 from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, VALUE_RANGES, Config
-from ffnet.onnx.chips import DEFAULT_CHIP, find_chip
 from ffnet.variants import DEFAULT_MODEL, MODEL_GROUPS, VARIANTS, closest_names
 
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given

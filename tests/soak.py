@@ -286,7 +286,6 @@ def prepare():
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
-    import ffnet.pipeline
     import ffnet.report.delivery  # noqa: F401
 
     torch.set_num_threads(1)

@@ -292,7 +292,7 @@ def test_the_scores_are_reported_if_the_diagnostics_fail(tree, toy_checkpoint, c
     def broken(*_):
         raise MemoryError("no memory for images")
 
-    monkeypatch.setattr("ffnet.pipeline.diagnose", broken)
+    monkeypatch.setattr("ffnet.run.pipeline.diagnose", broken)
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--output-dir", str(tree / "out"))) == 2
     printed = capsys.readouterr()
     assert "no memory for images" in printed.err
@@ -304,7 +304,7 @@ def test_a_disk_that_fills_with_predictions_costs_no_scores(tree, toy_checkpoint
     def full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("ffnet.report.predictions.write_atomically", full)
+    monkeypatch.setattr("ffnet.run.predictions.write_atomically", full)
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--save-predictions", str(tree / "saved"))) == 2
     printed = capsys.readouterr()
     assert "_pred_labelIds.png: No space left on device" in printed.err and "mIoU %" in printed.out

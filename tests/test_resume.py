@@ -13,8 +13,8 @@ import torch
 
 import ffnet_quanteval
 from ffnet.backends import INT8_SIMULATED, short_name
-from ffnet.evaluation.recording import RecordFile
 from ffnet.report.file_names import PROGRESS_FOLDER
+from ffnet.run.records import RecordFile
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_in_fork
 from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for
@@ -171,10 +171,10 @@ def test_recovery_is_not_repeated_and_its_rounded_weights_are_restored(data, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ffnet.pipeline.score", stop)
+        patch.setattr("ffnet.run.pipeline.score", stop)
         assert ffnet_quanteval.main(options[1]) == 130
-    monkeypatch.setattr("ffnet.encodings_stage.recover", stop)
-    monkeypatch.setattr("ffnet.encodings_stage.calibrate_on_images", stop)
+    monkeypatch.setattr("ffnet.run.encodings.recover", stop)
+    monkeypatch.setattr("ffnet.run.encodings.calibrate_on_images", stop)
     assert ffnet_quanteval.main([*options[1], "--resume"]) == 0
     whole, stopped = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped"))
     assert counts(tmp_path / "stopped", (TOY.name,)) == counts(tmp_path / "whole", (TOY.name,))

@@ -59,7 +59,7 @@ def test_models_that_are_in_memory_together_share_the_decoding_of_images(
     data, together, tmp_path, monkeypatch, at_once, times
 ):
     original, evaluated = CityscapesSplit.__getitem__, []
-    monkeypatch.setattr("ffnet.scoring_stage.Subset", counted_subset(evaluated))
+    monkeypatch.setattr("ffnet.run.scoring.Subset", counted_subset(evaluated))
     options = options_for(data, "--models-at-once", at_once, "--output-dir", tmp_path / "out")
     assert ffnet_quanteval.main(options) == 0 and CityscapesSplit.__getitem__ is original
     assert sorted(evaluated) == sorted(times * list(range(IMAGES)))
@@ -87,7 +87,7 @@ def test_an_unfit_checkpoint_is_named_before_the_first_model_is_quantized(data, 
         content = (data / "weights" / f"{variant.name}.pth").read_bytes()
         damaged = variant is SMOOTHED
         (tmp_path / "weights" / f"{variant.name}.pth").write_bytes(content[:-500] if damaged else content)
-    monkeypatch.setattr("ffnet.pipeline.quantize", lambda *_: pytest.fail("a model was quantized"))
+    monkeypatch.setattr("ffnet.run.pipeline.quantize", lambda *_: pytest.fail("a model was quantized"))
     options = options_for(data, "--models-at-once", at_once)
     options[options.index("--checkpoint") + 1] = str(tmp_path / "weights")
     assert ffnet_quanteval.main(options) == 2
@@ -105,7 +105,7 @@ def test_weights_without_finite_logits_are_named_before_the_first_model_is_quant
         if variant is SMOOTHED:
             state["backbone_model.layer1.0.bn1.running_var"].neg_()
         torch.save(state, tmp_path / "weights" / f"{variant.name}.pth")
-    monkeypatch.setattr("ffnet.pipeline.quantize", lambda *_: pytest.fail("a model was quantized"))
+    monkeypatch.setattr("ffnet.run.pipeline.quantize", lambda *_: pytest.fail("a model was quantized"))
     options = options_for(data, "--models-at-once", at_once)
     options[options.index("--checkpoint") + 1] = str(tmp_path / "weights")
     assert ffnet_quanteval.main(options) == 2
@@ -116,8 +116,8 @@ def test_all_unfit_checkpoints_of_published_files_are_named(data, tmp_path, caps
     """Published files are not searched for by content, so they are loaded once before the work."""
     (tmp_path / "bad.pth").write_bytes(b"PK\3\4")
     paths = dict.fromkeys(NAMES, tmp_path / "bad.pth")
-    monkeypatch.setattr("ffnet.pipeline.find_checkpoints", lambda config: (paths, []))
-    monkeypatch.setattr("ffnet.pipeline.quantize", lambda *_: pytest.fail("a model was quantized"))
+    monkeypatch.setattr("ffnet.run.pipeline.find_checkpoints", lambda config: (paths, []))
+    monkeypatch.setattr("ffnet.run.pipeline.quantize", lambda *_: pytest.fail("a model was quantized"))
     assert ffnet_quanteval.main(options_for(data, "--models-at-once", "1")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert all(f"{name}: {tmp_path / 'bad.pth'}: this file is broken" in error for name in NAMES)
@@ -175,7 +175,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_model(data, caps
             prepared.backends["FP32"] = lambda batch: torch.full((1, 19, 8, 16), torch.nan)
         return prepared
 
-    monkeypatch.setattr("ffnet.pipeline.prepare", prepare)
+    monkeypatch.setattr("ffnet.run.pipeline.prepare", prepare)
     assert ffnet_quanteval.main(options_for(data)) == 2
     assert f"error: {SMOOTHED.name}, FP32: this backend's logits are not finite" in capsys.readouterr().err
 

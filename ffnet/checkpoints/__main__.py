@@ -15,8 +15,8 @@ from torch import Tensor
 from ffnet.checkpoints.loading import InvalidCheckpointError, printable, read_checkpoint
 from ffnet.checkpoints.matching import matching_variants
 from ffnet.checkpoints.unpickling import CheckpointContents
-from ffnet.files import write_atomically
-from ffnet.wording import count
+from ffnet.system.files import write_atomically
+from ffnet.system.text import count
 
 SHOWN_LINES = 8  # of the Python text that a file carries
 FORMS = {

@@ -24,7 +24,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.system_files import visible_files
 from ffnet.checkpoints.candidates import (
     Candidate,
     best_candidates,
@@ -49,8 +48,9 @@ from ffnet.checkpoints.loading import (
 from ffnet.checkpoints.matching import matching_variants
 from ffnet.checkpoints.problems import CheckpointProblem
 from ffnet.checkpoints.unpickling import MAX_BYTES, CheckpointContents
+from ffnet.system.system_files import visible_files
+from ffnet.system.text import count, list_names
 from ffnet.variants import VARIANTS
-from ffnet.wording import count, list_names
 
 MAX_FILES = 1_000  # in a folder and its subfolders; the releases unpack to 50
 MAX_FOLDERS = 200

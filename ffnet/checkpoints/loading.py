@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from ffnet.checkpoints.matching import converted_dtypes, match_state_dict
+from ffnet.checkpoints.prefixes import common_prefix
 from ffnet.checkpoints.problems import DOWNLOAD_AGAIN, CheckpointProblem
 from ffnet.checkpoints.unpickling import (
     MAX_BYTES,
@@ -20,9 +21,8 @@ from ffnet.checkpoints.unpickling import (
     read_legacy_format,
     read_torch_zip,
 )
-from ffnet.errors import UserError
 from ffnet.model import FFNet
-from ffnet.prefixes import common_prefix
+from ffnet.system.errors import UserError
 from ffnet.variants import VARIANTS, Variant
 
 MAX_HEADER = 2**20  # bytes of a safetensors header

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ffnet.checkpoints.problems import CheckpointProblem
 from ffnet.checkpoints.unpickling import CheckpointContents
 from ffnet.model import FFNet, remove_batch_norms
+from ffnet.system.text import list_names
 from ffnet.variants import VARIANTS, Published, Variant
-from ffnet.wording import list_names
 
 SMOOTHING_SHAPE = (3, 1, 5, 5)
 SHOWN_KEYS = 3

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from ffnet.backends import Backend
-from ffnet.errors import UserError
 from ffnet.evaluation.postprocessing import Kernel, two_largest
 from ffnet.evaluation.preprocessing import memory_format, normalize
 from ffnet.evaluation.runtime import Runtime, synchronized_clock
-from ffnet.memory import first_sentence, is_out_of_gpu_memory
+from ffnet.system.errors import UserError
+from ffnet.system.memory import first_sentence, is_out_of_gpu_memory
+from ffnet.system.text import format_duration
 from ffnet.variants import VARIANTS
-from ffnet.wording import format_duration
 
 # Number of pixels from which compiling saves more time than it takes on two CPU cores: one to two and a half minutes.
 MIN_PIXELS = 250 * 1024 * 2048

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ffnet.errors import UserError
 from ffnet.evaluation.runtime import Runtime
-from ffnet.memory import is_out_of_memory
+from ffnet.system.errors import UserError
+from ffnet.system.memory import is_out_of_memory
 
 MOST_THREADS = {
     "cpu": 4,

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ffnet.backends import Backend
-from ffnet.errors import UserError
 from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends
 from ffnet.evaluation.loading import Sample, open_batches
@@ -20,9 +19,10 @@ from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices,
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime, synchronized_clock
 from ffnet.evaluation.scores import Scores, concatenate, no_scores
-from ffnet.memory import first_sentence, is_out_of_gpu_memory
+from ffnet.system.errors import UserError
+from ffnet.system.memory import first_sentence, is_out_of_gpu_memory
+from ffnet.system.text import count
 from ffnet.variants import NUM_CLASSES
-from ffnet.wording import count
 
 Predictions = dict[str, torch.Tensor]  # {backend: train ids uint8 (N, H, W), on the device}
 

@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 import torch
 
-from ffnet.errors import UserError
 from ffnet.onnx.runtime import open_session, run_session
 from ffnet.quantization.lowering import FakeQuantize
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, QuantizerSite
-from ffnet.wording import count
+from ffnet.system.errors import UserError
+from ffnet.system.text import count
 
 Execute = Callable[[Path, np.ndarray], Mapping[str, np.ndarray]]
 

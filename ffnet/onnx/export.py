@@ -28,19 +28,20 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from datasets.cityscapes import CLASSES
+from ffnet.chips import CHIPS
 from ffnet.config import NpuConfig
-from ffnet.errors import UserError
 from ffnet.evaluation.preprocessing import MEAN, STD
-from ffnet.files import check_output_folder, sha256_of, unfinished_name
-from ffnet.onnx import formats, npu_worker
-from ffnet.onnx.chips import CHIPS
+from ffnet.npu import worker as npu_worker
+from ffnet.npu.backend import NpuProcess
+from ffnet.npu.worker import NpuSession, NpuTarget
+from ffnet.onnx import formats
 from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MANIFEST_FILE, MODEL_FILE
 from ffnet.onnx.mixed_precision import rescale_biases, unify_bit_widths, widen
-from ffnet.onnx.npu import NpuProcess
-from ffnet.onnx.npu_worker import NpuSession, NpuTarget
 from ffnet.onnx.rewriting import fold_float_constants, keep_scale_in_resizes
 from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
+from ffnet.system.errors import UserError
+from ffnet.system.files import check_output_folder, sha256_of, unfinished_name
 
 EXPORTER: dict[str, Any] = {
     "dynamo": True,  # torch.export keeps the names of modules, which the TorchScript exporter drops

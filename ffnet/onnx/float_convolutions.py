@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 
 from ffnet.onnx.graph_index import GraphIndex, node_name
-from ffnet.wording import list_names
+from ffnet.system.text import list_names
 
 KERNEL_TYPES = ("int8", "uint8")
 CLIPPING = ("Relu", "Clip")  # the activations that merge with the quantizer after them

@@ -1,6 +1,6 @@
 """File names, opset and bit widths of an export. Importing this module imports neither torch nor onnx."""
 
-from ffnet.errors import UserError
+from ffnet.system.errors import UserError
 
 MODEL_FILE = "model.onnx"  # with QuantizeLinear and DequantizeLinear nodes
 FLOAT_MODEL_FILE = "model_fp32.onnx"

@@ -12,7 +12,7 @@ from ffnet.onnx.float_convolutions import float_reason
 from ffnet.onnx.graph_index import GraphIndex, node_name
 from ffnet.onnx.runtime import open_session
 from ffnet.onnx.validation import OnnxHeader, check_onnx
-from ffnet.wording import count, list_names
+from ffnet.system.text import count, list_names
 
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 

@@ -10,11 +10,11 @@ import onnxruntime
 import torch
 import torch.nn.functional as F
 
-from ffnet.errors import UserError
 from ffnet.evaluation.compilation import image_by_image
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.validation import check_onnx
-from ffnet.wording import runtime_reason
+from ffnet.system.errors import UserError
+from ffnet.system.text import runtime_reason
 
 
 class OnnxBackend:

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from ffnet.errors import UserError
 from ffnet.onnx.graph_index import GraphIndex, node_name
 from ffnet.onnx.quantized_values import INTEGERS, QuantizedValues, of_input, of_output
+from ffnet.system.errors import UserError
 from ffnet.variants import NUM_CLASSES
 
 MAX_BYTES = 2**30  # of a file with its external data; the largest FFNet has 0.4 GB

@@ -14,12 +14,12 @@ import torch
 from aimet_torch.quantization.affine import QuantizeDequantize
 from aimet_torch.quantsim import QuantizationSimModel
 
-from ffnet.errors import UserError
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.rounded_weights import load_rounded_weights
 from ffnet.quantization.sites import QuantizerSite, quantizer_sites
 from ffnet.quantization.tensor_names import match_encodings, wrapper_prefix
-from ffnet.wording import count, list_names
+from ffnet.system.errors import UserError
+from ffnet.system.text import count, list_names
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ffnet.errors import UserError
-from ffnet.files import read_utf8
+from ffnet.system.errors import UserError
+from ffnet.system.files import read_utf8
 
 LARGEST_FILE = 32 << 20  # bytes; 80,000 channels, twice the largest FFNet's, take 24 MB as AIMET 1.x writes them
 

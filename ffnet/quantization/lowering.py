@@ -12,8 +12,8 @@ from aimet_torch.quantization.affine import QuantizeDequantize
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
-from ffnet.errors import UserError
 from ffnet.quantization.sites import QuantizerSite, quantizer_sites, tensor_arguments
+from ffnet.system.errors import UserError
 
 
 class FakeQuantize(nn.Module):

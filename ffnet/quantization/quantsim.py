@@ -24,22 +24,22 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ffnet.config import QuantizationConfig
-from ffnet.errors import UserError
 from ffnet.evaluation.loading import evenly_spaced
 from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
-from ffnet.files import read_utf8
-from ffnet.memory import is_out_of_gpu_memory
 from ffnet.model import GaussianConv2D
-from ffnet.quantization.adaround import apply_adaround
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quiet import quiet_aimet
-from ffnet.quantization.seq_mse import apply_seq_mse
+from ffnet.quantization.recovery.adaround import apply_adaround
+from ffnet.quantization.recovery.seq_mse import apply_seq_mse
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
-from ffnet.wording import count
+from ffnet.system.errors import UserError
+from ffnet.system.files import read_utf8
+from ffnet.system.memory import is_out_of_gpu_memory
+from ffnet.system.text import count
 
 TRACE_SIZE = (1, 3, 64, 64)  # of the input with which AIMET traces the graph; quantizers do not depend on it
 

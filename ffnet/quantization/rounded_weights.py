@@ -10,10 +10,10 @@ from aimet_torch.quantsim import QuantizationSimModel
 from google.protobuf.message import DecodeError
 from torch import nn
 
-from ffnet.errors import UserError
-from ffnet.files import sha256_of
 from ffnet.onnx.formats import FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites, site_parameter
+from ffnet.system.errors import UserError
+from ffnet.system.files import sha256_of
 
 TOLERANCE = 1e-3  # of a quantization step, for the arithmetic of float32
 

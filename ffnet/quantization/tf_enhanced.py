@@ -13,8 +13,8 @@ from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyze
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
-from ffnet.errors import UserError
 from ffnet.quantization.sites import ACTIVATION, quantizer_sites
+from ffnet.system.errors import UserError
 
 # Histograms searched at the same time on a CPU. With AIMET's 64, temporary tensors leave the processor's caches if the
 # weights have 4 bits, for which fewer ranges are too narrow.

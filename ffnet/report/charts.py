@@ -14,8 +14,8 @@ from ffnet.backends import FP32
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
-from ffnet.report.recovery import CHOSEN, KEPT, NOT_KEPT, Recovery, RecoveryStep
-from ffnet.report.result import Result
+from ffnet.results.recovery import CHOSEN, KEPT, NOT_KEPT, Recovery, RecoveryStep
+from ffnet.results.result import Result
 
 WIDTH = 5.2  # inches; a phone shrinks an SVG as a whole, which makes the text of a wider one too small
 NUMBERED_QUANTIZERS = 5  # of the most sensitive ones, in the sensitivity chart

@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.report.charts import GRAY, ORANGE, STYLE, WIDTH, Chart, add_legend, to_chart
-from ffnet.report.comparison import COMMON_PREFIX, ComparedModel, Cost, Front, ModelComparison
 from ffnet.report.label_layout import Box, place_labels
+from ffnet.results.comparison import COMMON_PREFIX, ComparedModel, Cost, Front, ModelComparison
 
 LABELED_MODELS = 8  # with more, only members of the front have labels, intervals and FP32
 FEW_HEIGHT, MANY_HEIGHT = 4.0, 5.4  # inches

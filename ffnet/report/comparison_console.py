@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from ffnet.backends import FP32, INT8_SIMULATED
-from ffnet.report.comparison import COMMON_PREFIX, COSTS, ComparedModel, Front, ModelComparison
-from ffnet.report.comparison_notes import all_notes
-from ffnet.wording import Rows, count, format_number, format_table, interval_column, join_columns
+from ffnet.results.comparison import COMMON_PREFIX, COSTS, ComparedModel, Front, ModelComparison
+from ffnet.results.comparison_notes import all_notes
+from ffnet.system.text import Rows, count, format_number, format_table, interval_column, join_columns
 
 LEGEND = f"""\
 Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published

@@ -3,10 +3,10 @@
 import os
 from urllib.parse import quote
 
-from ffnet.report.comparison import ModelComparison, class_rows
 from ffnet.report.comparison_charts import LABELED_MODELS, front_chart
-from ffnet.report.comparison_notes import all_notes
 from ffnet.report.html import ENVIRONMENT, render_page
+from ffnet.results.comparison import ModelComparison, class_rows
+from ffnet.results.comparison_notes import all_notes
 
 
 def render_comparison(comparison: ModelComparison) -> str:

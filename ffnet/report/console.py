@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from datasets.cityscapes import CLASSES
-from ffnet.ai_hub import MIOU_IMAGES, SOURCE, galaxy_s25
 from ffnet.backends import FP32
 from ffnet.model import build_without_weights, count_parameters
-from ffnet.report.recovery import Recovery
-from ffnet.report.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
+from ffnet.results.ai_hub import MIOU_IMAGES, SOURCE, galaxy_s25
+from ffnet.results.recovery import Recovery
+from ffnet.results.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
+from ffnet.system.text import Rows, count, format_number, format_table, interval_column, join_columns
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
-from ffnet.wording import Rows, count, format_number, format_table, interval_column, join_columns
 
 IOU_DROP = 1.0  # percentage points; classes whose IoU drops at least as much are shown in red
 SENSITIVE_QUANTIZERS = 10  # rows of the sensitivity table

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from datasets.cityscapes import CLASSES, image_name
-from ffnet.ai_hub import ByRuntime, PublishedLatency
 from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.evaluation import metrics
-from ffnet.files import write_atomically
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.report.comparison import COSTS, ComparedModel, ModelComparison
-from ffnet.report.recovery import Recovery, RecoveryStep
-from ffnet.report.result import BackendResult, Result, miou_drops, percent
+from ffnet.results.ai_hub import ByRuntime, PublishedLatency
+from ffnet.results.comparison import COSTS, ComparedModel, ModelComparison
+from ffnet.results.recovery import Recovery, RecoveryStep
+from ffnet.results.result import BackendResult, Result, miou_drops, percent
+from ffnet.system.files import write_atomically
 
 
 def write_per_class(path: Path, result: Result) -> Path:

@@ -10,11 +10,7 @@ from pathlib import Path
 from ffnet.backends import FP32, INT8_NPU
 from ffnet.cli import PROGRAM
 from ffnet.config import Config
-from ffnet.errors import UserError
-from ffnet.files import write_atomically
 from ffnet.options import option_values
-from ffnet.progress import mark_finished
-from ffnet.report.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.report.comparison_console import format_comparison
 from ffnet.report.comparison_html import render_comparison
 from ffnet.report.console import format_console, format_models
@@ -28,10 +24,14 @@ from ffnet.report.csv_files import (
 )
 from ffnet.report.file_names import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES
 from ffnet.report.html import render
-from ffnet.report.result import DEMO_NOTE, Result, miou_drops
-from ffnet.signals import interrupt_status
-from ffnet.streams import print_lines
-from ffnet.wording import count, format_number
+from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
+from ffnet.results.result import DEMO_NOTE, Result, miou_drops
+from ffnet.run.storage import mark_finished
+from ffnet.system.errors import UserError
+from ffnet.system.files import write_atomically
+from ffnet.system.signals import interrupt_status
+from ffnet.system.streams import print_lines
+from ffnet.system.text import count, format_number
 
 logger = logging.getLogger(__name__)
 

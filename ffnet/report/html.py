@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from datasets.cityscapes import CLASSES, COLORS
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.report.charts import class_chart, npu_chart, recovery_chart, sensitivity_chart
-from ffnet.report.images import MARKS
-from ffnet.report.result import BackendResult, Result, miou_drop, miou_drops
+from ffnet.results.images import MARKS
+from ffnet.results.result import BackendResult, Result, miou_drop, miou_drops
 
 FOLDER = Path(__file__).parent
 ENVIRONMENT = Environment(

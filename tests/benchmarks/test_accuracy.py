@@ -6,7 +6,7 @@ import pytest
 from benchmarks import accuracy, accuracy_measurements
 from benchmarks.accuracy_measurements import FileScore, Images
 from datasets.cityscapes import CityscapesSplit
-from ffnet.errors import UserError
+from ffnet.system.errors import UserError
 from tests.helpers.networks import toy_model
 
 FILES = [("FP32", "FP32"), *((bits, tool) for bits in ("W8A8", "W4A8") for tool in ("ffnet_quanteval", "MinMax"))]

@@ -12,7 +12,7 @@ from benchmarks import accuracy_control
 from benchmarks import accuracy_control_measurements as measurements
 from benchmarks.accuracy_control_measurements import Images, NetworkScore
 from datasets.cityscapes import CityscapesSplit
-from ffnet.errors import UserError
+from ffnet.system.errors import UserError
 from tests.helpers.networks import toy_model
 
 HAS_NNCF = importlib.util.find_spec("nncf") is not None

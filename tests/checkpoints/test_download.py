@@ -13,7 +13,7 @@ import torch
 from ffnet.checkpoints import download
 from ffnet.checkpoints.download import default_cache_dir, download_published, published_file
 from ffnet.checkpoints.loading import InvalidCheckpointError
-from ffnet.files import sha256_of
+from ffnet.system.files import sha256_of
 from ffnet.variants import VARIANTS
 
 ZOO = VARIANTS["segmentation_ffnet78S_dBBB_mobile"]

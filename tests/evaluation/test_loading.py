@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
-from ffnet.errors import UserError
 from ffnet.evaluation.loading import decoding_threads, load_batches, open_batches
 from ffnet.evaluation.runtime import Runtime
+from ffnet.system.errors import UserError
 
 
 class Recorder:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
 
-from datasets.streetscenes.render import render_scene
+from demo.streetscenes.render import render_scene
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.onnx.export import export

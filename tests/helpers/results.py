@@ -6,8 +6,6 @@ import numpy as np
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet import ai_hub
-from ffnet.ai_hub import ByRuntime, PublishedLatency
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import evaluate
@@ -15,11 +13,13 @@ from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
-from ffnet.report import result as results
-from ffnet.report.comparison import ComparedModel, ModelComparison, compare_model
-from ffnet.report.images import compare_images, worst_images
-from ffnet.report.recovery import RaisedQuantizer, Recovery, RecoveryStep
-from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
+from ffnet.results import ai_hub
+from ffnet.results import result as results
+from ffnet.results.ai_hub import ByRuntime, PublishedLatency
+from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
+from ffnet.results.images import compare_images, worst_images
+from ffnet.results.recovery import RaisedQuantizer, Recovery, RecoveryStep
+from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
 
 PAIR = (FP32, INT8_SIMULATED)
 CPU = torch.device("cpu")

@@ -3,11 +3,11 @@
 import onnx
 import pytest
 
-from ffnet.errors import UserError
 from ffnet.onnx.divergence import Difference, LayerDivergence, compare_layers, first_divergence, largest_divergence
 from ffnet.onnx.formats import MODEL_FILE
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.sites import quantizer_sites
+from ffnet.system.errors import UserError
 from tests.helpers.onnx_files import convolution_network, save
 
 EQUAL = Difference(0.0, 0.0, 0)

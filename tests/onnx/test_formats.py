@@ -2,8 +2,8 @@
 
 import pytest
 
-from ffnet.errors import UserError
 from ffnet.onnx.formats import OUTPUT_BIT_WIDTHS, PARAM_BIT_WIDTHS, check_bit_widths
+from ffnet.system.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import onnx
 import pytest
 import torch
 
-from ffnet.errors import UserError
 from ffnet.evaluation.postprocessing import predict
 from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend, open_session, resize, run_session
+from ffnet.system.errors import UserError
 from tests.helpers.exports import exported
 from tests.helpers.networks import DEMO
 from tests.helpers.onnx_files import convolution_network, external_weight, save

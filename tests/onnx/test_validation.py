@@ -5,10 +5,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ffnet.errors import UserError
 from ffnet.onnx.inspection import inspect_onnx
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.onnx.validation import check_onnx
+from ffnet.system.errors import UserError
 from tests.helpers.onnx_files import convolution_network, external_weight, save
 
 

@@ -8,11 +8,11 @@ import torch
 from aimet_torch.quantization.affine import QuantizeDequantize
 
 from ffnet.config import QuantizationConfig
-from ffnet.errors import UserError
 from ffnet.quantization.encodings import exact_range
 from ffnet.quantization.encodings_file import Encoding
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from ffnet.system.errors import UserError
 from tests.helpers.encodings_files import FILES, PLAIN, Case, export, make_case
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches
 from tests.helpers.simulations import encodings, logits, small_network

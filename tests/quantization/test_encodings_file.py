@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from ffnet.errors import UserError
 from ffnet.quantization.encodings_file import LARGEST_FILE, read_encodings
+from ffnet.system.errors import UserError
 from tests.helpers.encodings_files import PLAIN
 
 

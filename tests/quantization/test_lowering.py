@@ -5,9 +5,9 @@ import torch
 from aimet_torch.quantization.affine import QuantizeDequantize
 from aimet_torch.quantization.float import FloatQuantizeDequantize
 
-from ffnet.errors import UserError
 from ffnet.quantization.lowering import FakeQuantize, lower
 from ffnet.quantization.quantsim import calibrate
+from ffnet.system.errors import UserError
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.simulations import logits, simulate, small_network
 

@@ -10,7 +10,6 @@ import torch
 from aimet_torch.common.quantsim_config.quantsim_config import _get_config_file
 
 from ffnet.config import QuantizationConfig
-from ffnet.errors import UserError
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.runtime import Runtime
 from ffnet.model import FFNet
@@ -26,6 +25,7 @@ from ffnet.quantization.quantsim import (
     quantize,
     quiet_aimet,
 )
+from ffnet.system.errors import UserError
 from tests.helpers.networks import (
     DEMO,
     PRE_DOWN,

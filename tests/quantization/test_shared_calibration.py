@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from ffnet.errors import UserError
 from ffnet.evaluation.runtime import Runtime
 from ffnet.quantization import shared_calibration
 from ffnet.quantization.shared_calibration import calibrate_on_ranks, own_batches
 from ffnet.quantization.tf_enhanced import MESSAGE_LENGTH
+from ffnet.system.errors import UserError
 from tests.helpers.exchange import Threads
 
 

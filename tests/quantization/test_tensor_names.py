@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from ffnet.errors import UserError
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.quantization.tensor_names import match_encodings
+from ffnet.system.errors import UserError
 
 NEWEST = "tensors_2.0.0.encodings"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of AIMET and torch, whose older exporters make the files

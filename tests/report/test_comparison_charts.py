@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ffnet.backends import FP32, INT8_SIMULATED
-from ffnet.report.comparison import GMACS, LATENCY
 from ffnet.report.comparison_charts import LABELED_MODELS, NOT_COMPARABLE, NOT_ON_FRONT, ON_FRONT, front_chart
+from ffnet.results.comparison import GMACS, LATENCY
 from ffnet.variants import VARIANTS
 from tests.helpers.browser import browser
 from tests.helpers.results import comparison_of, plain_model, zoo_comparison

@@ -8,9 +8,9 @@ import pytest
 
 from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
-from ffnet.files import write_atomically
-from ffnet.report.comparison import GMACS, LATENCY
 from ffnet.report.comparison_html import relative_url, render_comparison
+from ffnet.results.comparison import GMACS, LATENCY
+from ffnet.system.files import write_atomically
 from ffnet.variants import VARIANTS
 from tests.helpers.browser import browser
 from tests.helpers.page import HOSTILE, WINDOWS, Page

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffnet.ai_hub import ByRuntime, galaxy_s25
 from ffnet.backends import FP32, INT8_NPU
 from ffnet.report import console
 from ffnet.report.console import format_console, format_models
-from ffnet.report.recovery import RaisedQuantizer
-from ffnet.report.result import Diagnostics
+from ffnet.results.ai_hub import ByRuntime, galaxy_s25
+from ffnet.results.recovery import RaisedQuantizer
+from ffnet.results.result import Diagnostics
 from ffnet.variants import VARIANTS
 from tests.helpers.results import (
     small_npu,

@@ -10,11 +10,11 @@ import pytest
 
 from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.config import Config, ModelConfig, OutputConfig
-from ffnet.errors import UserError
 from ffnet.report.delivery import deliver
 from ffnet.report.file_names import COMPARISON_FILES, PROGRESS_FOLDER, RESULT_FILES
-from ffnet.report.result import Diagnostics, Result
-from ffnet.signals import Terminated
+from ffnet.results.result import Diagnostics, Result
+from ffnet.system.errors import UserError
+from ffnet.system.signals import Terminated
 from tests.helpers.results import (
     small_layers,
     small_npu,

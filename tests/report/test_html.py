@@ -11,10 +11,10 @@ from PIL import Image
 
 from datasets.cityscapes import CLASSES
 from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
-from ffnet.files import write_atomically
 from ffnet.report import html
-from ffnet.report.recovery import RaisedQuantizer
-from ffnet.report.result import Calibration, CheckpointInfo, Details, Diagnostics
+from ffnet.results.recovery import RaisedQuantizer
+from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics
+from ffnet.system.files import write_atomically
 from tests.helpers.browser import browser
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.page import HOSTILE, WINDOWS, Page

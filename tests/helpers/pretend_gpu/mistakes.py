@@ -4,13 +4,13 @@ import inspect
 import textwrap
 from dataclasses import dataclass
 
-from ffnet.diagnostics_stage import diagnose
 from ffnet.evaluation.loop import _score
 from ffnet.evaluation.postprocessing import agreeing_pixels
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.recording import ScoreCollector
 from ffnet.quantization.bias_ranges import _scale_factors
 from ffnet.quantization.lowering import _plain_layer
+from ffnet.run.diagnostics import diagnose
+from ffnet.run.records import ScoreCollector
 
 
 @dataclass(frozen=True)

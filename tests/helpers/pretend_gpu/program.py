@@ -4,7 +4,7 @@ import contextlib
 import io
 
 import ffnet_quanteval
-from ffnet import pipeline  # noqa: F401  # what the program imports late: processes are forked from one that has it
+from ffnet.run import pipeline  # noqa: F401  # what the program imports late: processes are forked from one that has it
 from ffnet.report import delivery  # noqa: F401
 from ffnet.variants import VARIANTS
 from tests.helpers.networks import TOY

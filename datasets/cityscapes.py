@@ -1,0 +1,214 @@
+"""Cityscapes with fine labels: sorted, complete and checked pairs of image and label, decoded by torchvision."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+
+from datasets import DatasetError
+from ffnet.system.system_files import ignored_files, visible_files
+
+FOLDERS = ("leftImg8bit", "gtFine")  # of images and of labels
+IMAGE_SUFFIX = "_leftImg8bit.png"
+LABEL_SUFFIX = "_gtFine_labelIds.png"
+IGNORED = 255  # train id of everything that is not scored
+
+_SCORED = sorted((c for c in torchvision.datasets.Cityscapes.classes if not c.ignore_in_eval), key=lambda c: c.train_id)
+CLASSES = tuple(c.name for c in _SCORED)  # the position is the train id
+COLORS = np.array([c.color for c in _SCORED], np.uint8)  # (19, 3) RGB
+LABEL_IDS = np.array([c.id for c in _SCORED], np.uint8)  # train id -> label id
+
+_LAST_ID = max(c.id for c in torchvision.datasets.Cityscapes.classes)
+TRAIN_IDS = np.full(_LAST_ID + 1, IGNORED, np.uint8)  # label id -> train id
+TRAIN_IDS[LABEL_IDS] = np.arange(len(CLASSES))
+
+# Label ids of things that hardly ever occur (parking, tunnel ...). A file in which they do, but no id from 19 on, holds
+# train ids.
+_SUSPICIOUS_IDS = sorted(set(range(5, len(CLASSES))) - set(LABEL_IDS.tolist()))
+
+_REMEDIES = {  # by what a file has to hold
+    "RGB": "Images are 8-bit RGB PNG files, as in leftImg8bit_trainvaltest.zip.",
+    "L": "Labels are 8-bit grey PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
+    "label ids": "Use the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py wrote.",
+}
+
+
+class CityscapesSplit(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """One split of Cityscapes; each item is (image (3, H, W) uint8 RGB, train ids (H, W) uint8, 255 if not scored).
+
+    Names and headers of all files are checked at once, and pixels when they are read; a bad file raises DatasetError.
+    Hidden files and those that operating systems leave behind are ignored.
+
+    Args:
+        root: the folder that holds `leftImg8bit` and `gtFine`.
+        split: "train", "val" or "test".
+        limit: the number of pairs to keep, from the first on; None keeps all.
+    """
+
+    images: list[str]  # paths
+    targets: list[str]  # paths of the labels
+    ignored: set[Path]  # hidden and operating-system files and folders, from leftImg8bit and gtFine down
+
+    def __init__(self, root: str | Path, split: str, limit: int | None = None) -> None:
+        self.root = Path(root)
+        check_folders(self.root, split)
+        images_dir, labels_dir = (self.root / name / split for name in FOLDERS)
+        images = sorted(str(path) for path in _files_of_cities(images_dir))
+        labels = [str(labels_dir / Path(path).parent.name / f"{image_name(path)}{LABEL_SUFFIX}") for path in images]
+        check_pairs(images, labels, labels_dir)
+        self.images, self.targets = images[:limit], labels[:limit]
+        self.ignored = _ignored_files(self.root, split)
+        self.height, self.width = check_headers(self.images, self.targets)
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._most_kept = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def total_pixels(self) -> int:
+        """Number of pixels of all images together."""
+        return len(self) * self.height * self.width
+
+    def keep_decoded(self, most_bytes: int) -> None:
+        """Keep samples in memory from now on, up to so many bytes, so that they are decoded once.
+
+        The first ones that are read are kept; the others are decoded each time. Kept tensors are not to be changed.
+        """
+        self._most_kept = most_bytes // (4 * self.height * self.width)  # RGB and train ids, a byte each
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index in self._kept:
+            return self._kept[index]
+        image = _decode(self.images[index])
+        labels = _decode(self.targets[index])[0]
+        sample = image, torch.from_numpy(train_ids(labels.numpy(), self.targets[index]))
+        if len(self._kept) < self._most_kept:
+            self._kept[index] = sample
+        return sample
+
+
+def image_name(path: str | Path) -> str:
+    """Return `<city>_<sequence>_<frame>` of an image's path."""
+    return Path(path).name.removesuffix(IMAGE_SUFFIX)
+
+
+def check_folders(root: Path, split: str) -> None:
+    """Raise DatasetError unless `root` has Cityscapes' folders of this split and images in them."""
+    images, labels = (root / name / split for name in FOLDERS)
+    for folder in (root, images, labels):
+        if not folder.is_dir():
+            raise DatasetError(
+                f"{folder}: this folder does not exist. --dataset-path takes the folder that holds leftImg8bit and "
+                f"gtFine, each with a folder {split}."
+            )
+    for city in (*visible_files(images), *visible_files(labels)):
+        if not city.is_dir():
+            raise DatasetError(f"{city}: this is not the folder of a city. Move it out of {city.parent}.")
+    if not any(path.name.endswith(IMAGE_SUFFIX) for path in _files_of_cities(images)):
+        raise DatasetError(f"{images}: this folder has no *{IMAGE_SUFFIX}. Unpack Cityscapes' images there.")
+
+
+def _files_of_cities(folder: Path) -> Iterator[Path]:
+    """Yield the files of all cities of a split's folder, but not the ignored ones."""
+    for city in visible_files(folder):
+        yield from visible_files(city)
+
+
+def _ignored_files(root: Path, split: str) -> set[Path]:
+    """Return the ignored files and folders of a split, and those beside its folders."""
+    splits = [root / name / split for name in FOLDERS]
+    cities = [city for folder in splits for city in visible_files(folder)]
+    folders = [*(folder.parent for folder in splits), *splits, *cities]
+    return {path for folder in folders for path in ignored_files(folder)}
+
+
+def check_pairs(images: Sequence[str], labels: Sequence[str], labels_dir: Path) -> None:
+    """Raise DatasetError unless each image has its label and each label its image."""
+    found = {str(path) for path in _files_of_cities(labels_dir) if path.name.endswith(LABEL_SUFFIX)}
+    orphans = found - set(labels)
+    problems = {
+        f"the name of this file does not end in {IMAGE_SUFFIX}. Move it elsewhere.": [
+            path for path in images if not path.endswith(IMAGE_SUFFIX)
+        ],
+        "the label of an image is missing. Unpack gtFine_trainvaltest.zip, or remove the image.": [
+            path for path in labels if not Path(path).is_file()
+        ],
+        "the image of this label is missing. Unpack leftImg8bit_trainvaltest.zip, or remove the label.": orphans,
+    }
+    for problem, paths in problems.items():
+        if paths:
+            others = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+            raise DatasetError(f"{min(paths)}{others}: {problem}")
+
+
+def check_headers(images: Sequence[str], labels: Sequence[str]) -> tuple[int, int]:
+    """Return the height and width that all files share; raise DatasetError for the first with another size or mode."""
+    width, height = _size(images[0], "RGB")
+    for pair in zip(images, labels, strict=True):
+        for path, mode in zip(pair, ("RGB", "L"), strict=True):
+            size = _size(path, mode)
+            if size != (width, height):
+                raise DatasetError(
+                    f"{path}: this file has {size[0]}x{size[1]} pixels, but {images[0]} has {width}x{height}. All "
+                    "images and labels of a split must have the same size."
+                )
+    return height, width
+
+
+def _size(path: str, mode: str) -> tuple[int, int]:
+    """Return (width, height) of a PNG; `mode` is Pillow's name of the color mode that it must have."""
+    try:
+        with Image.open(path) as file:
+            if file.format == "PNG" and file.mode == mode:
+                return file.size
+            problem = f"this is a {file.format} file of mode {file.mode}"
+    except UnidentifiedImageError:
+        problem = "this is not an image"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        problem = f"this file can't be read ({error})"
+    raise DatasetError(f"{path}: {problem}. {_REMEDIES[mode]}")
+
+
+def _decode(path: str) -> torch.Tensor:
+    """Return the pixels (channels, H, W) uint8.
+
+    Raises:
+        DatasetError: if the file can't be read, or if its checksums are wrong.
+        MemoryError: if the memory does not suffice.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+        with Image.open(io.BytesIO(data.data)) as file:
+            file.verify()  # torchvision's decoder crashes on a flipped byte
+        pixels = decode_image(torch.from_numpy(data), ImageReadMode.UNCHANGED)
+    except (RuntimeError, OSError, SyntaxError, ValueError) as error:
+        raise _reading_error(path, error) from error
+    if pixels.dtype != torch.uint8:  # Pillow does not distinguish 16-bit RGB from 8-bit
+        raise DatasetError(f"{path}: this file has {pixels.dtype} channels, not 8-bit ones. Use the original file.")
+    return pixels
+
+
+def _reading_error(path: str, error: Exception) -> DatasetError | MemoryError:
+    """Return what to raise for an error of the operating system, Pillow or torchvision."""
+    if "allocate memory" in str(error):  # errno.ENOMEM, or torch's RuntimeError, which has no class of its own
+        return MemoryError(str(error))
+    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have no number
+        return DatasetError(f"{path}: this file can't be read ({error.strerror}). Check its disk and permissions.")
+    return DatasetError(f"{path}: this PNG file is truncated or damaged. Copy or unpack it again.")
+
+
+def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:
+    """Return the train ids (H, W) uint8 of label ids (H, W) uint8; raise DatasetError if they are not label ids."""
+    largest = label_ids.max()
+    if largest > _LAST_ID:
+        raise DatasetError(f"{path}: {largest} is not a label id. {_REMEDIES['label ids']}")
+    if largest < len(CLASSES) and np.isin(label_ids, _SUSPICIOUS_IDS).any():
+        raise DatasetError(f"{path}: this file holds train ids, not label ids. {_REMEDIES['label ids']}")
+    return np.take(TRAIN_IDS, label_ids)  # takes half the time of TRAIN_IDS[label_ids]

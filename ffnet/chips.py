@@ -1,0 +1,87 @@
+"""The Qualcomm chips whose NPU (Hexagon Tensor Processor) can be named. Needs neither torch nor onnx.
+
+Sources: ExecuTorch's qc_schema.py for the chip numbers; for SC8380XP, SA8540, SA8797 and QCS6490, which it lacks, and
+for the aliases of parts, Qualcomm's QAIRT documentation (2.47); Qualcomm's product pages for the marketing names.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from ffnet.system.text import format_table
+
+DEFAULT_CHIP = "sm8750"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip, as Qualcomm's runtime distinguishes them."""
+
+    part: str  # part name in lower case
+    name: str  # "Snapdragon ..." if the chip is sold under such a name, otherwise what it is built into
+    soc_model: int  # the runtime's number of the chip
+    architecture: str  # of the Hexagon Tensor Processor
+
+
+_CHIPS = (
+    Chip("sm8850", "Snapdragon 8 Elite Gen 5", 87, "v81"),
+    Chip("sm8750", "Snapdragon 8 Elite", 69, "v79"),
+    Chip("sm8845", "Snapdragon 8 Gen 5", 97, "v81"),
+    Chip("sm8650", "Snapdragon 8 Gen 3", 57, "v75"),
+    Chip("sm8550", "Snapdragon 8 Gen 2", 43, "v73"),
+    Chip("sm8475", "Snapdragon 8+ Gen 1", 42, "v69"),
+    Chip("sm8450", "Snapdragon 8 Gen 1", 36, "v69"),
+    Chip("sm8350", "Snapdragon 888", 30, "v68"),
+    Chip("sc8380xp", "Snapdragon X Elite", 60, "v73"),
+    Chip("sa8797", "automotive", 72, "v81"),
+    Chip("sa8255", "automotive", 52, "v73"),
+    Chip("sa8295", "automotive", 39, "v68"),
+    Chip("sa8540", "automotive", 62, "v68"),
+    Chip("qcs9100", "embedded", 77, "v73"),
+    Chip("qcs6490", "embedded; also SM7325, Snapdragon 778G", 35, "v68"),
+    Chip("qcm6490", "embedded", 93, "v68"),
+    Chip("sxr2330p", "XR headset", 75, "v79"),
+    Chip("sxr2230p", "Snapdragon XR2 Gen 2", 53, "v69"),
+    Chip("sxr1230p", "XR headset", 45, "v73"),
+    Chip("ssg2115p", "smart glasses", 46, "v73"),
+    Chip("ssg2125p", "smart glasses", 58, "v73"),
+)
+CHIPS = {chip.part: chip for chip in _CHIPS}
+ALIASES = {  # further part and marketing names, and the part whose chip they are
+    "qcs9075": "qcs9100",
+    "sa8255p": "sa8255",
+    "sa8295p": "sa8295",
+    "sa8775p": "sa8255",
+    "sm7325": "qcs6490",
+    "snapdragon-778g": "qcs6490",
+}
+
+
+def find_chip(text: str) -> Chip:
+    """Return the chip with a part name, a marketing name or an alias, in any case, with spaces or hyphens.
+
+    Raises:
+        ValueError: There is no such chip; the message names the most similar ones.
+    """
+    names = _chips_by_name()
+    wanted = _hyphenated(text)
+    if wanted in names:
+        return names[wanted]
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    suggestion = f" Did you mean {', '.join(close[:-1])}{' or ' if close[1:] else ''}{close[-1]}?" if close else ""
+    raise ValueError(f"{text[:40]!r} is not a known chip.{suggestion} --npu list prints the table.")
+
+
+def format_chips() -> str:
+    """Return the table of chips: part name, name, number and architecture."""
+    rows = [(chip.part, chip.name, str(chip.soc_model), chip.architecture) for chip in CHIPS.values()]
+    return format_table([("part", "name", "soc_model", "architecture"), *rows])
+
+
+def _chips_by_name() -> dict[str, Chip]:
+    """Return the chips by every name that `find_chip` accepts."""
+    marketing = {_hyphenated(chip.name): chip for chip in _CHIPS if chip.name.startswith("Snapdragon ")}
+    return CHIPS | marketing | {alias: CHIPS[part] for alias, part in ALIASES.items()}
+
+
+def _hyphenated(name: str) -> str:
+    return "-".join(name.lower().split())

@@ -1,0 +1,172 @@
+"""Run exported files on Qualcomm's NPU, emulated on a PC or in hardware, in processes of their own."""
+
+import contextlib
+import multiprocessing
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ffnet.backends import INT8_NPU
+from ffnet.npu import worker as npu_worker
+from ffnet.npu.worker import NpuTarget
+from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
+from ffnet.onnx.runtime import resize
+from ffnet.onnx.validation import OnnxHeader, check_onnx
+from ffnet.system.errors import UserError
+
+
+class NpuProcess:
+    """A process that calls the functions of `npu_worker` for one target, one after the other."""
+
+    def __init__(self, target: NpuTarget) -> None:
+        self._target = target
+        self._files = contextlib.ExitStack()
+        log = Path(self._files.enter_context(tempfile.TemporaryDirectory())) / "log"
+        log.touch()
+        context = multiprocessing.get_context("spawn")
+        self._connection, remote = context.Pipe()
+        self._process = context.Process(target=npu_worker.serve, args=(remote, log), daemon=True)
+        with _interrupt_blocked():
+            self._process.start()
+        remote.close()
+
+    def send(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have the process call a function; its target comes first among the arguments."""
+        try:
+            self._connection.send((function, self._target, *arguments))
+        except OSError as error:
+            raise self._ended() from error
+
+    def receive(self) -> Any:
+        """Return the result of the call, or raise its error.
+
+        Raises:
+            UserError: if the file can't be compiled or run, or if the process has ended.
+        """
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in the process and return its result."""
+        self.send(function, *arguments)
+        return self.receive()
+
+    def close(self) -> None:
+        """End the process at once, also in the middle of a call."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._files.close()
+
+    def __enter__(self) -> "NpuProcess":
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def _ended(self) -> UserError:
+        """Return the error for a process that ended although it was still needed."""
+        self._process.join()
+        code = self._process.exitcode or 0
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        cause = "Perhaps the memory did not suffice" if code == -signal.SIGKILL else "Qualcomm's library crashed in it"
+        return UserError(
+            f"{INT8_NPU}: the process that runs {self._target.path} for {self._target.chip.part} {how}. {cause}. Run "
+            "again with --npu-images 1 to see whether it happens again, or without --npu."
+        )
+
+
+class NpuBackend:
+    """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process."""
+
+    def __init__(self, target: NpuTarget, processes: int = 1, input_format: InputFormat = NORMALIZED_RGB) -> None:
+        """Compile the file; raise a UserError if that is impossible. On the hardware there is one process only."""
+        self.target = target
+        self.input_format = input_format
+        self.header = check_onnx(target.path)
+        _check_static(target, self.header)
+        with contextlib.ExitStack() as stack:  # ends the processes if one of them fails
+            self._stack = stack
+            self.processes = [stack.enter_context(NpuProcess(target))]
+            self.session: npu_worker.NpuSession = self.processes[0].call(npu_worker.describe_session)
+            self.start_processes(processes)
+            self._stack = stack.pop_all()
+
+    def start_processes(self, processes: int) -> None:
+        """Have at least so many processes, each of which compiles the file; on the hardware there is one only."""
+        missing = 0 if self.session.hardware else processes - len(self.processes)
+        started = [self._stack.enter_context(NpuProcess(self.target)) for _ in range(missing)]
+        for process in started:
+            process.send(npu_worker.describe_session)
+        for process in started:
+            process.receive()
+        self.processes += started
+
+    def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
+        images = resize(self.input_format.convert(images.cpu()), self.header.input_shape[2:]).contiguous()
+        arrays = self.header.encode(images.numpy())
+        groups = [arrays[start : start + len(self.processes)] for start in range(0, len(arrays), len(self.processes))]
+        return torch.from_numpy(self.header.decode(np.concatenate([self._run(group) for group in groups])))
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        """Return the file's output for at most as many images as there are processes."""
+        busy = self.processes[: len(images)]
+        for process, image in zip(busy, images, strict=True):
+            process.send(npu_worker.run, image[None])
+        return np.concatenate([process.receive()[self.header.output_name] for process in busy])
+
+    def close(self) -> None:
+        """End the processes at once."""
+        self._stack.close()
+
+    def __enter__(self) -> "NpuBackend":
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Return all outputs of a file by name for one image (1, 3, H, W) float32, in a fresh process."""
+    with NpuProcess(target) as process:
+        return process.call(npu_worker.run, image)
+
+
+def _check_static(target: NpuTarget, header: OnnxHeader) -> None:
+    """Raise a UserError if a file takes inputs of any length in some dimension: then the NPU runs none of its nodes."""
+    if None in header.input_shape:
+        shape = ", ".join("?" if length is None else str(length) for length in header.input_shape)
+        raise UserError(
+            f"--npu {target.chip.part}: {target.path} has an input of variable shape ({shape}), and the NPU needs a "
+            "fixed one. Export the network with batch size 1 and a fixed height and width."
+        )
+
+
+@contextlib.contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Block Ctrl-C here and in processes that are started meanwhile, which would print a traceback while starting.
+
+    Without effect on Windows.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,232 @@
+"""The search for a configuration that loses less accuracy, step by step from the cheapest on.
+
+Sequential MSE and AdaRound cost nothing on a device. More bits for the most sensitive quantizers do, so they come last.
+Every configuration is measured on selection images, which are not used for calibration.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import fx
+from torch.utils.data import Dataset
+
+from ffnet.backends import FP32, INT8_SIMULATED, Backend
+from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig
+from ffnet.evaluation import metrics
+from ffnet.evaluation.compilation import prepare_backends
+from ffnet.evaluation.loading import Sample
+from ffnet.evaluation.loop import evaluate
+from ffnet.evaluation.runtime import Runtime
+from ffnet.evaluation.scores import Scores
+from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.costs import Cost, relative_cost
+from ffnet.quantization.lowering import lower
+from ffnet.quantization.quantsim import calibrate_on_images
+from ffnet.quantization.recovery import mixed_precision
+from ffnet.quantization.recovery.adaround import BATCH, apply_adaround
+from ffnet.quantization.recovery.mixed_precision import Groups
+from ffnet.quantization.recovery.seq_mse import apply_seq_mse
+from ffnet.quantization.sensitivity import analyze_sensitivity
+from ffnet.quantization.state import SimState, read_state, write_state
+from ffnet.system.errors import UserError
+from ffnet.system.memory import is_out_of_memory
+from ffnet.system.text import count, format_duration
+
+logger = logging.getLogger(__name__)
+
+PLAIN, SEQ_MSE, ADAROUND = "plain", "sequential MSE", "AdaRound"
+SENSITIVITY_IMAGES = 2
+# For the estimates of time, measured: on CPUs the arithmetic takes the time, on GPUs the calls of small kernels.
+SEQ_MSE_PASSES = 70  # passes through the network that sequential MSE costs per image
+SEQ_MSE_SECONDS = 0.02  # its least time per layer and image
+ADAROUND_OVERHEAD = 3.0  # AdaRound's time over that of its multiply-accumulates in a pass through the network
+ADAROUND_SECONDS = 1.5e-3  # its least time per layer and iteration
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a search."""
+
+    calibration: Dataset[Sample]
+    recovery: Sequence[torch.Tensor]  # of these, for sequential MSE and AdaRound: normalized (1, 3, H, W) on the device
+    selection: Dataset[Sample]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A configuration that was measured."""
+
+    name: str
+    state: SimState
+    raised: Groups
+    matrices: dict[str, np.ndarray]  # FP32 and INT8_SIMULATED -> confusion matrices (images, 19, 19)
+    cost: Cost
+    seconds: float  # that it took to find and to measure
+    shown: bool  # in the report, also if it is not chosen
+
+    @property
+    def drop(self) -> float:
+        """The mIoU drop in percentage points; nan if no pixel is labelled."""
+        fp32, int8 = (metrics.mean_iou(self.matrices[name].sum(0)) for name in (FP32, INT8_SIMULATED))
+        return 100 * (fp32 - int8)
+
+
+class RecoverySearch:
+    """The search over the states of one simulation.
+
+    `tried` holds every candidate in the order of measurement, and `kept` those from which later steps started.
+    """
+
+    def __init__(
+        self,
+        sim: QuantizationSimModel,
+        float_network: fx.GraphModule,
+        images: Images,
+        operations: dict[str, int],
+        config: QuantizationConfig,
+        runtime: Runtime,
+    ) -> None:
+        """Start from `sim` as it is: calibrated, its weight scales not yet raised; see `recover` for the rest."""
+        self.sim, self.float_network, self.images = sim, float_network, images
+        self.operations, self.config, self.runtime = operations, config, runtime
+        self.tried: list[Candidate] = []
+        self.kept: list[Candidate] = []
+        self.fp32: Scores = self._score(FP32, float_network)
+        self._began = time.perf_counter()
+
+    @property
+    def best(self) -> Candidate:
+        """The last candidate or, with a target, the cheapest that meets it, or else the one with the smallest drop."""
+        if self.config.max_drop is None:
+            return self.tried[-1]
+        meeting = [candidate for candidate in self.tried if self._meets(candidate)]
+        if not meeting:
+            return min(self.tried, key=lambda candidate: candidate.drop)
+        return min(meeting, key=lambda each: (each.cost.bit_operations, each.cost.weight_bytes, each.drop))
+
+    def run(self) -> None:
+        """Measure the plain configuration, then take steps until the target is met or no step is left."""
+        self._measure(PLAIN, read_state(self.sim))
+        if self.config.max_drop is not None and math.isnan(self.best.drop):
+            raise UserError("--max-drop: no pixel of the selection images is labelled. Give other --selection-images.")
+        steps = self._steps()
+        logger.info(self._plan(steps))
+        for name, step in steps.items():
+            if self._is_met():
+                return
+            self._take(name, step)
+        if self.config.max_drop is not None and not self._is_met():
+            self._mix()
+
+    def _steps(self) -> dict[str, Callable[[], None]]:
+        """Return the steps that change neither the cost nor a bit width, as far as the options ask for them."""
+        searching, steps = self.config.max_drop is not None, {}
+        if self.config.seq_mse or (searching and self.config.param_bw <= SEQ_MSE_BITS):
+            steps[SEQ_MSE] = self._apply_seq_mse
+        if self.config.adaround or searching:
+            steps[ADAROUND] = self._apply_adaround
+        return steps
+
+    def _apply_seq_mse(self) -> None:
+        apply_seq_mse(self.sim, self.images.recovery, self.runtime.progress)
+
+    def _apply_adaround(self) -> None:
+        arguments = self.images.recovery, self.config.adaround or ADAROUND_ITERATIONS, self.runtime.progress
+        apply_adaround(self.sim, self.float_network, *arguments)
+
+    def _take(self, name: str, step: Callable[[], None]) -> None:
+        """Apply a step to the best configuration so far, calibrate the activations again, and measure the result."""
+        base = self.best
+        self._keep(base)
+        write_state(self.sim, base.state)
+        try:
+            step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"--recovery-images {self.config.recovery_images}: the memory does not suffice for {name} on so many "
+                "images. Give a smaller number."
+            ) from error
+        self._calibrate()
+        self._measure(name if base.name == PLAIN else f"{base.name} and {name}", read_state(self.sim))
+
+    def _mix(self) -> None:
+        """Raise the bits of the most sensitive quantizers until the target is met, then lower what it does not need."""
+        base, plain = self.best, self.tried[0]
+        self._keep(base)
+        write_state(self.sim, base.state)
+        groups = mixed_precision.precision_groups(self.sim)
+        batches = self.images.recovery[:SENSITIVITY_IMAGES]
+        sensitivity = analyze_sensitivity(self.sim, self.float_network, lower(self.sim), batches, self.runtime.progress)
+        ranked = mixed_precision.rank_groups(groups, sensitivity)
+        write_state(self.sim, plain.state)  # more bits are for the float weights, not for rounded ones
+        high = mixed_precision.raised_state(self.sim, groups, self._calibrate)
+
+        def meets(raised: Groups, shown: bool = False) -> bool:
+            state = mixed_precision.mixed_state(base.state, high, raised)
+            write_state(self.sim, state)
+            name = f"mixed precision, {len(raised)} of {count(len(groups), 'quantizer')} raised"
+            name += "" if shown else ", others lowered again"
+            return self._meets(self._measure(name, state, raised, shown))
+
+        raised = mixed_precision.raise_until(ranked, lambda raised: meets(raised, shown=True))
+        if raised:
+            mixed_precision.lower_again(raised, meets)
+
+    def _calibrate(self) -> None:
+        calibrate_on_images(self.sim, self.images.calibration, self.runtime)
+
+    def _measure(self, name: str, state: SimState, raised: Groups = (), shown: bool = True) -> Candidate:
+        """Score the simulation, which is in the given state, on the selection images."""
+        raise_weight_scales(self.sim)
+        scores = self._score(name, lower(self.sim))
+        matrices = {FP32: self.fp32.confusion_matrices[FP32], INT8_SIMULATED: scores.confusion_matrices[name]}
+        now = time.perf_counter()
+        cost = relative_cost(self.sim, self.operations)
+        self.tried.append(Candidate(name, state, raised, matrices, cost, now - self._began, shown))
+        self._began = now
+        return self.tried[-1]
+
+    def _score(self, name: str, backend: Backend) -> Scores:
+        prepared = prepare_backends({name: backend}, self.runtime)
+        return evaluate(prepared, self.images.selection, self.runtime, title=name)
+
+    def _keep(self, candidate: Candidate) -> None:
+        if candidate not in self.kept:
+            self.kept.append(candidate)
+
+    def _meets(self, candidate: Candidate) -> bool:
+        return self.config.max_drop is not None and candidate.drop <= self.config.max_drop
+
+    def _is_met(self) -> bool:
+        return self._meets(self.best)
+
+    def _plan(self, steps: Iterable[str]) -> str:
+        """Return what will be tried and how long each step takes, estimated from the time of FP32."""
+        images, layers = len(self.images.recovery), len(self.operations)
+        iterations = self.config.adaround or ADAROUND_ITERATIONS
+        per_image = self.fp32.seconds[FP32] / self.fp32.images
+        per_product = per_image / sum(self.operations.values())
+        weights = sum(self.sim.model.get_submodule(layer).weight.numel() for layer in self.operations)
+        per_iteration = ADAROUND_OVERHEAD * 2 * BATCH * weights * per_product
+        seconds = {
+            SEQ_MSE: images * max(SEQ_MSE_PASSES * per_image, SEQ_MSE_SECONDS * layers),
+            ADAROUND: iterations * max(per_iteration, ADAROUND_SECONDS * layers),
+        }
+        tried = [f"{name} ({format_duration(seconds[name])})" for name in steps]
+        if self.config.max_drop is None:
+            return f"Accuracy recovery: {', '.join(tried)}."
+        most = 2 * len(mixed_precision.precision_groups(self.sim))
+        each = format_duration(self.tried[0].seconds)
+        tried.append(f"mixed precision (up to {most} measurements, {each} each)")
+        return (
+            f"Accuracy recovery tries {', '.join(tried)}. It ends as soon as the mIoU drop on the selection images, "
+            f"now {self.tried[0].drop:.2f}, is at most {self.config.max_drop:g} percentage points."
+        )

@@ -1,0 +1,130 @@
+"""Output folders and files: checked before the work, written whole or not at all."""
+
+import codecs
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from ffnet.system.errors import UserError
+from ffnet.system.system_files import is_system_file
+from ffnet.system.text import count
+
+
+def check_output_folder(
+    option: str, folder: Path, own_files: Collection[str] = (), force: bool = False, remedy: str = "Name a new folder"
+) -> None:
+    """Check, without changing anything, that an option's output folder can be created and written to.
+
+    Files that operating systems leave behind do not count, nor unfinished ones of a run that was killed.
+
+    Args:
+        option: name of the option, for the error.
+        folder: may be missing.
+        own_files: names of files that an earlier run may have left there and that may be replaced.
+        force: accept other files in the folder.
+        remedy: what to do about other files, apart from --force.
+
+    Raises:
+        UserError: if the folder holds other files, is not a folder, or can't be written to.
+    """
+    if folder.is_dir():
+        names = [path.name for path in folder.iterdir()]
+        others = sorted(name for name in names if not _is_own(name, own_files) and not is_system_file(name))
+        if others and not force:
+            more = f" and {count(len(others) - 1, 'other file')}" if others[1:] else ""
+            raise UserError(
+                f"{option} {folder}: the folder already holds {others[0]}{more}. {remedy}, or add --force to write "
+                "into this one."
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise UserError(f"{option} {folder}: this is not a folder. Name another one.")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise UserError(f"{option} {folder}: {parent} is not a folder. Name another one.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder}: {parent} is not writable. Name another folder.")
+
+
+def _is_own(name: str, own_files: Collection[str]) -> bool:
+    """Return whether a file is one of `own_files`, or what a killed process left of one: see `unfinished_name`."""
+    unfinished = re.fullmatch(r"\.(.+)\.\d+", name)
+    return name in own_files or (unfinished is not None and unfinished[1] in own_files)
+
+
+def unfinished_name(name: str) -> str:
+    """Return the name that a file or folder has until this process has written it whole."""
+    return f".{name}.{os.getpid()}"
+
+
+def remove_unfinished(folder: Path, own_files: Collection[str]) -> None:
+    """Remove what killed processes left of some files in a folder in which no other process writes them."""
+    for path in folder.iterdir():
+        if path.name not in own_files and _is_own(path.name, own_files):
+            path.unlink()
+
+
+def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
+    """Create an option's output folder and check that it can be written to.
+
+    Raises:
+        UserError: if the folder can't be written to, or if its disk has less than `megabytes` (10**6 bytes) left.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:  # permission bits alone do not tell
+            file.write(b"x")
+        free = shutil.disk_usage(folder).free / 1e6
+    except OSError as error:
+        raise UserError(
+            f"{option} {folder}: the folder can't be written to ({error.strerror}). Name another folder."
+        ) from error
+    if free < megabytes:
+        raise UserError(
+            f"{option} {folder}: only {free:.0f} MB are free there, and the results may need {megabytes:.0f} MB. "
+            "Free some space, or name another folder."
+        )
+
+
+def write_atomically(path: Path, data: bytes | str, durable: bool = False) -> Path:
+    """Write `data`, text as UTF-8, so that `path` never holds half of it; return `path`.
+
+    Bytes of file names that are not valid UTF-8 are written as they are on the disk. A `durable` file is whole also if
+    the machine loses its power.
+    """
+    data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+    temporary = path.with_name(unfinished_name(path.name))
+    try:
+        temporary.write_bytes(data)
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a UTF-8 file without the byte order mark that some editors write.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not UTF-8.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # also begins UTF-32
+        raise ValueError("the file is UTF-16 text. Save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file is not UTF-8 text ({error})") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,71 @@
+"""How much memory there is, the errors that report a lack of it, and what a user can do about it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ffnet.system.errors import UserError
+from ffnet.system.text import count
+
+# Where Linux tells the limit of a container's memory: control groups of version 2 and of version 1.
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+CPU_MESSAGE = "can't allocate memory"  # of torch, which has no class of its own for it
+GPU_MESSAGES = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN, if no engine's workspace fits
+)
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine or, if that is less, the limit of the container; 0 if both are unknown."""
+    known = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else []
+    for path in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" stands for no limit
+            known.append(int(path.read_text()))
+    return min(known, default=0)
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Return whether a GPU has run out of memory; only torch's own allocator raises OutOfMemoryError."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in GPU_MESSAGES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, torch or a GPU has run out of memory."""
+    return isinstance(error, MemoryError) or CPU_MESSAGE in str(error) or is_out_of_gpu_memory(error)
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error in one line, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+
+
+@contextlib.contextmanager
+def enough_memory_for(models: int) -> Iterator[None]:
+    """Say what to do if the memory does not suffice to load, quantize and compile so many models at once.
+
+    Raises:
+        UserError: in place of an error that reports a lack of memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedies = ["give --models-at-once a smaller number"] if models > 1 else []
+        if is_out_of_gpu_memory(error):
+            place, remedies = "GPU: its memory", [*remedies, "use --use-cuda false"]
+        else:
+            place, remedies = "The memory", [*remedies, "run on a machine or in a container with more memory"]
+        remedy = ", or ".join(remedies)
+        raise UserError(
+            f"{place} does not suffice to load and quantize {count(models, 'model')}. {remedy[0].upper()}{remedy[1:]}."
+        ) from error

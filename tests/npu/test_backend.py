@@ -1,0 +1,163 @@
+"""Qualcomm's runtime on the smallest networks, against ONNX Runtime and in processes that end in the middle."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from ffnet.chips import CHIPS
+from ffnet.config import NpuConfig
+from ffnet.npu import worker as npu_worker
+from ffnet.npu.backend import NpuBackend, NpuProcess, run_once
+from ffnet.npu.worker import NpuTarget
+from ffnet.onnx.divergence import run_with_onnx_runtime
+from ffnet.onnx.export import write_npu_context
+from ffnet.onnx.formats import MODEL_FILE
+from ffnet.system.errors import UserError
+from tests.helpers.onnx_files import convolution_network, save
+
+pytestmark = pytest.mark.npu
+
+CHIP = CHIPS["sm8750"]
+
+
+@pytest.fixture
+def target(small_export):
+    return NpuTarget(small_export.folder / MODEL_FILE, CHIP)
+
+
+def network_with_erf():
+    """A network whose middle node, an Erf, the NPU refuses."""
+    shape = (1, 3, 8, 16)
+    image, logits = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "logits"))
+    nodes = [
+        helper.make_node("Relu", ["image"], ["first"], "first"),
+        helper.make_node("Erf", ["first"], ["middle"], "middle"),
+        helper.make_node("Relu", ["middle"], ["logits"], "last"),
+    ]
+    graph = helper.make_graph(nodes, "erf", [image], [logits], [])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def sleep(target, log):
+    """A call that takes longer than any test."""
+    time.sleep(600)
+
+
+def session_of(target):
+    with NpuProcess(target) as process:
+        return process.call(npu_worker.describe_session)
+
+
+def test_a_network_runs_whole_on_the_npu_and_computes_what_onnx_runtime_does(small_export, target, capfd):
+    with NpuBackend(target) as backend:
+        logits = backend(small_export.inputs).numpy()
+        assert backend.session.cpu_nodes == () and len(backend.processes) == 1
+    assert capfd.readouterr().out == ""  # the library prints on stdout
+    for image, computed in zip(small_export.inputs, logits, strict=True):
+        expected = run_with_onnx_runtime(target.path, image[None].numpy())["logits"]
+        agreement = (computed.argmax(0) == expected[0].argmax(0)).mean()
+        assert agreement > 0.97 and np.abs(computed - expected).max() < 0.1 * expected.std()
+
+
+def test_images_of_another_size_are_resized_to_the_files(small_export, target):
+    with NpuBackend(target) as backend:
+        assert backend(small_export.inputs[:1, :, ::2, ::2]).shape == (1, 19, 16, 32)
+
+
+def test_a_node_that_the_npu_refuses_is_an_error_unless_the_fallback_is_allowed(tmp_path):
+    path = save(tmp_path / "erf.onnx", network_with_erf())
+    with pytest.raises(UserError, match=r"--npu sm8750: 1 node of .*erf\.onnx .*: middle\. Add --npu-fallback"):
+        session_of(NpuTarget(path, CHIP))
+    assert session_of(NpuTarget(path, CHIP, fallback=True)).cpu_nodes == ("middle",)
+
+
+def test_a_chip_without_float_convolutions_refuses_one_by_name(tmp_path):
+    path = save(tmp_path / "float.onnx", convolution_network(name="conv0"))
+    assert session_of(NpuTarget(path, CHIP)).cpu_nodes == ()
+    with pytest.raises(UserError, match=r"--npu qcs6490: .*float\.onnx can't be compiled .*: conv0 \("):
+        session_of(NpuTarget(path, CHIPS["qcs6490"], fallback=True))
+
+
+def test_a_compiled_network_gives_the_same_logits_in_a_fresh_process(small_export, target, tmp_path):
+    (tmp_path / MODEL_FILE).write_bytes(target.path.read_bytes())
+    described = write_npu_context(tmp_path, NpuConfig(CHIP.part))
+    context = tmp_path / "npu" / "sm8750" / "model_ctx.onnx"
+    assert {node.op_type for node in onnx.load(context).graph.node} == {"EPContext"}
+    assert [path.suffix for path in sorted(context.parent.iterdir())] == [".onnx", ".bin"]
+    assert described["file"] == "npu/sm8750/model_ctx.onnx" and described["chip"]["soc_model"] == 69
+    assert [(each["name"], each["shape"]) for each in described["inputs"]] == [("image", [1, 3, 64, 128])]
+    (tmp_path / MODEL_FILE).unlink()  # the context does not need it
+    image = small_export.inputs[:1].numpy()
+    expected, loaded = (run_once(each, image)["logits"] for each in (target, NpuTarget(context, CHIP)))
+    assert np.array_equal(expected, loaded)
+
+
+def test_a_file_with_a_variable_input_shape_is_refused(tmp_path):
+    path = save(tmp_path / "variable.onnx", convolution_network(shape=(1, 3, "height", "width")))
+    with pytest.raises(UserError, match=r"sm8750: .*variable\.onnx has an input of variable shape \(1, 3, \?, \?\)"):
+        NpuBackend(NpuTarget(path, CHIP, fallback=True))
+
+
+def test_ctrl_c_does_not_end_a_process_that_is_still_starting(target):
+    with NpuProcess(target) as process:
+        (child,) = multiprocessing.active_children()
+        os.kill(child.pid, signal.SIGINT)
+        assert not process.call(npu_worker.describe_session).hardware
+
+
+def test_a_process_ends_in_the_middle_of_a_call_if_the_main_process_is_killed():
+    script = "import os; from tests.onnx import test_npu as tests; import multiprocessing, time\n"
+    script += "process = tests.NpuProcess(tests.NpuTarget(tests.MODEL_FILE, tests.CHIP)); process.send(tests.sleep)\n"
+    script += "print(*(child.pid for child in multiprocessing.active_children()), flush=True); time.sleep(5)\n"
+    script += "os.kill(os.getpid(), 9)"
+    run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert run.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while is_running(int(run.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("libcdsprpc.so: cannot open shared object file")
+
+    monkeypatch.setattr("onnxruntime.register_execution_provider_library", fail)
+    with pytest.raises(UserError, match=r"--npu: onnxruntime-qnn can't be loaded \(libcdsprpc.so: cannot open"):
+        npu_worker._qnn.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"), ((signal.SIGKILL, "memory did not suffice"), (signal.SIGSEGV, "library crashed"))
+)
+def test_a_process_that_is_killed_is_reported_with_the_signal(target, number, cause):
+    with NpuProcess(target) as process:
+        process.call(npu_worker.describe_session)
+        (child,) = multiprocessing.active_children()
+        os.kill(child.pid, number)
+        with pytest.raises(UserError, match=f"INT8 NPU: .*{MODEL_FILE} for sm8750 was ended by {number.name}.*{cause}"):
+            process.call(npu_worker.describe_session)
+
+
+def test_a_file_that_the_library_cannot_read_is_an_error(tmp_path):
+    path = save(tmp_path / "broken.onnx", b"no network")
+    with pytest.raises(UserError, match=r"--npu sm8750: .*broken\.onnx can't be compiled"):
+        session_of(NpuTarget(path, CHIP))
+    assert not multiprocessing.active_children()

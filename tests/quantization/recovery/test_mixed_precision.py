@@ -1,0 +1,180 @@
+"""Mixed precision: searches among sets that are known to suffice, and bit widths worked by hand."""
+
+import pytest
+
+from ffnet.config import QuantizationConfig
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from ffnet.quantization.recovery.mixed_precision import (
+    lower_again,
+    mixed_state,
+    precision_groups,
+    raise_until,
+    raised_state,
+    rank_groups,
+)
+from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
+from ffnet.quantization.sites import ACTIVATION, WEIGHT, quantizer_sites
+from ffnet.quantization.state import read_state, write_state
+from tests.helpers.networks import random_batches, three_layer_network
+from tests.helpers.simulations import encodings, logits, simulate, small_network
+
+X = random_batches(3)[2]
+SHARED = ("adapter.layers.2", "module_interpolate", "module_cat")  # layers whose outputs share a quantizer
+
+
+class Needed:
+    """Accepts every choice with all numbers of `needed`, and counts the evaluations."""
+
+    def __init__(self, *needed):
+        self.needed, self.evaluated = set(needed), []
+
+    def __call__(self, raised):
+        self.evaluated.append(list(raised))
+        return self.needed <= set(raised)
+
+
+def search(number, needed):
+    """(raised, what is left of them, number of evaluations of each search, Needed) among range(number)."""
+    meets = Needed(*needed)
+    raised = raise_until(range(number), meets)
+    first = len(meets.evaluated)
+    kept = lower_again(raised, meets)
+    return raised, kept, (first, len(meets.evaluated) - first), meets
+
+
+@pytest.mark.parametrize("number", (1, 2, 3, 5, 16))
+def test_groups_are_raised_by_powers_of_two_until_they_suffice(number):
+    for last in range(number):
+        meets = Needed(last)
+        raised = list(raise_until(range(number), meets))
+        assert raised == meets.evaluated[-1] == list(range(len(raised))) and last in raised
+        tried = [min(1 << step, number) for step in range(len(meets.evaluated))]
+        assert [len(each) for each in meets.evaluated] == tried
+
+
+@pytest.mark.parametrize("number", (0, 1, 2, 3, 5, 16))
+def test_groups_that_do_not_suffice_give_none(number):
+    meets = Needed(number)
+    assert raise_until(range(number), meets) is None
+    assert len({len(each) for each in meets.evaluated}) == len(meets.evaluated)
+    assert number == 0 or len(meets.evaluated[-1]) == number
+
+
+@pytest.mark.parametrize("number", (1, 2, 3, 5, 16))
+def test_exactly_the_needed_groups_stay_raised(number):
+    subsets = [(last, *others) for last in range(number) for others in ((), (0,), (last // 2,), (last // 3, last - 1))]
+    for needed in subsets:
+        if min(needed) >= 0:
+            assert list(search(number, needed)[1]) == sorted(set(needed))
+
+
+def test_the_one_group_that_matters_of_16_is_found_with_few_evaluations():
+    for needed in range(16):
+        raised, kept, evaluations, meets = search(16, [needed])
+        assert list(kept) == [needed]
+        assert sum(evaluations) <= 12
+        assert [list(raised)] == [each for each in meets.evaluated[: evaluations[0]] if needed in each]
+
+
+def test_no_choice_is_evaluated_twice():
+    for needed in ((), (0,), (3,), (9,), (15,), (0, 9), (2, 7), tuple(range(16))):
+        evaluated = search(16, needed)[3].evaluated
+        assert len({tuple(each) for each in evaluated}) == len(evaluated), needed
+
+
+def test_what_is_left_is_accepted_even_if_fewer_groups_may_be_better():
+    """Accepted: the four groups, and any choice of two; three are too many."""
+    accepted = []
+
+    def meets(raised):
+        if len(raised) in (4, 2):
+            accepted.append(list(raised))
+            return True
+        return False
+
+    raised = raise_until([5, 6, 7, 8], lambda raised: len(raised) == 4)
+    kept = lower_again(raised, meets)
+    assert list(raised) == [5, 6, 7, 8] and list(kept) in accepted + [[5, 6, 7, 8]]
+
+
+@pytest.fixture(scope="module")
+def sim():
+    return simulate(small_network(), random_batches(1), param_bw=4)
+
+
+def names(groups):
+    return [[site.name for site in group.sites] for group in groups]
+
+
+def test_quantizers_that_are_shared_form_one_group_in_order_of_execution(sim):
+    groups = precision_groups(sim)
+    assert {f"{layer}.output_quantizers.0" for layer in SHARED} in map(set, names(groups))
+    assert sum(len(group.sites) for group in groups) == len(quantizer_sites(sim))
+    assert len(groups) == len({id(quantizer) for quantizer in sim.quantizers()})
+    order = [site.name for site in quantizer_sites(sim)]
+    positions = [order.index(group[0]) for group in names(groups)]
+    assert positions == sorted(positions)
+    assert {(group.kind, group.bits) for group in groups} == {(WEIGHT, 8), (ACTIVATION, 16)}
+
+
+@pytest.mark.parametrize(
+    ("param_bw", "output_bw", "weights", "activations"),
+    ((4, 8, 3, 4), (8, 8, 0, 4), (4, 16, 3, 0), (8, 16, 0, 0), (7, 8, 3, 4), (16, 8, 0, 0), (9, 4, 0, 0)),
+)
+def test_only_quantizers_with_fewer_bits_are_raised_and_int32_biases_keep_their_range(
+    param_bw, output_bw, weights, activations
+):
+    sim = build_quantsim(equalize(three_layer_network()), QuantizationConfig(param_bw=param_bw, output_bw=output_bw))
+    kinds = [group.kind for group in precision_groups(sim)]
+    assert (kinds.count(WEIGHT), kinds.count(ACTIVATION)) == (weights, activations)
+
+
+def row(layer, kind, role):
+    return SensitivityRow(layer, kind, role, 0, 8, 10.0, 99.0, 10.0, 99.0)
+
+
+def test_groups_are_in_the_order_of_their_most_sensitive_quantizer():
+    sim = build_quantsim(equalize(small_network()), QuantizationConfig(param_bw=4))
+    groups = precision_groups(sim)
+    sites = quantizer_sites(sim)
+    rows = [row(site.layer, site.kind, site.role) for site in sites]
+    first = [(0, "block.conv2", WEIGHT), (1, "module_interpolate", ACTIVATION), (2, "classifier", ACTIVATION)]
+    for position, layer, kind in first:
+        index = next(i for i, each in enumerate(rows) if (each.layer, each.kind) == (layer, kind))
+        rows.insert(position, rows.pop(index))
+    ranked = rank_groups(groups, Sensitivity(rows, 10.0, 99.0, 1))
+    assert {id(group) for group in ranked} == {id(group) for group in groups}
+    assert [(ranked[0].sites[0].layer, ranked[0].kind), {site.layer for site in ranked[1].sites}] == [
+        ("block.conv2", WEIGHT),
+        set(SHARED),
+    ]
+    assert (ranked[2].sites[0].layer, ranked[2].kind) == ("classifier", ACTIVATION)
+    rest = [group for group in groups if group not in ranked[:3]]
+    assert names(ranked[3:]) == names(rest)
+
+
+def bits(sim):
+    return {site.name: site.bit_width for site in quantizer_sites(sim)}
+
+
+def test_raised_quantizers_have_more_bits_and_all_others_their_old_encodings():
+    batches = random_batches(1)
+    sim = simulate(small_network(), batches, param_bw=4)
+    for site in quantizer_sites(sim):  # as after sequential MSE and AdaRound
+        site.quantizer.allow_overwrite(site.kind == ACTIVATION)
+    before, low_bits, low = encodings(sim), bits(sim), read_state(sim)
+    low_logits = logits(sim.model, X)
+    groups = precision_groups(sim)
+    high = raised_state(sim, groups, lambda: calibrate(sim, batches))
+    expected = simulate(small_network(), batches, param_bw=8, output_bw=16)
+    assert bits(sim) == bits(expected) and encodings(sim) == encodings(expected)
+
+    chosen = [group for group in groups if group.sites[0].layer in ("block.conv2", "module_interpolate", *SHARED)]
+    raised = {site.name for group in chosen for site in group.sites}
+    assert len(chosen) == 3 and len(raised) == 5
+    write_state(sim, mixed_state(low, high, chosen))
+    mixed, all_high = encodings(sim), encodings(expected)
+    assert mixed == {name: (all_high if name in raised else before)[name] for name in before}
+    assert bits(sim) == {name: bits(expected)[name] if name in raised else low_bits[name] for name in low_bits}
+    write_state(sim, mixed_state(low, high, []))
+    assert encodings(sim) == before and (logits(sim.model, X) == low_logits).all()

@@ -1,0 +1,187 @@
+"""The program with --npu: the smallest network end to end, and what is kept if the evaluation on the NPU ends early."""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+
+import ffnet_quanteval
+from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
+from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
+from ffnet.npu.backend import NpuBackend
+from ffnet.onnx.divergence import Difference, LayerDivergence
+from ffnet.onnx.formats import MODEL_FILE
+from ffnet.results.ai_hub import GALAXY_S25
+from ffnet.results.published import Comparison, ImageSetup
+from ffnet.run.npu import ai_hub_notes, compare_with_ai_hub, divergence_notes, evenly_spaced
+from ffnet.variants import INPUT_SIZE
+from tests.helpers.cityscapes_tree import SIZE
+from tests.helpers.program import arguments, run_with_result
+
+ZOO_MODEL = "segmentation_ffnet40S_dBBB_mobile"
+
+
+@pytest.fixture
+def ready_export(small_export, monkeypatch):
+    """Have the program take a smaller file that is already there as the one that it exported."""
+    assert small_export.size == SIZE
+
+    def copy(sim, size, folder, *_):
+        folder.mkdir()
+        shutil.copy(small_export.folder / MODEL_FILE, folder)
+
+    monkeypatch.setattr("ffnet.run.pipeline.export", copy)
+
+
+def end_at_second_image(monkeypatch, end):
+    """Have `end` called before the NPU gets its second image."""
+    original, calls = NpuBackend.__call__, []
+
+    def call(backend, images):
+        calls.append(images)
+        if len(calls) == 2:
+            end()
+        return original(backend, images)
+
+    monkeypatch.setattr(NpuBackend, "__call__", call)
+
+
+@pytest.mark.npu
+@pytest.mark.slow
+def test_a_run_with_export_scores_the_npu_and_compares_its_layers(tree, toy_checkpoint, capfd):
+    out, export = tree / "out", tree / "export"
+    options = arguments(tree, toy_checkpoint, "--npu", "--npu-images", "3", "--export", export, "--fail-under", "100")
+    npu = run_with_result(options, out)["npu"]
+    printed = capfd.readouterr().out
+    assert (npu["chip"], npu["name"], npu["hardware"], npu["cpu_nodes"]) == ("sm8750", "Snapdragon 8 Elite", False, [])
+    assert list(npu["backends"]) == [FP32, INT8_SIMULATED, INT8_NPU] and len(npu["images"]) == 3
+    assert npu["agreement"][f"{INT8_SIMULATED}|{INT8_NPU}"] > 97
+    assert abs(npu["backends"][INT8_NPU]["miou"] - npu["backends"][INT8_SIMULATED]["miou"]) < 1
+    for text in ("on the 3 images of the NPU", "emulated by onnxruntime-qnn", "ran 3 of 3 images", "the CPU: none"):
+        assert text in printed
+    assert "LIBNATIVE" not in printed
+
+    rows = list(csv.DictReader((out / "npu_layers.csv").open()))
+    assert rows[0]["layer"] == "image" and rows[-1]["layer"] == "logits" and len(rows) > 25
+    assert 'id="npu-layers"' in (out / "report.html").read_text()
+    manifest = json.loads((export / "manifest.json").read_text())
+    assert manifest["npu"]["chip"]["part"] == "sm8750"
+    assert {"onnxruntime-qnn", "qairt"} < manifest["npu"]["versions"].keys()
+    assert set(manifest["files"]) > {"npu/sm8750/model_ctx.onnx", MODEL_FILE}
+
+
+@pytest.mark.npu
+def test_ctrl_c_keeps_the_images_that_were_done_and_all_other_results(
+    tree, toy_checkpoint, ready_export, monkeypatch, capsys
+):
+    end_at_second_image(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    options = ["--npu", "snapdragon-8-gen-3", "--npu-images", "all", "--output-dir", str(tree / "out")]
+    assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, *options)) == 130
+    result = json.loads((tree / "out" / "result.json").read_text())
+    assert result["images"] == 4 and result["npu"]["requested_images"] == 4 and len(result["npu"]["images"]) == 1
+    assert result["npu"]["chip"] == "sm8650"
+    assert "ran 1 of 4 images, and then ended early" in capsys.readouterr().out
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.npu
+def test_a_resumed_run_goes_on_with_the_images_that_the_npu_has_not_done(
+    tree, toy_checkpoint, ready_export, monkeypatch
+):
+    monkeypatch.setattr("ffnet.run.npu.compare_with_npu", lambda *_: [])  # the file is that of another network
+    options = arguments(tree, toy_checkpoint, "--npu", "--npu-images", "3")
+    whole = run_with_result(options, tree / "whole")["npu"]
+    with monkeypatch.context() as patch:
+        end_at_second_image(patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert ffnet_quanteval.main([*options, "--output-dir", str(tree / "out")]) == 130
+    original, calls = NpuBackend.__call__, []
+    monkeypatch.setattr(NpuBackend, "__call__", lambda *call: calls.append(call) or original(*call))
+    resumed = run_with_result([*options, "--resume"], tree / "out")["npu"]
+    assert len(calls) == 2 and resumed["images"] == whole["images"] and resumed["agreement"] == whole["agreement"]
+    for name, entry in whole["backends"].items():
+        assert resumed["backends"][name]["confusion_matrix"] == entry["confusion_matrix"]
+
+
+@pytest.mark.npu
+def test_a_crash_of_the_library_costs_no_other_result(tree, toy_checkpoint, ready_export, monkeypatch, capsys):
+    def crash():
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGSEGV)
+
+    end_at_second_image(monkeypatch, crash)
+    assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--npu")) == 2
+    printed = capsys.readouterr()
+    assert "INT8 NPU is not: INT8 NPU: the process that runs" in printed.err and "SIGSEGV" in printed.err
+    assert "mIoU %" in printed.out and "ran 1 of 4 images" in printed.out
+
+
+@pytest.mark.npu
+def test_an_onnx_file_is_scored_on_the_npu(tree, small_export):
+    options = ["--dataset-path", tree, "--onnx", small_export.folder / MODEL_FILE, "--npu", "--npu-images", "2"]
+    npu = run_with_result([*options, "--num-workers", "0"], tree / "out")["npu"]
+    assert list(npu["backends"]) == [ONNX_FILE, INT8_NPU] and npu["agreement"][f"{ONNX_FILE}|{INT8_NPU}"] > 97
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted", "indices"),
+    ((10, 3, [0, 4, 9]), (10, 1, [0]), (3, 50, [0, 1, 2]), (3, "all", [0, 1, 2]), (500, 5, [0, 125, 250, 374, 499])),
+)
+def test_images_are_spread_evenly_from_the_first_to_the_last(number, wanted, indices):
+    assert evenly_spaced(number, wanted).tolist() == indices
+
+
+def test_the_layers_that_diverge_first_and_most_are_named():
+    layers = [LayerDivergence(name, Difference(*own), Difference(*own)) for name, own in {
+        "image": (0.0, 0.0, 0), "conv": (0.02, 0.02, 1), "logits": (0.05, 0.06, 2),
+    }.items()]  # fmt: skip
+    (note,) = divergence_notes(layers)
+    assert "the first layer of divergence from the simulation is conv (2.00 % of its values differ" in note
+    assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
+    (note,) = divergence_notes(layers[:1])
+    assert "all quantized values are those of the simulation" in note
+
+
+def ai_hub_comparison(images=50, size=INPUT_SIZE, model=ZOO_MODEL, chip=GALAXY_S25, split="val", **quantization):
+    config = Config(ModelConfig((model,)), DataConfig(split=split), QuantizationConfig(**quantization), NpuConfig(chip))
+    return compare_with_ai_hub(config, ImageSetup(split, images, size))
+
+
+def test_ai_hubs_values_stand_beside_a_run_that_was_measured_alike():
+    assert ai_hub_comparison() == Comparison({FP32: 76.8, INT8_NPU: 76.5})
+    assert ai_hub_comparison(chip="sm8650") == Comparison()  # AI Hub published no mIoU for this chip
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    (
+        ({"images": 4}, "4 images"),
+        ({"split": "train"}, "the train split"),
+        ({"size": (512, 1024)}, "an image size of 512x1024"),
+        ({"model": "segmentation_ffnet78S_BCC_mobile_pre_down"}, "an image size of 1024x2048"),
+    ),
+)
+def test_ai_hubs_values_are_in_a_note_if_other_images_were_scored(changes, difference):
+    comparison = ai_hub_comparison(**changes)
+    (note,) = comparison.notes
+    assert comparison.mious == {} and note.endswith(f"Not comparable with this run, which has {difference}.")
+    assert "% in FP32 and " in note and "on Snapdragon 8 Elite (Galaxy S25) by ONNX: " in note
+
+
+def test_ai_hubs_int8_value_is_in_a_note_if_the_bit_widths_differ():
+    assert ai_hub_comparison(output_bw=16) == Comparison(
+        {FP32: 76.8},
+        [
+            "Qualcomm AI Hub, release of February 2026: mIoU of this model on Snapdragon 8 Elite (Galaxy S25) by ONNX: "
+            "76.5 % in INT8 NPU, on 50 images of 1024x2048 pixels. Not comparable with this run, which has 16-bit "
+            "activations."
+        ],
+    )
+
+
+def test_ai_hubs_latency_is_in_a_note():
+    (note,) = ai_hub_notes(Config(model=ModelConfig((ZOO_MODEL,)), npu=NpuConfig(GALAXY_S25)))
+    assert "W8A8 at 1024x2048, on Snapdragon 8 Elite (Galaxy S25) by TFLite/DLC/ONNX: 4/7.2/6.8 ms" in note

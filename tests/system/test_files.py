@@ -1,0 +1,92 @@
+"""Output folders are checked before the work; files are whole or absent."""
+
+import hashlib
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from ffnet.system.errors import UserError
+from ffnet.system.files import check_output_folder, create_output_folder, remove_unfinished, sha256_of, write_atomically
+
+
+def test_new_and_empty_folders_are_accepted_and_left_empty(tmp_path):
+    folder = tmp_path / "a" / "b"
+    check_output_folder("--output-dir", folder)
+    assert not folder.exists()
+    for _ in range(2):
+        create_output_folder("--output-dir", folder, 1)
+        check_output_folder("--output-dir", folder)
+        assert list(folder.iterdir()) == []
+
+
+def test_a_folder_with_other_files_is_refused_unless_forced(tmp_path):
+    for name in ("notes.txt", "model.onnx", "zebra"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"--output-dir .*already holds notes.txt and 1 other file\. .*add --force"):
+        check_output_folder("--output-dir", tmp_path, own_files=("model.onnx",))
+    check_output_folder("--output-dir", tmp_path, force=True)
+    check_output_folder("--output-dir", tmp_path, own_files=("notes.txt", "model.onnx", "zebra"))
+
+
+@pytest.mark.parametrize("name", (".DS_Store", "._result.json", "Thumbs.db", "desktop.ini", ".nfs0123", "lost+found"))
+def test_a_folder_of_operating_system_files_counts_as_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    check_output_folder("--output-dir", tmp_path)
+    assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", (".git", ".env", ".result.json.123"))
+def test_a_folder_with_hidden_files_of_users_and_programs_does_not_count_as_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"already holds {name}"):
+        check_output_folder("--output-dir", tmp_path)
+
+
+def test_what_a_killed_run_left_of_its_own_files_is_accepted_and_removed(tmp_path):
+    left = [tmp_path / name for name in (".result.json.123", ".model.7")]
+    for path in (*left, tmp_path / "result.json"):
+        path.touch()
+    check_output_folder("--output-dir", tmp_path, ("result.json", "model"))
+    remove_unfinished(tmp_path, ("result.json",))
+    assert not left[0].exists() and left[1].exists() and (tmp_path / "result.json").exists()
+    with pytest.raises(UserError, match="already holds .model.7"):
+        check_output_folder("--output-dir", tmp_path, ("result.json",))
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"--output-dir {path}: .*is not a folder"):
+            check_output_folder("--output-dir", path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused():
+    with pytest.raises(UserError, match="--output-dir /proc/none: the folder can't be written to"):
+        create_output_folder("--output-dir", Path("/proc/none"), 1)
+
+
+def test_a_full_disk_is_refused(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 3_000_000))
+    with pytest.raises(UserError, match="only 3 MB are free there, and the results may need 4 MB"):
+        create_output_folder("--output-dir", tmp_path, 4)
+    create_output_folder("--output-dir", tmp_path, 2)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = write_atomically(tmp_path / "result.json", "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_hash_of_a_file_is_its_sha256(tmp_path):
+    path = write_atomically(tmp_path / "a", b"x" * 3_000_000)
+    assert sha256_of(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()

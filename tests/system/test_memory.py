@@ -1,0 +1,76 @@
+"""The memory of the machine; and a lack of memory: each of its errors is recognized, and the user learns what to do."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffnet.system import memory
+from ffnet.system.errors import UserError
+from ffnet.system.memory import enough_memory_for, first_sentence, is_out_of_gpu_memory, is_out_of_memory, memory_bytes
+
+ON_A_GPU = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    torch.cuda.OutOfMemoryError(),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+)
+ON_A_CPU = MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+OTHERS = RuntimeError("CUDA error: device-side assert triggered"), ValueError("CUDA out of memory")
+
+
+def test_each_error_is_recognized():
+    assert all(is_out_of_gpu_memory(error) and is_out_of_memory(error) for error in ON_A_GPU)
+    assert all(is_out_of_memory(error) and not is_out_of_gpu_memory(error) for error in ON_A_CPU)
+    assert not any(is_out_of_memory(error) for error in OTHERS)
+
+
+def test_the_first_sentence_of_an_error_is_one_line():
+    expected = "CUDA out of memory", "OutOfMemoryError", str(ON_A_GPU[2]), str(ON_A_GPU[3]), "CUDA error: out of memory"
+    assert tuple(map(first_sentence, ON_A_GPU)) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "models", "message"),
+    (
+        (ON_A_GPU[0], 1, "GPU: its memory does not suffice to load and quantize 1 model. Use --use-cuda false."),
+        (
+            ON_A_GPU[3],
+            3,
+            "GPU: its memory does not suffice to load and quantize 3 models. Give --models-at-once a smaller number, "
+            "or use --use-cuda false.",
+        ),
+        (
+            ON_A_CPU[1],
+            2,
+            "The memory does not suffice to load and quantize 2 models. Give --models-at-once a smaller number, or run "
+            "on a machine or in a container with more memory.",
+        ),
+    ),
+)
+def test_a_lack_of_memory_is_an_error_with_its_remedy(error, models, message):
+    with pytest.raises(UserError) as caught, enough_memory_for(models):
+        raise error
+    assert str(caught.value) == message and caught.value.__cause__ is error
+
+
+def test_other_errors_stay_as_they_are():
+    for error in OTHERS:
+        with pytest.raises(type(error)) as caught, enough_memory_for(1):
+            raise error
+        assert caught.value is error
+
+
+def test_the_memory_is_that_of_the_machine_or_less_if_a_container_has_less(monkeypatch, tmp_path):
+    unlimited, limited = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    unlimited.write_text("max\n")
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (unlimited, limited))
+    machine = memory_bytes()
+    kilobytes = int(re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[1])
+    assert machine == 1024 * kilobytes
+    limited.write_text("1000000\n")
+    assert memory_bytes() == 1_000_000
+    limited.write_text(f"{2**63}\n")  # how version 1 writes that there is no limit
+    assert memory_bytes() == machine

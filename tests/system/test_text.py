@@ -1,0 +1,47 @@
+"""Numbers, names and tables in messages, worked by hand."""
+
+from ffnet.system.text import (
+    count,
+    format_interval,
+    format_number,
+    format_table,
+    interval_column,
+    join_columns,
+    list_names,
+    runtime_reason,
+)
+
+
+def test_counts_agree_with_their_nouns():
+    assert [count(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+
+
+def test_long_lists_are_shortened():
+    assert list_names(("a", "b")) == "a, b"
+    assert list_names(("a", "b", "c"), most=2) == "a, b and 1 more"
+    assert list_names(["x" * 100]) == "x" * 80
+
+
+def test_numbers_have_their_decimals_and_no_negative_zero():
+    assert [format_number(value) for value in (None, 1.005, -0.001, 12)] == ["-", "1.00", "0.00", "12.00"]
+    assert format_number(0.25, 1, "+") == "+0.2" and format_number(-0.25, 1, "+") == "-0.2"
+    assert format_interval((-0.001, 2.5)) == "[0.00, 2.50]" and format_interval(None) == "-"
+
+
+def test_a_column_of_intervals_is_left_out_if_there_are_none():
+    assert interval_column([None, (1, 2)]) == ["95 % CI", "-", "[1.00, 2.00]"]
+    assert join_columns([["a", "1"], interval_column([None]), ["b", "2"]]) == [("a", "b"), ("1", "2")]
+
+
+def test_tables_align_the_first_column_to_the_left_and_the_others_to_the_right():
+    assert format_table([("backend", "mIoU"), ("FP32", "79.20"), ("x", "-")]).splitlines() == [
+        "backend   mIoU",
+        "FP32     79.20",
+        "x            -",
+    ]
+
+
+def test_the_reason_of_onnx_runtime_is_one_line_without_its_number():
+    error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model failed: no node\nsecond line")
+    assert runtime_reason(error) == "Load model failed: no node"
+    assert runtime_reason(ValueError("plain")) == "plain"

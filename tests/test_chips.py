@@ -1,0 +1,77 @@
+"""The chip table: names, numbers, and what is suggested for names that it lacks."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ffnet.chips import ALIASES, CHIPS, DEFAULT_CHIP, find_chip, format_chips
+
+# Numbers that Qualcomm's QAIRT documentation and onnxruntime-qnn list, copied by hand.
+NUMBERS = {"sm8350": 30, "qcs6490": 35, "sm8450": 36, "sm8650": 57, "sc8380xp": 60, "sm8750": 69, "sm8850": 87}
+
+
+def test_chips_have_the_numbers_that_the_runtime_expects():
+    assert {part: CHIPS[part].soc_model for part in NUMBERS} == NUMBERS
+
+
+def test_no_two_chips_share_a_number():
+    assert len({chip.soc_model for chip in CHIPS.values()}) == len(CHIPS) == 21
+    assert all(part == chip.part == part.lower() for part, chip in CHIPS.items())
+
+
+@pytest.mark.parametrize("name", ["sm8750", "SM8750", " snapdragon-8-elite ", "Snapdragon 8 Elite"])
+def test_a_chip_is_found_by_part_or_marketing_name_in_any_case(name):
+    chip = find_chip(name)
+    assert (chip.part, chip.soc_model, chip.architecture) == ("sm8750", 69, "v79") == (DEFAULT_CHIP, 69, "v79")
+
+
+def test_marketing_names_that_begin_alike_are_kept_apart():
+    names = ("snapdragon-8-elite-gen-5", "snapdragon-8-gen-5", "snapdragon-8-gen-1", "snapdragon-8+-gen-1")
+    assert [find_chip(name).part for name in names] == ["sm8850", "sm8845", "sm8450", "sm8475"]
+
+
+def test_every_name_of_the_table_is_found():
+    for chip in CHIPS.values():
+        assert find_chip(chip.part.upper()) == chip
+        if chip.name.startswith("Snapdragon "):
+            assert find_chip(chip.name) == chip
+
+
+def test_aliases_are_no_names_of_the_table():
+    marketing = {chip.name.lower().replace(" ", "-") for chip in CHIPS.values()}
+    assert not ALIASES.keys() & (CHIPS.keys() | marketing)
+    assert find_chip("SM7325") == find_chip("Snapdragon 778G") == CHIPS["qcs6490"]
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("sm8570", "sm8750"), ("snapdragon-8-elit", "snapdragon-8-elite"), ("8 Elite Gen 5", "snapdragon-8-elite-gen-5")],
+)
+def test_the_closest_names_are_suggested_for_a_typo(typo, meant):
+    with pytest.raises(ValueError, match="is not a known chip") as error:
+        find_chip(typo)
+    question, remedy = str(error.value).removeprefix(f"{typo!r} is not a known chip. ").split("? ")
+    assert remedy == "--npu list prints the table."
+    suggested = question.removeprefix("Did you mean ").replace(" or ", ", ").split(", ")
+    assert meant in suggested and len(suggested) <= 3
+
+
+@pytest.mark.parametrize("name", ["", "automotive", "\u2603" * 1000])
+def test_names_that_resemble_nothing_are_refused_without_a_suggestion(name):
+    with pytest.raises(ValueError, match="--npu list prints the table") as error:
+        find_chip(name)
+    assert len(str(error.value)) < 200
+
+
+def test_the_table_lists_every_chip():
+    heading, *rows = format_chips().splitlines()
+    assert heading.split() == ["part", "name", "soc_model", "architecture"]
+    assert [row.split()[0] for row in rows] == list(CHIPS)
+    (row,) = [row for row in rows if row.startswith("sm8750 ")]
+    assert row.split() == ["sm8750", "Snapdragon", "8", "Elite", "69", "v79"]
+
+
+def test_the_table_needs_neither_torch_nor_onnx():
+    script = "import sys, ffnet.chips; assert not {'torch', 'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], check=True)
