@@ -47,8 +47,8 @@ def run(argv: Sequence[str] | None) -> int:
     ensure_home()
     with garbage_collection_paused():
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
-        from ffnet import pipeline
         from ffnet.report import delivery
+        from ffnet.run import pipeline
 
     if config.list_models:
         return delivery.print_models()

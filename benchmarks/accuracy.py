@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ffnet.backends import FP32
-from ffnet.npu.package import check_npu_package
+from ffnet.chips import check_npu_package
+from ffnet.evaluation.backends import FP32
 from ffnet.system.text import count, format_table, list_names
 from ffnet.variants import DEMO_VARIANTS
 

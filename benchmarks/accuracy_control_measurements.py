@@ -18,14 +18,14 @@ from benchmarks.accuracy_measurements import PROJECT, RUNTIME
 from datasets.cityscapes import CityscapesSplit
 from demo.ill_conditioned import ill_conditioned
 from demo.streetscenes.scenes import ensure_scenes
-from ffnet.backends import FP32
 from ffnet.checkpoints.download import default_cache_dir
 from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.evaluation.backends import FP32
 from ffnet.evaluation.loading import Sample, evenly_spaced
 from ffnet.evaluation.loop import calibration_batches, evaluate
+from ffnet.file_names import MODEL_FILE
 from ffnet.model import FFNet
 from ffnet.onnx.export import export, export_float
-from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.quantsim import quantize
 from ffnet.quantization.sites import INPUT_TENSOR

@@ -20,19 +20,18 @@ from torch.utils.data import Subset
 from datasets.cityscapes import CityscapesSplit, image_name
 from demo.ill_conditioned import ill_conditioned
 from demo.streetscenes.scenes import ensure_scenes
-from ffnet.backends import FP32, INT8_NPU
 from ffnet.checkpoints.download import default_cache_dir
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import CHIPS, DEFAULT_CHIP
-from ffnet.config import QuantizationConfig
+from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
+from ffnet.evaluation.backends import FP32, INT8_NPU
 from ffnet.evaluation.loop import calibration_batches, evaluate
-from ffnet.evaluation.runtime import Runtime
+from ffnet.file_names import MODEL_FILE
 from ffnet.model import FFNet
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export, export_float
-from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.quantsim import quantize
 from ffnet.quantization.sites import INPUT_TENSOR

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ffnet.npu.package import check_npu_package
+from ffnet.chips import check_npu_package
 from ffnet.system.text import format_table
 from ffnet.variants import DEMO_VARIANTS
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from demo.ill_conditioned import ill_conditioned
-from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import DEFAULT_CHIP
 from ffnet.config import (
@@ -21,8 +20,9 @@ from ffnet.config import (
     NpuConfig,
     OutputConfig,
     QuantizationConfig,
-    RuntimeConfig,
+    Runtime,
 )
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.results.result import Result
 from ffnet.run.inputs import DEMO_FOLDER
 from ffnet.run.pipeline import evaluate_models
@@ -86,7 +86,7 @@ def run_program(args: argparse.Namespace, model: ModelConfig, quantization: Quan
     """Run the program on the demo's scenes."""
     npu = NpuConfig(DEFAULT_CHIP, args.npu_images) if args.npu_images else NpuConfig()
     data = DataConfig(demo=True, limit=args.limit, calibration_split="train")
-    config = Config(model, data, quantization, npu, RuntimeConfig(quiet=True), OutputConfig(execute=True))
+    config = Config(model, data, quantization, npu, Runtime(quiet=True), OutputConfig(execute=True))
     (result,) = evaluate_models(config)
     if result.details.failure:
         raise result.details.failure

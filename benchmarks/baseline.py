@@ -14,13 +14,13 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from torch import nn
 
-from datasets.cityscapes import IGNORED, TRAIN_IDS, CityscapesSplit
+from datasets.cityscapes import CityscapesSplit
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.preprocessing import MEAN, STD
+from ffnet.labels import IGNORED, NUM_CLASSES, TRAIN_IDS
 from ffnet.model import FFNet
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.quiet import quiet_aimet
-from ffnet.variants import NUM_CLASSES
 
 
 def run(images: CityscapesSplit, model: FFNet, sim: QuantizationSimModel, device: torch.device) -> list[np.ndarray]:

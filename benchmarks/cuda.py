@@ -23,7 +23,7 @@ from benchmarks import cuda_measurements as measurements
 from benchmarks.cuda_measurements import Bench, Machine, Peaks, ProgramTime, Settings, Speed, StageTime
 from benchmarks.tables import markdown_heading, markdown_row
 from benchmarks.time_budget import Budget, OutOfTime, time_limit
-from ffnet.backends import FP32
+from ffnet.evaluation.backends import FP32
 from ffnet.system.text import format_number
 from ffnet.variants import VARIANTS
 

@@ -22,14 +22,14 @@ from torch.utils.data import ConcatDataset
 from benchmarks import speed
 from benchmarks.program import read_stage_seconds, run_program
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
-from ffnet.evaluation.loading import load_batches
+from ffnet.config import Runtime
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
+from ffnet.evaluation.loading import load_batches, synchronized_clock
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime, synchronized_clock
+from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
-from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.costs import total_multiply_accumulates
 from ffnet.quantization.lowering import lower

@@ -13,8 +13,8 @@ from benchmarks import speed
 from benchmarks.measured_program import SMALL_VARIANTS
 from benchmarks.program import read_stage_seconds, run_program
 from datasets.cityscapes import CityscapesSplit
+from ffnet.config import Runtime
 from ffnet.evaluation.loading import decoding_threads, load_batches
-from ffnet.evaluation.runtime import Runtime
 from ffnet.variants import VARIANTS
 
 SMALL_SIZE = (64, 128)  # height, width of the images for the measurement of memory

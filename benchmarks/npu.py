@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.tables import markdown
-from ffnet.npu.package import check_npu_package
+from ffnet.chips import check_npu_package
 
 LARGE, SMALL = (1024, 2048), (512, 1024)  # height, width of the images
 DEMO_MODEL = "segmentation_ffnet14T_dBBB_mobile"

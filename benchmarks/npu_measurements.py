@@ -20,11 +20,11 @@ from demo.streetscenes.render import render_scene
 from ffnet.chips import CHIPS, DEFAULT_CHIP
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.preprocessing import normalize
+from ffnet.file_names import MODEL_FILE
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.backend import NpuProcess
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export
-from ffnet.onnx.formats import MODEL_FILE
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.worker_usage import memory_bytes
-from ffnet.report.file_names import RESULT_FILE
+from ffnet.file_names import RESULT_FILE
 
 SAMPLING_SECONDS = 0.1  # between two looks at the processes of the NPU
 SPAWNED = b"--multiprocessing-fork"  # in the command line of a process that multiprocessing has started

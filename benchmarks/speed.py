@@ -27,17 +27,16 @@ from benchmarks.program import run_program
 from benchmarks.tables import markdown
 from datasets.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, CityscapesSplit
 from demo.streetscenes.render import render_scene
-from ffnet.backends import FP32, INT8_SIMULATED
-from ffnet.config import QuantizationConfig
+from ffnet.config import QuantizationConfig, Runtime
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
-from ffnet.evaluation.loading import Sample, load_batches
+from ffnet.evaluation.loading import Sample, load_batches, synchronized_clock
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime, synchronized_clock
+from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.model import FFNet, build_model
 from ffnet.onnx.export import export
-from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower

@@ -1,5 +1,7 @@
-"""Images and labels. Nothing in this package depends on a network."""
+"""Readers of data sets. They check file names and headers without torch, which is imported to decode an image."""
+
+from ffnet.system.errors import UserError
 
 
-class DatasetError(ValueError):
-    """An error in a file of a dataset, which the message names before it says what is wrong and what to do."""
+class DatasetError(UserError):
+    """An error in a file of a data set."""

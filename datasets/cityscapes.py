@@ -1,36 +1,30 @@
-"""Cityscapes with fine labels: sorted, complete and checked pairs of image and label, decoded by torchvision."""
+"""Cityscapes with fine labels: sorted, complete and checked pairs of image and label."""
 
+from __future__ import annotations
+
+import copy
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torchvision
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
 
 from datasets import DatasetError
-from ffnet.system.system_files import ignored_files, visible_files
+from ffnet.labels import LABEL_IDS, LABELS, NUM_CLASSES, TRAIN_IDS
+from ffnet.system.files import ignored_files, visible_files
+
+if TYPE_CHECKING:
+    import torch
 
 FOLDERS = ("leftImg8bit", "gtFine")  # of images and of labels
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
-IGNORED = 255  # train id of everything that is not scored
-
-_SCORED = sorted((c for c in torchvision.datasets.Cityscapes.classes if not c.ignore_in_eval), key=lambda c: c.train_id)
-CLASSES = tuple(c.name for c in _SCORED)  # the position is the train id
-COLORS = np.array([c.color for c in _SCORED], np.uint8)  # (19, 3) RGB
-LABEL_IDS = np.array([c.id for c in _SCORED], np.uint8)  # train id -> label id
-
-_LAST_ID = max(c.id for c in torchvision.datasets.Cityscapes.classes)
-TRAIN_IDS = np.full(_LAST_ID + 1, IGNORED, np.uint8)  # label id -> train id
-TRAIN_IDS[LABEL_IDS] = np.arange(len(CLASSES))
 
 # Label ids of things that hardly ever occur (parking, tunnel ...). A file in which they do, but no id from 19 on, holds
 # train ids.
-_SUSPICIOUS_IDS = sorted(set(range(5, len(CLASSES))) - set(LABEL_IDS.tolist()))
+_SUSPICIOUS_IDS = sorted(set(range(5, NUM_CLASSES)) - set(LABEL_IDS.tolist()))
 
 _REMEDIES = {  # by what a file has to hold
     "RGB": "Images are 8-bit RGB PNG files, as in leftImg8bit_trainvaltest.zip.",
@@ -39,16 +33,20 @@ _REMEDIES = {  # by what a file has to hold
 }
 
 
-class CityscapesSplit(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """One split of Cityscapes; each item is (image (3, H, W) uint8 RGB, train ids (H, W) uint8, 255 if not scored).
+class CityscapesSplit:
+    """One split of Cityscapes, a map-style dataset for torch.
 
-    Names and headers of all files are checked at once, and pixels when they are read; a bad file raises DatasetError.
-    Hidden files and those that operating systems leave behind are ignored.
+    Each item is (image (3, H, W) uint8 RGB, train ids (H, W) uint8, 255 if not scored). Names and headers of all files
+    are checked at once, and pixels when they are read. Hidden files and those that operating systems leave behind are
+    ignored.
 
     Args:
-        root: the folder that holds `leftImg8bit` and `gtFine`.
+        root: Folder that holds `leftImg8bit` and `gtFine`.
         split: "train", "val" or "test".
-        limit: the number of pairs to keep, from the first on; None keeps all.
+        limit: Number of pairs to keep, from the first on; None keeps all.
+
+    Raises:
+        DatasetError: If a file or folder is missing or wrong.
     """
 
     images: list[str]  # paths
@@ -65,32 +63,45 @@ class CityscapesSplit(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.images, self.targets = images[:limit], labels[:limit]
         self.ignored = _ignored_files(self.root, split)
         self.height, self.width = check_headers(self.images, self.targets)
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._most_kept = 0
+        self._decoded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by path; shared with selections
+        self._most_decoded = 0
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
-    def total_pixels(self) -> int:
-        """Number of pixels of all images together."""
-        return len(self) * self.height * self.width
+    def names(self) -> list[str]:
+        """The name of each image, `<city>_<sequence>_<frame>`."""
+        return [image_name(path) for path in self.images]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image in pixels."""
+        return self.height, self.width
+
+    def select(self, indices: Sequence[int]) -> CityscapesSplit:
+        """Return the images at `indices` as a dataset of their own."""
+        selection = copy.copy(self)
+        selection.images, selection.targets = ([paths[i] for i in indices] for paths in (self.images, self.targets))
+        return selection
 
     def keep_decoded(self, most_bytes: int) -> None:
-        """Keep samples in memory from now on, up to so many bytes, so that they are decoded once.
+        """Keep decoded samples in memory from now on, up to `most_bytes`; these tensors must not be changed.
 
-        The first ones that are read are kept; the others are decoded each time. Kept tensors are not to be changed.
+        The first samples that are read are kept; the others are decoded every time.
         """
-        self._most_kept = most_bytes // (4 * self.height * self.width)  # RGB and train ids, a byte each
+        self._most_decoded = most_bytes // (4 * self.height * self.width)  # RGB and train ids, a byte each
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if index in self._kept:
-            return self._kept[index]
-        image = _decode(self.images[index])
+        import torch
+
+        path = self.images[index]
+        if path in self._decoded:
+            return self._decoded[path]
         labels = _decode(self.targets[index])[0]
-        sample = image, torch.from_numpy(train_ids(labels.numpy(), self.targets[index]))
-        if len(self._kept) < self._most_kept:
-            self._kept[index] = sample
+        sample = _decode(path), torch.from_numpy(train_ids(labels.numpy(), self.targets[index]))
+        if len(self._decoded) < self._most_decoded:
+            self._decoded[path] = sample
         return sample
 
 
@@ -183,6 +194,9 @@ def _decode(path: str) -> torch.Tensor:
         DatasetError: if the file can't be read, or if its checksums are wrong.
         MemoryError: if the memory does not suffice.
     """
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+
     try:
         data = np.fromfile(path, np.uint8)
         with Image.open(io.BytesIO(data.data)) as file:
@@ -207,8 +221,8 @@ def _reading_error(path: str, error: Exception) -> DatasetError | MemoryError:
 def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:
     """Return the train ids (H, W) uint8 of label ids (H, W) uint8; raise DatasetError if they are not label ids."""
     largest = label_ids.max()
-    if largest > _LAST_ID:
+    if largest >= len(LABELS):
         raise DatasetError(f"{path}: {largest} is not a label id. {_REMEDIES['label ids']}")
-    if largest < len(CLASSES) and np.isin(label_ids, _SUSPICIOUS_IDS).any():
+    if largest < NUM_CLASSES and np.isin(label_ids, _SUSPICIOUS_IDS).any():
         raise DatasetError(f"{path}: this file holds train ids, not label ids. {_REMEDIES['label ids']}")
     return np.take(TRAIN_IDS, label_ids)  # takes half the time of TRAIN_IDS[label_ids]

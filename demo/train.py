@@ -20,19 +20,20 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from datasets.cityscapes import CLASSES, IGNORED, TRAIN_IDS, CityscapesSplit
+from datasets.cityscapes import CityscapesSplit
 from demo.streetscenes.render import render_scene
 from demo.streetscenes.scenes import FIRST_FREE_SEED, ensure_scenes, process_pool
-from ffnet.backends import FP32
 from ffnet.checkpoints.download import default_cache_dir
+from ffnet.config import Runtime
+from ffnet.evaluation.backends import FP32
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.metrics import iou
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime
+from ffnet.labels import CLASSES, IGNORED, NUM_CLASSES, TRAIN_IDS
 from ffnet.model import build_model
 from ffnet.run.inputs import DEMO_FOLDER
 from ffnet.system.files import write_atomically
-from ffnet.variants import DEMO_VARIANTS, NUM_CLASSES
+from ffnet.variants import DEMO_VARIANTS
 
 CROP_SIZE = (320, 640)  # height, width
 BATCH_SIZE = 4

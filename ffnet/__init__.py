@@ -9,8 +9,8 @@ from ffnet.variants import VARIANTS
 
 if TYPE_CHECKING:
     from ffnet.checkpoints.loading import load_checkpoint
+    from ffnet.config import Runtime
     from ffnet.evaluation.loop import evaluate
-    from ffnet.evaluation.runtime import Runtime
     from ffnet.model import build_model
     from ffnet.quantization.lowering import lower
     from ffnet.quantization.quantsim import quantize

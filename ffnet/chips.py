@@ -1,15 +1,20 @@
-"""The Qualcomm chips whose NPU (Hexagon Tensor Processor) can be named. Needs neither torch nor onnx.
+"""Qualcomm's chips whose NPU (Hexagon Tensor Processor) can be named, and the optional package that runs them.
 
 Sources: ExecuTorch's qc_schema.py for the chip numbers; for SC8380XP, SA8540, SA8797 and QCS6490, which it lacks, and
 for the aliases of parts, Qualcomm's QAIRT documentation (2.47); Qualcomm's product pages for the marketing names.
 """
 
 import difflib
+import importlib.util
+import platform
+import sys
 from dataclasses import dataclass
 
+from ffnet.system.errors import UserError
 from ffnet.system.text import format_table
 
 DEFAULT_CHIP = "sm8750"
+LEAST_GLIBC = (2, 35)  # of the wheel of onnxruntime-qnn for Linux
 
 
 @dataclass(frozen=True)
@@ -85,3 +90,33 @@ def _chips_by_name() -> dict[str, Chip]:
 
 def _hyphenated(name: str) -> str:
     return "-".join(name.lower().split())
+
+
+def check_npu_package() -> None:
+    """Raise a UserError that says how to install onnxruntime-qnn, or that it does not exist for this platform."""
+    if importlib.util.find_spec("onnxruntime_qnn"):
+        return
+    if not has_wheel(sys.platform, platform.machine(), platform.libc_ver()):
+        raise UserError(
+            f"--npu: onnxruntime-qnn does not exist for {platform.system()} on {platform.machine()}. It needs Windows, "
+            f"or Linux on x86-64 with glibc {'.'.join(map(str, LEAST_GLIBC))} or newer. Use such a PC, or remove --npu."
+        )
+    raise UserError(
+        "--npu: onnxruntime-qnn is not installed. Install it with `pip install -r requirements-npu.txt`, or remove "
+        "--npu."
+    )
+
+
+def has_wheel(system: str, machine: str, libc: tuple[str, str]) -> bool:
+    """Return whether PyPI has an onnxruntime-qnn wheel for a platform.
+
+    Args:
+        system: as sys.platform.
+        machine: as platform.machine().
+        libc: as platform.libc_ver().
+    """
+    if system == "win32":
+        return machine.upper() in ("AMD64", "ARM64")
+    name, version = libc
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    return system == "linux" and machine == "x86_64" and name == "glibc" and numbers >= LEAST_GLIBC

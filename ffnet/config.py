@@ -1,7 +1,4 @@
-"""The configuration of a run: what the command line asks for, as frozen dataclasses.
-
-`ffnet.cli` builds and checks a Config; the pipeline only reads it. Needs no torch.
-"""
+"""What a run is asked to do, as frozen dataclasses; `ffnet.options` builds them. Needs no torch."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +10,8 @@ LIST_CHIPS = "list"  # in place of a chip: print the table of chips
 VALUE_RANGES = ("normalized", "0-1", "0-255")  # of an ONNX file's input
 CHANNEL_ORDERS = ("rgb", "bgr")
 ADAROUND_ITERATIONS = 500  # per layer
+SEQ_MSE_BITS = 4  # AIMET's sequential MSE searches the ranges of weights with at most this many bits
 OUTPUT_FOLDERS = ("output_dir", "save_predictions", "export")  # fields of OutputConfig
-SEQ_MSE_BITS = 4  # most bits of a weight whose range AIMET's sequential MSE searches
 
 
 @dataclass(frozen=True)
@@ -22,10 +19,10 @@ class ModelConfig:
     """Which networks are evaluated."""
 
     names: tuple[str, ...] = (DEFAULT_MODEL,)  # keys of VARIANTS; not used with `onnx`
-    checkpoint: Path | None = None  # a file, or a folder of files; None: the published file, or the demo's
+    checkpoint: Path | None = None  # file or folder of files; None: the published file, or the demo's
     onnx: Path | None = None  # evaluate this ONNX file instead of a checkpoint
-    onnx_input: str | None = None  # of VALUE_RANGES; None: find out
-    onnx_channels: str | None = None  # of CHANNEL_ORDERS; None: find out
+    onnx_input: str | None = None  # one of VALUE_RANGES; None: find out
+    onnx_channels: str | None = None  # one of CHANNEL_ORDERS; None: find out
     cache_dir: Path | None = None  # for downloads and rendered scenes; None: torch hub's folder
 
     @property
@@ -40,13 +37,13 @@ class DataConfig:
     """Which images are scored and which are used for calibration."""
 
     demo: bool = False  # render the demo's street scenes instead of reading `dataset_path`
-    dataset_path: Path | None = None  # the folder that holds leftImg8bit and gtFine
-    split: str = "val"  # the split that is scored
+    dataset_path: Path | None = None  # folder that holds leftImg8bit and gtFine
+    split: str = "val"  # split that is scored
     limit: int | None = None  # score only the first `limit` images; None: all
     calibration_split: str = "val"
     calibration_images: int | None = None  # number of images drawn for calibration; None: all
-    seed: int = 0  # of that draw
-    selection_images: int | None = None  # number of images that recovery measures its steps on; None: see open_inputs
+    seed: int = 0  # seed of that draw
+    selection_images: int | None = None  # number of images for the choice of recovery steps; None: see run.inputs
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class QuantizationConfig:
     partial_encodings: bool = False  # calibrate the quantizers that `encodings` does not cover
     seq_mse: bool = False  # choose the ranges of 4-bit weights by sequential MSE
     adaround: int | None = None  # iterations per layer of adaptive rounding; None: round weights to nearest
-    max_drop: float | None = None  # take recovery steps until the mIoU drop is at most so many percentage points
+    max_drop: float | None = None  # take recovery steps until the mIoU drop is within this many percentage points
     recovery_images: int = 16  # number of calibration images for sequential MSE and adaptive rounding
 
     @property
@@ -75,22 +72,26 @@ class QuantizationConfig:
 class NpuConfig:
     """The evaluation on Qualcomm's NPU."""
 
-    chip: str | None = None  # a key of CHIPS, or LIST_CHIPS; None: no evaluation on the NPU
-    images: int | Literal["all"] = 50  # spread evenly over the scored images
+    chip: str | None = None  # key of CHIPS, or LIST_CHIPS; None: no evaluation on the NPU
+    images: int | Literal["all"] = 50  # number of images, spread evenly over the scored ones
     fallback: bool = False  # nodes that the NPU refuses may run on the CPU
 
 
 @dataclass(frozen=True)
-class RuntimeConfig:
-    """Where and how the networks run."""
+class Runtime:
+    """Where networks run, and how images are loaded."""
 
-    use_cuda: bool | None = None  # None: if a CUDA device is available
-    allow_tf32: bool = False
-    compile: bool | None = None  # None: if the run is long enough for compilation to save time
+    device: str = "cpu"  # torch's name of the device; the program sets it from Config.use_cuda
+    allow_tf32: bool = False  # on a GPU, compute FP32 in TF32
+    compile: bool | None = None  # compile the networks; None: on a CPU, if the run is long enough
     batch_size: int = 8
-    models_at_once: int = 5  # number of models that are in memory at the same time and share one evaluation loop
-    num_workers: int | None = None  # threads that decode images; None: see evaluation.loading.decoding_threads
+    num_workers: int | None = None  # threads that decode images; 0: the main thread; None: see evaluation.loading
     quiet: bool = False  # no progress on stderr
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device != "cpu"
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class OutputConfig:
     """Which results are computed beyond mIoU, and where they are written."""
 
     output_dir: Path | None = None
-    resume: bool = False  # go on with what an earlier run has kept in `output_dir`
-    worst: int = 6  # images with the largest mIoU drop that the report shows
+    resume: bool = False  # continue with what an earlier run saved in `output_dir`
+    worst: int = 6  # number of images with the largest mIoU drop that the report shows
     sensitivity: bool = False
     sensitivity_images: int = 8
     save_predictions: Path | None = None
@@ -117,10 +118,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     npu: NpuConfig = field(default_factory=NpuConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    runtime: Runtime = field(default_factory=Runtime)
     output: OutputConfig = field(default_factory=OutputConfig)
+    use_cuda: bool | None = None  # None: if a CUDA device is available
     list_models: bool = False  # print the table of models and do nothing else
-    command: str = ""  # the command line that repeats the run
+    command: str = ""  # command line that repeats the run
+
+    @property
+    def lists(self) -> bool:
+        """Whether the run only prints a table."""
+        return self.list_models or self.npu.chip == LIST_CHIPS
 
     def for_model(self, name: str) -> "Config":
         """Return the configuration of one model; if there are several, each has a subfolder of every output folder."""

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ffnet.variants import NUM_CLASSES, VARIANTS, SegHead, Variant
+from ffnet.labels import NUM_CLASSES
+from ffnet.variants import VARIANTS, SegHead, Variant
 
 EXPANSION = 4  # ratio of a Bottleneck block's output channels to its inner ones
 

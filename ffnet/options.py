@@ -1,17 +1,47 @@
-"""The table of options: where each value goes in Config, and how argparse reads it."""
+"""The options: one table of where each value goes in Config, and the command line. Needs no torch."""
 
 import argparse
 import itertools
-from collections.abc import Callable, Mapping
+import os
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ffnet.chips import DEFAULT_CHIP, find_chip
-from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, VALUE_RANGES, Config
-from ffnet.variants import DEFAULT_MODEL, MODEL_GROUPS, VARIANTS, closest_names
+from ffnet.config import (
+    ADAROUND_ITERATIONS,
+    CHANNEL_ORDERS,
+    LIST_CHIPS,
+    SEQ_MSE_BITS,
+    VALUE_RANGES,
+    Config,
+    DataConfig,
+    ModelConfig,
+    NpuConfig,
+    OutputConfig,
+    QuantizationConfig,
+    Runtime,
+)
+from ffnet.system.errors import UserError
+from ffnet.system.streams import print_lines
+from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, VARIANTS, closest_names
 
+PROGRAM = "ffnet_quanteval.py"
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
+PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # for which ONNX has integers and ONNX Runtime kernels
+EXPORT_REMEDY = "remove --export, --execute and --npu (with --demo: add --no-execute)"
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "quantization": QuantizationConfig,
+    "npu": NpuConfig,
+    "runtime": Runtime,
+    "output": OutputConfig,
+}
 
 
 def _model_names(text: str) -> tuple[str, ...]:
@@ -190,13 +220,11 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--npu-fallback", "npu.fallback", "run nodes that the NPU refuses on the CPU, and name them", FLAG),
     ),
     "runtime": (
-        Option("--use-cuda", "runtime.use_cuda", "true or false (default: true if a CUDA device is available)",
+        Option("--use-cuda", "use_cuda", "true or false (default: true if a CUDA device is available)",
                {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}),
         Option("--allow-tf32", "runtime.allow_tf32", "on a GPU, compute FP32 in TF32: faster and less exact", FLAG),
         Option("--compile", "runtime.compile", "compile the networks (default: if the run is long enough)", SWITCH),
         Option("--batch-size", "runtime.batch_size", "images per batch", {"type": _integer(1, 4096), "metavar": "N"}),
-        Option("--models-at-once", "runtime.models_at_once",
-               "most models that are in memory at the same time and share the decoding of images", COUNT),
         Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread (default: up to "
                "4, with a GPU up to 16, at most one per processor)",
                {"type": _integer(0, 256), "metavar": "N"}),
@@ -234,3 +262,173 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return " ".join(value) if isinstance(value, tuple) else value
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Config:
+    """Parse the command line (`sys.argv` if None) into a Config.
+
+    Raises:
+        UserError: If an option is wrong, lacks another one or contradicts it.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    given = vars(_build_parser().parse_args(argv))
+    config = _build_config(given, shlex.join(["python", PROGRAM, *argv]))
+    if not config.lists:
+        _check_combinations(set(given), config)
+        _check_recovery(config)
+        _check_images(config)
+        if config.output.export or config.output.execute or config.npu.chip:
+            check_bit_widths(config.quantization.param_bw, config.quantization.output_bw)
+    return config
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises UserError instead of printing the usage and exiting, also if its help can't be printed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def print_help(self, file: object = None) -> None:
+        print_lines(self.format_help().rstrip())
+
+
+def _build_parser() -> _Parser:
+    """Return a parser whose namespace holds only the options that were given, by their target in Config."""
+    parser = _Parser(
+        prog=PROGRAM,
+        usage="%(prog)s [--demo | --dataset-path DIR] [option ...]",
+        description="Measure what quantization does to an FFNet: its mIoU on Cityscapes in FP32 and in INT8.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for title, group in OPTIONS.items():
+        add = parser.add_argument_group(title).add_argument
+        for option in group:
+            add(option.flag, *option.aliases, dest=option.target, help=option.full_help(), **option.settings)
+    return parser
+
+
+def _build_config(given: Mapping[str, Any], command: str) -> Config:
+    """Return the Config of the given options, with the defaults that depend on other options or the environment."""
+    defaults: dict[str, Any] = {"command": command}
+    if given.get("data.demo"):
+        defaults |= {"model.names": [DEMO_VARIANTS[:1]], "output.execute": "model.onnx" not in given}
+    elif os.environ.get(DATASET_VARIABLE):
+        defaults["data.dataset_path"] = Path(os.environ[DATASET_VARIABLE])
+    values: dict[str, dict[str, Any]] = defaultdict(dict)
+    for target, value in (defaults | dict(given)).items():
+        if target == "model.names":  # of lists of names
+            value = tuple(dict.fromkeys(itertools.chain(*value)))
+        section, _, name = target.rpartition(".")
+        values[section][name] = value
+    return Config(**{name: section(**values[name]) for name, section in SECTIONS.items()}, **values[""])
+
+
+# Options that --onnx excludes: it evaluates one file as it is, on the CPU.
+NEEDS_CHECKPOINT = (
+    "model.names", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
+    "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
+    "quantization.max_drop", "quantization.seq_mse", "quantization.adaround",
+    "data.calibration_split", "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst",
+    "output.sensitivity", "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
+)  # fmt: skip
+# Options that have no effect if the encodings are complete.
+ANSWERED_BY_ENCODINGS = (
+    "data.calibration_split", "data.calibration_images", "quantization.quant_scheme", "quantization.param_bw",
+    "quantization.output_bw",
+)  # fmt: skip
+RECOVERY = ("quantization.max_drop", "quantization.seq_mse", "quantization.adaround")
+REQUIRES = {  # option -> the options without any of which it has no effect
+    "quantization.partial_encodings": ("quantization.encodings",),
+    "output.sensitivity_images": ("output.sensitivity",),
+    "output.worst": ("output.output_dir",),
+    "output.resume": ("output.output_dir",),
+    "model.onnx_input": ("model.onnx",),
+    "model.onnx_channels": ("model.onnx",),
+    "npu.images": ("npu.chip",),
+    "npu.fallback": ("npu.chip",),
+    "quantization.recovery_images": RECOVERY,
+    "data.selection_images": RECOVERY,
+}
+
+
+def _check_combinations(given: set[str], config: Config) -> None:
+    """Raise UserError if one of the given options would be ignored."""
+    excluded = [target for target in NEEDS_CHECKPOINT if target in given]
+    if not config.output.execute:
+        excluded = [target for target in excluded if target != "output.execute"]
+    if config.model.onnx and excluded:
+        raise UserError(
+            f"{FLAGS[excluded[0]]} cannot be combined with --onnx, which evaluates one file as it is. Remove it."
+        )
+    if config.model.onnx and config.runtime.use_cuda:
+        raise UserError("--use-cuda cannot be combined with --onnx, which runs on the CPU. Remove it.")
+    for target, required in REQUIRES.items():
+        if target in given and not any(_is_set(config, name) for name in required):
+            flags = " or ".join(FLAGS[name] for name in required)
+            raise UserError(f"{FLAGS[target]} has no effect without {flags}. Add that option, or remove this one.")
+    answered = [target for target in ANSWERED_BY_ENCODINGS if target in given]
+    if config.quantization.encodings and not config.quantization.partial_encodings and answered:
+        raise UserError(
+            f"{FLAGS[answered[0]]} cannot be combined with --encodings, which already determine it. Remove it, or add "
+            "--partial-encodings."
+        )
+
+
+def _is_set(config: Config, target: str) -> bool:
+    """Return whether an option has a value other than None and False; 0 is a value."""
+    value = lookup(config, target)
+    return value is not None and value is not False
+
+
+def _check_recovery(config: Config) -> None:
+    """Raise UserError if the options for accuracy recovery contradict others or each other, or can't work."""
+    options = config.quantization
+    requested = [FLAGS[target] for target in RECOVERY if _is_set(config, target)]
+    if requested and options.encodings:
+        raise UserError(
+            f"{requested[0]} cannot be combined with --encodings, which already determine all ranges and bit widths. "
+            "Remove one of them."
+        )
+    if options.seq_mse and options.param_bw > SEQ_MSE_BITS:
+        raise UserError(
+            f"--seq-mse: AIMET's sequential MSE takes weights of at most {SEQ_MSE_BITS} bits, and --default-param-bw "
+            f"is {options.param_bw}. Remove --seq-mse, or give --default-param-bw {SEQ_MSE_BITS}."
+        )
+    if options.max_drop is not None:
+        if options.seq_mse:
+            raise UserError("--seq-mse: --max-drop tries sequential MSE by itself. Remove --seq-mse.")
+        check_bit_widths(options.param_bw, options.output_bw, "remove --max-drop, whose result is meant for devices")
+
+
+def _check_images(config: Config) -> None:
+    """Raise UserError unless it is clear which images are evaluated."""
+    if config.data.demo and config.data.dataset_path:
+        raise UserError("--demo renders its own images and cannot be combined with --dataset-path. Remove one of them.")
+    others = [name for name in config.model.names if name not in DEMO_VARIANTS]
+    if config.data.demo and not config.model.onnx and others:
+        names = " and ".join(DEMO_VARIANTS)
+        raise UserError(f"--model-name {others[0]}: --demo has weights for {names} only. Name one of these or both.")
+    if not config.data.demo and config.data.dataset_path is None:
+        raise UserError(
+            f"--dataset-path is missing. Give the folder that holds leftImg8bit and gtFine, or set {DATASET_VARIABLE} "
+            "to it; --demo needs neither."
+        )
+
+
+def check_bit_widths(param_bw: int, output_bw: int, remedy: str = EXPORT_REMEDY) -> None:
+    """Raise a UserError unless ONNX Runtime can run weights and activations of these bit widths.
+
+    `remedy` says what else the user can do than choose other bit widths.
+    """
+    for what, bits, supported in (("param", param_bw, PARAM_BIT_WIDTHS), ("output", output_bw, OUTPUT_BIT_WIDTHS)):
+        if bits not in supported:
+            raise UserError(
+                f"--default-{what}-bw: {bits} bits are not among the bit widths of ONNX Runtime's kernels "
+                f"({', '.join(map(str, supported))}). Use one of these, or {remedy}."
+            )
+    if param_bw == output_bw == 16:
+        raise UserError(
+            "--default-param-bw and --default-output-bw: ONNX Runtime's int32 biases overflow if both are 16 bits. Use "
+            "8 for one of them."
+        )

@@ -11,8 +11,8 @@ import pytest
 import ffnet_quanteval
 from ffnet import cli
 from ffnet.config import Config
+from ffnet.file_names import PROGRESS_FOLDER
 from ffnet.options import OPTIONS, option_values
-from ffnet.report.file_names import PROGRESS_FOLDER
 from ffnet.system.errors import UserError
 from ffnet.variants import DEMO_VARIANTS, MODEL_GROUPS
 from tests.helpers.program import SCRIPT

@@ -13,12 +13,13 @@ from skimage.io import imread
 
 import ffnet_quanteval
 from datasets import cityscapes
-from datasets.cityscapes import CLASSES, LABEL_IDS, CityscapesSplit
+from datasets.cityscapes import CityscapesSplit
 from ffnet import QuantizationConfig
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
+from ffnet.config import Runtime
 from ffnet.evaluation import metrics
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime
+from ffnet.labels import CLASSES, LABEL_IDS
 from ffnet.model import remove_batch_norms
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import quantize

@@ -14,14 +14,15 @@ import torch
 from skimage.io import imsave
 from torch.nn.functional import interpolate
 
-from datasets.cityscapes import LABEL_IDS, CityscapesSplit
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from datasets.cityscapes import CityscapesSplit
+from ffnet.config import Runtime
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loop import warm_up
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime
-from ffnet.report.file_names import PROGRESS_FOLDER
+from ffnet.file_names import PROGRESS_FOLDER
+from ffnet.labels import LABEL_IDS
 from tests.helpers.networks import TOY, toy_model
 from tests.helpers.pretend_gpu.device import pretend_gpu
 from tests.helpers.pretend_gpu.guard import build_guard, missing_requirement

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import ffnet_quanteval
-from ffnet.backends import INT8_SIMULATED, short_name
-from ffnet.report.file_names import PROGRESS_FOLDER
+from ffnet.evaluation.backends import INT8_SIMULATED, short_name
+from ffnet.file_names import PROGRESS_FOLDER
 from ffnet.run.records import RecordFile
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_in_fork

@@ -8,7 +8,7 @@ import torch
 
 import ffnet_quanteval
 from datasets.cityscapes import CityscapesSplit
-from ffnet.report.file_names import COMPARISON_FILES
+from ffnet.file_names import COMPARISON_FILES
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_with_result
 from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for
@@ -138,7 +138,7 @@ def test_fail_under_covers_all_models(data, together, tmp_path, capsys):
 
 
 def test_what_is_there_is_compared_if_the_run_ends_early(data, tmp_path, capsys, monkeypatch):
-    from ffnet import pipeline
+    from ffnet.run import pipeline
 
     original = pipeline.quantize
 
@@ -165,7 +165,7 @@ def test_each_model_is_exported_to_a_folder_of_its_own(data, tmp_path):
 
 
 def test_logits_that_are_not_finite_are_an_error_that_names_the_model(data, capsys, monkeypatch):
-    from ffnet import scoring_stage
+    from ffnet.run import scoring as scoring_stage
 
     original = scoring_stage.prepare
 

@@ -3,41 +3,50 @@
 import contextlib
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ffnet.evaluation.runtime import Runtime
+from ffnet.config import Runtime
 from ffnet.system.errors import UserError
 from ffnet.system.memory import is_out_of_memory
 
-MOST_THREADS = {
-    "cpu": 4,
-    "cuda": 16,
-}  # that decode, by device: a GPU evaluates an image faster than one thread decodes it
+MOST_THREADS, MOST_THREADS_GPU = 4, 16  # that decode images; a GPU evaluates one faster than a thread decodes it
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
 
 
+class Images(Protocol):
+    """A map-style dataset, such as a CityscapesSplit or any torch Dataset with a length."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return image uint8 (3, H, W) RGB and train ids uint8 (H, W), 255 if not scored."""
+        ...
+
+
 @contextlib.contextmanager
-def open_batches(images: Dataset[Sample], runtime: Runtime, title: str) -> Iterator["tqdm[Sample]"]:
+def open_batches(images: Images, runtime: Runtime, title: str) -> Iterator["tqdm[Sample]"]:
     """Open what `load_batches` yields, with a progress bar; at the end, also an early one, its threads end."""
-    total = math.ceil(len(images) / runtime.batch_size)  # type: ignore[arg-type]
+    total = math.ceil(len(images) / runtime.batch_size)
     with (
         contextlib.closing(load_batches(images, runtime)) as batches,
-        tqdm(batches, title, total, unit="batch", dynamic_ncols=True, disable=not runtime.progress) as bar,
+        tqdm(batches, title, total, unit="batch", dynamic_ncols=True, disable=runtime.quiet) as bar,
     ):
         yield bar
 
 
-def load_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample, None, None]:
+def load_batches(images: Images, runtime: Runtime) -> Generator[Sample, None, None]:
     """Yield batches (images uint8 (N, 3, H, W), train ids uint8 (N, H, W)) in the order of `images`.
 
     The batches are in pinned memory if the device is a GPU.
@@ -46,30 +55,37 @@ def load_batches(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample,
         DatasetError: if an image or a label is wrong, once its batch is due.
         UserError: if the memory does not suffice, or if the threads can't be started.
     """
-    load = _load_in_threads if runtime.num_workers else _load_one_by_one
+    threads = decoding_threads(runtime)
     try:
-        with contextlib.closing(load(images, runtime)) as samples:
+        with contextlib.closing(_load_samples(images, threads, runtime.batch_size)) as samples:
             while batch := list(islice(samples, runtime.batch_size)):
-                yield _stack(batch, pin=runtime.device.type == "cuda")
+                yield _stack(batch, pin=runtime.on_gpu)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"--batch-size {runtime.batch_size} and --num-workers {runtime.num_workers}: the memory does not suffice "
+            f"--batch-size {runtime.batch_size} and --num-workers {threads}: the memory does not suffice "
             "for decoding the images. Give smaller numbers, or run on a machine or in a container with more memory."
         ) from error
 
 
-def decoding_threads(device: torch.device, requested: int | None = None) -> int:
+def decoding_threads(runtime: Runtime) -> int:
     """Return the number of threads that decode images in this process.
 
-    It is the requested number or, if that is None, up to MOST_THREADS; all processes of torchrun on this machine
-    together take at most one per processor.
+    Without `runtime.num_workers` it is up to MOST_THREADS. All processes of torchrun on this machine together take at
+    most one thread per processor.
     """
-    if requested is not None:
-        return requested
+    if runtime.num_workers is not None:
+        return runtime.num_workers
     processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MOST_THREADS[device.type], processors))
+    return max(1, min(MOST_THREADS_GPU if runtime.on_gpu else MOST_THREADS, processors))
+
+
+def synchronized_clock(device: str) -> float:
+    """Return the time in seconds once the device has finished all its work."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
@@ -77,20 +93,17 @@ def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
     return np.linspace(0, number - 1, number if wanted == "all" else min(number, wanted)).round().astype(np.int64)
 
 
-def _load_one_by_one(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample, None, None]:
-    """Yield every sample, decoded by this thread."""
-    for index in range(len(images)):  # type: ignore[arg-type]
-        yield images[index]
-
-
-def _load_in_threads(images: Dataset[Sample], runtime: Runtime) -> Generator[Sample, None, None]:
-    """Yield every sample, decoded by threads that are one batch, and one image per thread, ahead."""
+def _load_samples(images: Images, threads: int, batch_size: int) -> Generator[Sample, None, None]:
+    """Yield every sample, decoded by `threads` threads that are one batch ahead; 0: by the caller's thread."""
+    if not threads:
+        yield from (images[index] for index in range(len(images)))
+        return
     pending: deque[Future[Sample]] = deque()
-    executor = ThreadPoolExecutor(runtime.num_workers, "decode")
+    executor = ThreadPoolExecutor(threads, "decode")
     try:
-        for index in range(len(images)):  # type: ignore[arg-type]
+        for index in range(len(images)):
             pending.append(_submit(executor, images, index))
-            if len(pending) > runtime.batch_size + runtime.num_workers:
+            if len(pending) > batch_size + threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -98,7 +111,7 @@ def _load_in_threads(images: Dataset[Sample], runtime: Runtime) -> Generator[Sam
         executor.shutdown(wait=False, cancel_futures=True)  # an interrupted run does not wait for images
 
 
-def _submit(executor: ThreadPoolExecutor, images: Dataset[Sample], index: int) -> Future[Sample]:
+def _submit(executor: ThreadPoolExecutor, images: Images, index: int) -> Future[Sample]:
     try:
         return executor.submit(images.__getitem__, index)
     except RuntimeError as error:

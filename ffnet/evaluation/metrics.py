@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ffnet.variants import NUM_CLASSES
+from ffnet.labels import NUM_CLASSES
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:

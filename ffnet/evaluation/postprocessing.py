@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ffnet.evaluation import metrics
-from ffnet.variants import NUM_CLASSES
+from ffnet.labels import NUM_CLASSES
 
 Kernel = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]  # `two_largest`, compiled
 

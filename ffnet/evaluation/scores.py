@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ffnet.evaluation import metrics
-from ffnet.variants import NUM_CLASSES
+from ffnet.labels import NUM_CLASSES
 
 
 @dataclass(frozen=True)

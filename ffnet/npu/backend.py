@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffnet.backends import INT8_NPU
+from ffnet.evaluation.backends import INT8_NPU
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat

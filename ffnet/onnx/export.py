@@ -27,25 +27,34 @@ import torch
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
-from datasets.cityscapes import CLASSES
 from ffnet.chips import CHIPS
 from ffnet.config import NpuConfig
 from ffnet.evaluation.preprocessing import MEAN, STD
+from ffnet.file_names import (
+    CONTEXT_FILE,
+    ENCODINGS_FILE,
+    EXPORT_FILES,
+    FLOAT_MODEL_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    NPU_FOLDER,
+)
+from ffnet.labels import CLASSES
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.backend import NpuProcess
 from ffnet.npu.worker import NpuSession, NpuTarget
-from ffnet.onnx import formats
-from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MANIFEST_FILE, MODEL_FILE
 from ffnet.onnx.mixed_precision import rescale_biases, unify_bit_widths, widen
 from ffnet.onnx.rewriting import fold_float_constants, keep_scale_in_resizes
+from ffnet.options import check_bit_widths
 from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder, sha256_of, unfinished_name
 
+OPSET = 21  # the first with 4-bit and 16-bit QuantizeLinear
 EXPORTER: dict[str, Any] = {
     "dynamo": True,  # torch.export keeps the names of modules, which the TorchScript exporter drops
-    "opset_version": formats.OPSET,
+    "opset_version": OPSET,
     "external_data": False,
     "verbose": False,
     "input_names": [INPUT_TENSOR],
@@ -79,7 +88,7 @@ def export(
         RuntimeError: if the Q/DQ nodes of model.onnx differ from the quantizers of `sim`.
     """
     folder = Path(folder)
-    check_output_folder("--export", folder, (*EXPORT_FILES, formats.NPU_FOLDER), force)
+    check_output_folder("--export", folder, (*EXPORT_FILES, NPU_FOLDER), force)
     _check_sites(sim)
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +111,7 @@ def _check_sites(sim: QuantizationSimModel) -> None:
     sites = quantizer_sites(sim)
     for site in sites:
         bit_widths[site.kind] = max(bit_widths[site.kind], site.bit_width)
-    formats.check_bit_widths(bit_widths[WEIGHT], bit_widths[ACTIVATION])
+    check_bit_widths(bit_widths[WEIGHT], bit_widths[ACTIVATION])
     if layer := next((site.layer for site in sites if site.tensor is None), None):
         raise UserError(f"--config-file: {layer} quantizes its own input, which can't be exported. Remove the option.")
 
@@ -114,7 +123,7 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
         aimet_torch.onnx.export(sim.model, (example,), str(work / MODEL_FILE), **EXPORTER)
         sim.onnx.export((example,), str(work / FLOAT_MODEL_FILE), **EXPORTER)
     quantized, float_network = onnx.load(work / MODEL_FILE), onnx.load(work / FLOAT_MODEL_FILE)
-    encodings_file = (work / FLOAT_MODEL_FILE).with_suffix(".encodings").rename(work / formats.ENCODINGS_FILE)
+    encodings_file = (work / FLOAT_MODEL_FILE).with_suffix(".encodings").rename(work / ENCODINGS_FILE)
     _rename_encodings(encodings_file, layer_tensors(float_network.graph))
     _restore_weights(float_network.graph, sim.model)
     name_layers(quantized.graph)
@@ -270,7 +279,7 @@ def _smallest(dtype: np.dtype) -> int:
 def write_npu_context(work: Path, npu: NpuConfig) -> dict[str, Any]:
     """Write `model.onnx` as compiled for a chip into the folder `work`, and return what the manifest says about it."""
     chip = CHIPS[str(npu.chip)]
-    file = work / formats.NPU_FOLDER / chip.part / formats.CONTEXT_FILE
+    file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
     file.parent.mkdir(parents=True)
     with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
         session: NpuSession = process.call(npu_worker.write_context, file)
@@ -289,7 +298,7 @@ def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, A
     files = sorted(path for path in work.rglob("*") if path.is_file())
     manifest = {
         **provenance,
-        "opset": formats.OPSET,
+        "opset": OPSET,
         "input": {
             "name": INPUT_TENSOR,
             "shape": [1, 3, *size],
@@ -320,7 +329,7 @@ def move_files(work: Path, folder: Path) -> None:
         work.rename(folder)
         return
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    _remove_contexts(folder / formats.NPU_FOLDER)
+    _remove_contexts(folder / NPU_FOLDER)
     files = [path.relative_to(work) for path in work.rglob("*") if path.is_file()]
     for file in sorted(files, key=lambda file: file.name == MANIFEST_FILE):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -329,7 +338,7 @@ def move_files(work: Path, folder: Path) -> None:
 
 def _remove_contexts(folder: Path) -> None:
     """Remove the compiled networks of an earlier export, and the folders that are empty then; keep all other files."""
-    for path in folder.glob(f"*/{Path(formats.CONTEXT_FILE).stem}*"):
+    for path in folder.glob(f"*/{Path(CONTEXT_FILE).stem}*"):
         if path.parent.name in CHIPS:
             path.unlink()
     for empty in (*folder.glob("*/"), folder):

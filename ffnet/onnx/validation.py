@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from ffnet.labels import NUM_CLASSES
 from ffnet.onnx.graph_index import GraphIndex, node_name
 from ffnet.onnx.quantized_values import INTEGERS, QuantizedValues, of_input, of_output
 from ffnet.system.errors import UserError
-from ffnet.variants import NUM_CLASSES
 
 MAX_BYTES = 2**30  # of a file with its external data; the largest FFNet has 0.4 GB
 MAX_SIDE = 8192  # of an image

@@ -7,9 +7,9 @@ quantizers around GaussianConv2D.
 
 import contextlib
 import copy
-import dataclasses
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,11 @@ from aimet_torch.nn import QuantizationMixin
 from aimet_torch.quantization import set_backend
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
-from torch.utils.data import Dataset
 
-from ffnet.config import QuantizationConfig
-from ffnet.evaluation.loading import evenly_spaced
-from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
+from ffnet.config import QuantizationConfig, Runtime
+from ffnet.evaluation.loading import Images, evenly_spaced
+from ffnet.evaluation.loop import calibration_batches, with_backoff
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime
 from ffnet.model import GaussianConv2D
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
@@ -38,7 +36,6 @@ from ffnet.quantization.recovery.seq_mse import apply_seq_mse
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8
-from ffnet.system.memory import is_out_of_gpu_memory
 from ffnet.system.text import count
 
 TRACE_SIZE = (1, 3, 64, 64)  # of the input with which AIMET traces the graph; quantizers do not depend on it
@@ -60,7 +57,7 @@ class QuantizedGaussianConv2D(QuantizationMixin, GaussianConv2D):
 
 def quantize(
     model: nn.Module,
-    images: Dataset,
+    images: Images,
     config: QuantizationConfig = QuantizationConfig(),
     runtime: Runtime = Runtime(),
 ) -> QuantizationSimModel:
@@ -88,17 +85,17 @@ def quantize(
     if config.recovers:
         chosen = recovery_batches(images, config.recovery_images, runtime.device)
         if config.seq_mse:
-            apply_seq_mse(sim, chosen, runtime.progress)
+            apply_seq_mse(sim, chosen, not runtime.quiet)
         if config.adaround:
-            apply_adaround(sim, equalized, chosen, config.adaround, runtime.progress)
+            apply_adaround(sim, equalized, chosen, config.adaround, not runtime.quiet)
         calibrate_on_images(sim, images, runtime)
     raise_weight_scales(sim)
     return sim
 
 
-def recovery_batches(images: Dataset, number: int, device: torch.device) -> list[torch.Tensor]:
+def recovery_batches(images: Images, number: int, device: torch.device) -> list[torch.Tensor]:
     """Return evenly spaced images of a data set, normalized (1, 3, H, W) float32 on `device`."""
-    chosen = evenly_spaced(len(images), number)  # type: ignore[arg-type]
+    chosen = evenly_spaced(len(images), number)
     return [normalize(images[index][0][None].to(device)) for index in chosen.tolist()]
 
 
@@ -184,22 +181,17 @@ def check_config_file(name: str) -> None:
         )
 
 
-def calibrate_on_images(sim: QuantizationSimModel, images: Dataset, runtime: Runtime) -> int:
-    """Calibrate a simulation on a data set and return the batch size used.
+def calibrate_on_images(sim: QuantizationSimModel, images: Images, runtime: Runtime) -> int:
+    """Calibrate a simulation on a dataset and return the batch size used.
 
     If the GPU runs out of memory, calibration starts again with half the batch size.
     """
-    batch_size = runtime.batch_size
-    while True:
-        try:
-            batches = calibration_batches(images, dataclasses.replace(runtime, batch_size=batch_size))
-            with contextlib.closing(batches):
-                calibrate(sim, batches)
-            return batch_size
-        except RuntimeError as error:
-            if not is_out_of_gpu_memory(error):
-                raise
-            batch_size = smaller_batch_size(batch_size, error)
+
+    def work(batch_size: int) -> None:
+        with contextlib.closing(calibration_batches(images, replace(runtime, batch_size=batch_size))) as batches:
+            calibrate(sim, batches)
+
+    return with_backoff(work, runtime.batch_size)[1]
 
 
 def calibrate(sim: QuantizationSimModel, batches: Iterable[torch.Tensor]) -> None:

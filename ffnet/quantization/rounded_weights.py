@@ -10,7 +10,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from google.protobuf.message import DecodeError
 from torch import nn
 
-from ffnet.onnx.formats import FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
+from ffnet.file_names import FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites, site_parameter
 from ffnet.system.errors import UserError
 from ffnet.system.files import sha256_of

@@ -16,9 +16,9 @@ import torch
 from aimet_torch.quantsim import QuantizationSimModel
 from torch.utils.data import Dataset, Subset
 
+from ffnet.config import Runtime
 from ffnet.evaluation.loading import Sample
 from ffnet.evaluation.loop import calibration_batches, smaller_batch_size
-from ffnet.evaluation.runtime import Runtime
 from ffnet.quantization.quantsim import calibrate
 from ffnet.quantization.tf_enhanced import MESSAGE_LENGTH, Exchange, share_batches
 from ffnet.system.memory import is_out_of_gpu_memory

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32
+from ffnet.evaluation.backends import FP32
+from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT

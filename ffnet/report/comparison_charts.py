@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ffnet.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.report.charts import GRAY, ORANGE, STYLE, WIDTH, Chart, add_legend, to_chart
 from ffnet.report.label_layout import Box, place_labels

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ffnet.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.results.comparison import COMMON_PREFIX, COSTS, ComparedModel, Front, ModelComparison
 from ffnet.results.comparison_notes import all_notes
 from ffnet.system.text import Rows, count, format_number, format_table, interval_column, join_columns

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32
+from ffnet.evaluation.backends import FP32
+from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.results.ai_hub import MIOU_IMAGES, SOURCE, galaxy_s25
 from ffnet.results.recovery import Recovery

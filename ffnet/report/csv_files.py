@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets.cityscapes import CLASSES, image_name
-from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED
+from datasets.cityscapes import image_name
 from ffnet.evaluation import metrics
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.ai_hub import ByRuntime, PublishedLatency

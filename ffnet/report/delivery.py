@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ffnet.backends import FP32, INT8_NPU
 from ffnet.cli import PROGRAM
 from ffnet.config import Config
+from ffnet.evaluation.backends import FP32, INT8_NPU
+from ffnet.file_names import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES
 from ffnet.options import option_values
 from ffnet.report.comparison_console import format_comparison
 from ffnet.report.comparison_html import render_comparison
@@ -22,7 +23,6 @@ from ffnet.report.csv_files import (
     write_recovery,
     write_sensitivity,
 )
-from ffnet.report.file_names import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES
 from ffnet.report.html import render
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.results.result import DEMO_NOTE, Result, miou_drops

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from datasets.cityscapes import CLASSES, COLORS
 from ffnet.evaluation.bootstrap import Interval
+from ffnet.labels import CLASSES, COLORS
 from ffnet.report.charts import class_chart, npu_chart, recovery_chart, sensitivity_chart
 from ffnet.results.images import MARKS
 from ffnet.results.result import BackendResult, Result, miou_drop, miou_drops

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import Interval, difference_interval, resampled_mious
+from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.costs import total_multiply_accumulates
 from ffnet.results.ai_hub import PublishedLatency, published_latency

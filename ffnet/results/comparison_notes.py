@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.results.ai_hub import SOURCE
 from ffnet.results.comparison import ComparedModel, ModelComparison
 from ffnet.system.text import count, list_names

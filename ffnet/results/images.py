@@ -14,12 +14,13 @@ from skimage.measure import block_reduce
 from skimage.morphology import dilation
 from skimage.util import img_as_ubyte
 
-from datasets.cityscapes import CLASSES, COLORS, IGNORED, CityscapesSplit, image_name
-from ffnet.backends import FP32, INT8_SIMULATED, Backend
+from datasets.cityscapes import CityscapesSplit, image_name
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
 from ffnet.evaluation.metrics import image_ious, image_mious
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import Scores
+from ffnet.labels import CLASSES, COLORS, IGNORED
 
 PAIR = (FP32, INT8_SIMULATED)
 MAX_WIDTH = 1024  # of a panel, in pixels

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.config import Config
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.system.text import count
 from ffnet.variants import INPUT_SIZE, Variant
 

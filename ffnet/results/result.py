@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32
 from ffnet.evaluation import metrics
+from ffnet.evaluation.backends import FP32
 from ffnet.evaluation.bootstrap import Interval, MiouIntervals, miou_intervals
 from ffnet.evaluation.scores import Scores
+from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.images import ImageComparison

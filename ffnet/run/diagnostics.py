@@ -8,7 +8,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
+from ffnet.evaluation.backends import INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
 from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
@@ -68,7 +68,7 @@ def diagnose(
         indices = range(min(output.sensitivity_images, len(images)))
         batches = [normalize(images[index][0][None].to(device)) for index in indices]
         sensitivity = analyze_sensitivity(
-            networks.sim, networks.float_network, networks.lowered, batches, run.runtime.progress
+            networks.sim, networks.float_network, networks.lowered, batches, run.not runtime.quiet
         )
     backend = backends.get(INT8_ONNX_RUNTIME)
     if isinstance(backend, OnnxBackend):

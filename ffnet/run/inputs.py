@@ -15,7 +15,7 @@ from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints import folder
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_checkpoint
-from ffnet.config import Config, DataConfig, RuntimeConfig
+from ffnet.config import Config, DataConfig, Runtime
 from ffnet.evaluation.loading import Sample, evenly_spaced
 from ffnet.quantization.encodings_file import EncodingsFile, read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
@@ -39,7 +39,7 @@ class Inputs:
     encodings: EncodingsFile | None
 
 
-def select_device(config: RuntimeConfig) -> torch.device:
+def select_device(config: Runtime) -> torch.device:
     """Return the device to run on, and set whether it may use TF32.
 
     Raises:

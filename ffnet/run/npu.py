@@ -15,9 +15,9 @@ from torch import fx
 from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit, image_name
-from ffnet.backends import FP32, INT8_NPU
 from ffnet.chips import CHIPS
 from ffnet.config import Config
+from ffnet.evaluation.backends import FP32, INT8_NPU
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import evenly_spaced
 from ffnet.evaluation.loop import score_batches

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import ONNX_FILE
+from ffnet.evaluation.backends import ONNX_FILE
 from ffnet.evaluation.loading import evenly_spaced
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.preprocessing import normalize

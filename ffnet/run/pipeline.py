@@ -13,22 +13,21 @@ import torch
 from aimet_torch.quantsim import QuantizationSimModel
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import Config
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import decoding_threads
 from ffnet.evaluation.scores import Scores
+from ffnet.file_names import MODEL_FILE, RESULT_FILE, ROUNDED_LAYERS
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.export import export
-from ffnet.onnx.formats import MODEL_FILE, ROUNDED_LAYERS
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.rounded_weights import rounded_layers
 from ffnet.quantization.sites import quantizer_sites
-from ffnet.report.file_names import RESULT_FILE
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant, quantization_setup
 from ffnet.results.recovery import Recovery
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics, Result

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.cityscapes import LABEL_IDS, CityscapesSplit, image_name
-from ffnet.backends import short_name
+from datasets.cityscapes import CityscapesSplit, image_name
+from ffnet.evaluation.backends import short_name
+from ffnet.labels import LABEL_IDS
 from ffnet.run.records import Writer
 from ffnet.system.files import write_atomically
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import Scores, Shard, concatenate, merge_shards, no_scores
+from ffnet.labels import NUM_CLASSES
 from ffnet.system.files import write_atomically
-from ffnet.variants import NUM_CLASSES
 
 logger = logging.getLogger(__name__)
 

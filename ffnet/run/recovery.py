@@ -7,8 +7,8 @@ from torch import fx
 from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit, image_name
-from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation import metrics
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import miou_intervals
 from ffnet.evaluation.loading import Sample
 from ffnet.quantization.costs import multiply_accumulates

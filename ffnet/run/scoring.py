@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import FP32, INT8_SIMULATED, Backend
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
 from ffnet.evaluation.compilation import PreparedBackends, compile_backends, prepare_backends
 from ffnet.evaluation.loop import score_batches, warm_up
 from ffnet.evaluation.scores import Scores, merge_shards
@@ -64,7 +64,7 @@ def score(models: Sequence[PreparedBackends], runs: Sequence[Run], images: Citys
     if not models:
         return []
     ranks, runtime = runs[0].ranks, runs[0].runtime
-    if runtime.device.type == "cpu":  # where the backends take single images anyway: less is lost if the run is stopped
+    if not runtime.on_gpu:  # where the backends take single images anyway: less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
     remaining = [run.progress.remaining(IMAGES, np.arange(len(images))) for run in runs]
     own = ranks.share_of(np.unique(np.concatenate(remaining)))

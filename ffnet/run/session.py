@@ -5,6 +5,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -12,13 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import INT8_SIMULATED, ONNX_FILE
 from ffnet.config import Config
-from ffnet.evaluation.loading import decoding_threads
-from ffnet.evaluation.runtime import Runtime
-from ffnet.onnx.formats import MANIFEST_FILE
+from ffnet.evaluation.backends import INT8_SIMULATED, ONNX_FILE
+from ffnet.file_names import MANIFEST_FILE, PROGRESS_FOLDER, RESULT_MEGABYTES
 from ffnet.options import option_values
-from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_MEGABYTES
 from ffnet.results import result as results
 from ffnet.results.published import Comparison
 from ffnet.results.recovery import Recovery
@@ -62,9 +60,8 @@ class Run:
         """
         self.config = config
         self.ranks = ranks
-        options, progress = config.runtime, ranks.is_main and not config.runtime.quiet
-        threads = decoding_threads(ranks.device, options.num_workers)
-        self.runtime = Runtime(ranks.device, options.batch_size, threads, progress, options.allow_tf32)
+        quiet = config.runtime.quiet or not ranks.is_main
+        self.runtime = replace(config.runtime, device=str(ranks.device), quiet=quiet)
         self.notes = list(notes)  # sentences for the report
         self.stage_seconds = dict(stage_seconds)
         self.progress = Progress()

@@ -32,9 +32,9 @@ from safetensors import SafetensorError
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Config
 from ffnet.evaluation.scores import Scores, Shard, merge_shards, without
+from ffnet.file_names import PROGRESS_FOLDER, RESULT_FILE, RESULT_FILES
 from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.state import load_state, read_state, save_state, write_state
-from ffnet.report.file_names import PROGRESS_FOLDER, RESULT_FILE, RESULT_FILES
 from ffnet.results.recovery import Recovery, recovery_from_json
 from ffnet.results.result import Calibration, processor_name, versions
 from ffnet.run.records import RecordFile, read_records

@@ -1,4 +1,4 @@
-"""Output folders and files: checked before the work, written whole or not at all."""
+"""Files and folders: which ones data sets ignore, output folders that can be written, files written whole or not at all."""
 
 import codecs
 import hashlib
@@ -7,11 +7,42 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ffnet.system.errors import UserError
-from ffnet.system.system_files import is_system_file
 from ffnet.system.text import count
+
+_SYSTEM_FILES = (  # in lower case
+    # macOS
+    ".ds_store", "._*", ".appledouble", ".apdisk", ".documentrevisions-v100", ".fseventsd", ".localized",
+    ".spotlight-v100", ".temporaryitems", ".trashes", ".volumeicon.icns", "__macosx", "icon\r",
+    # Windows
+    "$recycle.bin", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "recycler", "system volume information",
+    "thumbs.db",
+    # Linux, network storage and Jupyter
+    ".directory", ".fuse_hidden*", ".nfs*", ".trash-*", "lost+found", "#recycle", "#snapshot", "@eadir", "@recycle",
+    ".ipynb_checkpoints",
+)  # fmt: skip
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether a file or folder with this name belongs to an operating system or a file manager."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in _SYSTEM_FILES)
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files and folders in `folder` that are not ignored."""
+    return [path for path in folder.iterdir() if not _is_ignored(path.name)]
+
+
+def ignored_files(folder: Path) -> list[Path]:
+    """Return the files and folders in `folder` that are ignored."""
+    return [path for path in folder.iterdir() if _is_ignored(path.name)]
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or is_system_file(name)
 
 
 def check_output_folder(

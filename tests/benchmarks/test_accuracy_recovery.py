@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.accuracy_recovery import COLUMNS, format_row, format_rows
 from benchmarks.accuracy_recovery_measurements import RUNS, make_row
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
-from ffnet.onnx.formats import check_bit_widths
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.options import check_bit_widths
 from tests.helpers.results import small_npu, small_recovery, small_result
 
 

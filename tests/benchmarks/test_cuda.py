@@ -27,7 +27,7 @@ from benchmarks.cuda_measurements import (
 )
 from benchmarks.measured_program import SMALL_VARIANTS
 from benchmarks.time_budget import Budget, OutOfTime, time_limit
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.variants import VARIANTS
 
 SETTINGS = Settings(

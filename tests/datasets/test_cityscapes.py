@@ -14,7 +14,8 @@ from cityscapesscripts.helpers.labels import trainId2label as official
 from skimage.io import imread, imsave
 
 from datasets import DatasetError, cityscapes
-from datasets.cityscapes import CLASSES, COLORS, LABEL_IDS, TRAIN_IDS, CityscapesSplit, image_name
+from datasets.cityscapes import CityscapesSplit, image_name
+from ffnet.labels import CLASSES, COLORS, LABEL_IDS, TRAIN_IDS
 from tests.helpers.cityscapes_tree import write_tree
 
 

@@ -8,11 +8,11 @@ import torch
 from datasets.cityscapes import CityscapesSplit
 from demo.ill_conditioned import ill_conditioned
 from demo.streetscenes.scenes import ensure_scenes
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.config import Runtime
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.runtime import Runtime
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import quantize
 from ffnet.variants import DEMO_VARIANTS

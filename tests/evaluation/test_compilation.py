@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ffnet.config import Runtime
 from ffnet.evaluation import compilation
 from ffnet.evaluation.compilation import PreparedBackends, compile_backends, prepare_backends
 from ffnet.evaluation.loop import warm_up
-from ffnet.evaluation.runtime import Runtime
 from ffnet.model import FFNet
 from ffnet.system.errors import UserError
 from tests.helpers.networks import TOY, random_batches, three_layer_network, toy_model

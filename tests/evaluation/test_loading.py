@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
+from ffnet.config import Runtime
 from ffnet.evaluation.loading import decoding_threads, load_batches, open_batches
-from ffnet.evaluation.runtime import Runtime
 from ffnet.system.errors import UserError
 
 

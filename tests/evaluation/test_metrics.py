@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage.io import imread, imsave
 
-from datasets.cityscapes import CLASSES, LABEL_IDS, TRAIN_IDS
 from ffnet.evaluation import metrics
+from ffnet.labels import CLASSES, LABEL_IDS, TRAIN_IDS
 from tests.helpers.official_evaluation import official_evaluation
 
 NUM_CLASSES = 19

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.config import Runtime
 from ffnet.evaluation import metrics
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow

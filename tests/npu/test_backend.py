@@ -15,12 +15,12 @@ from onnx import TensorProto, helper
 
 from ffnet.chips import CHIPS
 from ffnet.config import NpuConfig
+from ffnet.file_names import MODEL_FILE
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.backend import NpuBackend, NpuProcess, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import write_npu_context
-from ffnet.onnx.formats import MODEL_FILE
 from ffnet.system.errors import UserError
 from tests.helpers.onnx_files import convolution_network, save
 

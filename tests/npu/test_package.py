@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
+from ffnet.chips import check_npu_package, has_wheel
 from ffnet.npu import package as npu_package
-from ffnet.npu.package import check_npu_package, has_wheel
 from ffnet.system.errors import UserError
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ffnet.config import QuantizationConfig
+from ffnet.file_names import EXPORT_FILES, FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx import export as export_module
 from ffnet.onnx.export import check_export, export, export_float
-from ffnet.onnx.formats import EXPORT_FILES, FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.system.errors import UserError
 from tests.helpers.exports import exported

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ffnet.onnx.formats import OUTPUT_BIT_WIDTHS, PARAM_BIT_WIDTHS, check_bit_widths
+from ffnet.options import OUTPUT_BIT_WIDTHS, PARAM_BIT_WIDTHS, check_bit_widths
 from ffnet.system.errors import UserError
 
 

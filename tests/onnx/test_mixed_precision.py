@@ -8,11 +8,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import CHIPS
+from ffnet.file_names import MODEL_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import check_export, export
-from ffnet.onnx.formats import MODEL_FILE
 from ffnet.onnx.graph_index import GraphIndex
 from ffnet.onnx.mixed_precision import unify_bit_widths, widen
 from ffnet.quantization.bias_ranges import raise_weight_scales

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ffnet.onnx.formats import MODEL_FILE
+from ffnet.file_names import MODEL_FILE
 from ffnet.onnx.rewriting import fold_float_constants, keep_scale_in_resizes
 from tests.helpers.exports import exported
 from tests.helpers.networks import DEMO, PRE_DOWN

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ffnet.evaluation.postprocessing import predict
-from ffnet.onnx.formats import MODEL_FILE
+from ffnet.file_names import MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend, open_session, resize, run_session
 from ffnet.system.errors import UserError
 from tests.helpers.exports import exported

@@ -9,9 +9,8 @@ import pytest
 import torch
 from aimet_torch.common.quantsim_config.quantsim_config import _get_config_file
 
-from ffnet.config import QuantizationConfig
+from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation.preprocessing import normalize
-from ffnet.evaluation.runtime import Runtime
 from ffnet.model import FFNet
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower

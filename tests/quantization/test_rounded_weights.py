@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ffnet.config import QuantizationConfig
+from ffnet.file_names import ENCODINGS_FILE, FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.onnx.export import export
-from ffnet.onnx.formats import ENCODINGS_FILE, FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings

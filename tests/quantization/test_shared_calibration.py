@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from ffnet.evaluation.runtime import Runtime
+from ffnet.config import Runtime
 from ffnet.quantization import shared_calibration
 from ffnet.quantization.shared_calibration import calibrate_on_ranks, own_batches
 from ffnet.quantization.tf_enhanced import MESSAGE_LENGTH

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from datasets.cityscapes import CLASSES
+from ffnet.labels import CLASSES
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.charts import class_chart, npu_chart, recovery_chart, sensitivity_chart, spread
 from tests.helpers.results import (

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from ffnet.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.report.comparison_charts import LABELED_MODELS, NOT_COMPARABLE, NOT_ON_FRONT, ON_FRONT, front_chart
 from ffnet.results.comparison import GMACS, LATENCY
 from ffnet.variants import VARIANTS

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ffnet.backends import FP32
+from ffnet.evaluation.backends import FP32
 from ffnet.report.comparison_console import LEGEND, format_comparison
 from tests.helpers.results import comparison_of, plain_model, small_npu
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.labels import CLASSES
 from ffnet.report.comparison_html import relative_url, render_comparison
 from ffnet.results.comparison import GMACS, LATENCY
 from ffnet.system.files import write_atomically

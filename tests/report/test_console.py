@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffnet.backends import FP32, INT8_NPU
+from ffnet.evaluation.backends import FP32, INT8_NPU
 from ffnet.report import console
 from ffnet.report.console import format_console, format_models
 from ffnet.results.ai_hub import ByRuntime, galaxy_s25

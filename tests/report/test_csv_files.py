@@ -6,8 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
+from ffnet.labels import CLASSES
 from ffnet.report.csv_files import (
     write_comparison,
     write_npu_layers,

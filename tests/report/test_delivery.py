@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ffnet.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.config import Config, ModelConfig, OutputConfig
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.file_names import COMPARISON_FILES, PROGRESS_FOLDER, RESULT_FILES
 from ffnet.report.delivery import deliver
-from ffnet.report.file_names import COMPARISON_FILES, PROGRESS_FOLDER, RESULT_FILES
 from ffnet.results.result import Diagnostics, Result
 from ffnet.system.errors import UserError
 from ffnet.system.signals import Terminated

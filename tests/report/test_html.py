@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
+from ffnet.labels import CLASSES
 from ffnet.report import html
 from ffnet.results.recovery import RaisedQuantizer
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.cityscapes import CLASSES
-from ffnet.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.config import Config, QuantizationConfig
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.labels import CLASSES
 from ffnet.model import build_model
 from ffnet.options import option_values
 from ffnet.results.ai_hub import ByRuntime, PublishedLatency

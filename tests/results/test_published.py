@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ffnet.backends import FP32, INT8_SIMULATED
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import Config, DataConfig, ModelConfig, QuantizationConfig
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.results.published import Comparison
 from ffnet.results.result import Calibration
 from ffnet.run.pipeline import published_results

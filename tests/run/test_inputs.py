@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ffnet.config import RuntimeConfig
+from ffnet.config import Runtime
 from ffnet.run.inputs import select_device
 
 
@@ -12,8 +12,8 @@ def test_tf32_is_set_where_torch_compile_reads_it(monkeypatch, allowed, precisio
     """Of torch's two interfaces, the one that torch.compile reads raises once the other was used."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     try:
-        assert select_device(RuntimeConfig(use_cuda=True, allow_tf32=allowed)) == torch.device("cuda")
+        assert select_device(Runtime(use_cuda=True, allow_tf32=allowed)) == torch.device("cuda")
         assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
         assert torch.get_float32_matmul_precision() == precision
     finally:
-        select_device(RuntimeConfig(use_cuda=False))
+        select_device(Runtime(use_cuda=False))

@@ -10,11 +10,11 @@ import signal
 import pytest
 
 import ffnet_quanteval
-from ffnet.backends import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
 from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
+from ffnet.file_names import MODEL_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.onnx.formats import MODEL_FILE
 from ffnet.results.ai_hub import GALAXY_S25
 from ffnet.results.published import Comparison, ImageSetup
 from ffnet.run.npu import ai_hub_notes, compare_with_ai_hub, divergence_notes, evenly_spaced

@@ -10,9 +10,9 @@ from onnx import TensorProto
 from skimage.io import imread, imsave
 
 import ffnet_quanteval
-from datasets.cityscapes import LABEL_IDS
-from ffnet.backends import INT8_NPU, ONNX_FILE
-from ffnet.onnx.formats import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.evaluation.backends import INT8_NPU, ONNX_FILE
+from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.labels import LABEL_IDS
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.onnx_files import color_network, normalizing_inside, save
 from tests.helpers.program import run_with_result

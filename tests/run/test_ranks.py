@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ffnet.backends import INT8_SIMULATED, short_name
 from ffnet.config import Config, OutputConfig, QuantizationConfig
+from ffnet.evaluation.backends import INT8_SIMULATED, short_name
+from ffnet.file_names import PROGRESS_FOLDER
 from ffnet.onnx.export import export_float
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
-from ffnet.report.file_names import PROGRESS_FOLDER
 from ffnet.run import ranks as distributed
 from ffnet.run.scoring import node_notes
 from ffnet.run.session import Run

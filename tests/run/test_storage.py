@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, OutputConfig, QuantizationConfig, RuntimeConfig
+from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, OutputConfig, QuantizationConfig, Runtime
+from ffnet.file_names import PROGRESS_FOLDER
 from ffnet.options import OPTIONS
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.state import read_state
-from ffnet.report.file_names import PROGRESS_FOLDER
 from ffnet.results.result import Calibration
 from ffnet.run.records import RecordFile
 from ffnet.run.storage import (
@@ -30,10 +30,10 @@ from ffnet.run.storage import (
     records_key,
 )
 from ffnet.system.errors import UserError
-from tests.evaluation.test_recording import random_scores
 from tests.helpers.networks import random_batches, toy_model
 from tests.helpers.results import small_recovery
 from tests.helpers.simulations import encodings, logits
+from tests.run.test_records import random_scores
 
 CPU = torch.device("cpu")
 NOW = {"--seed": 0, "device": "CPU"}
@@ -63,7 +63,7 @@ def keep_images(folder, kind, rank, indices):
         ({"quantization": QuantizationConfig(cle=False)}, "--cle was True and is False"),
         ({"quantization": QuantizationConfig(max_drop=0.5)}, "--max-drop was None and is 0.5"),
         ({"data": DataConfig(limit=7)}, "--limit was None and is 7"),
-        ({"runtime": RuntimeConfig(batch_size=3)}, "--batch-size was 8 and is 3"),
+        ({"runtime": Runtime(batch_size=3)}, "--batch-size was 8 and is 3"),
         ({"output": OutputConfig(execute=True)}, "--execute was False and is True"),
         ({"output": OutputConfig(save_predictions=Path("p"))}, "--save-predictions was None and is p"),
         ({"npu": NpuConfig(images="all")}, "--npu-images was 50 and is all"),
@@ -77,7 +77,7 @@ def test_options_that_change_no_result_may_differ():
     changed = Config(
         ModelConfig(checkpoint=Path("a.pth"), cache_dir=Path("c")),
         DataConfig(dataset_path=Path("moved")),
-        runtime=RuntimeConfig(num_workers=3, quiet=True, models_at_once=1),
+        runtime=Runtime(num_workers=3, quiet=True, models_at_once=1),
         output=OutputConfig(output_dir=Path("o"), resume=True, force=True, fail_under=1.0),
     )
     assert differences(conditions_of(), conditions_of(changed)) == []

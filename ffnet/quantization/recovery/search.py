@@ -16,13 +16,12 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx
 from torch.utils.data import Dataset
 
-from ffnet.backends import FP32, INT8_SIMULATED, Backend
-from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig
+from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import Sample
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.runtime import Runtime
 from ffnet.evaluation.scores import Scores
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.costs import Cost, relative_cost
@@ -134,10 +133,10 @@ class RecoverySearch:
         return steps
 
     def _apply_seq_mse(self) -> None:
-        apply_seq_mse(self.sim, self.images.recovery, self.runtime.progress)
+        apply_seq_mse(self.sim, self.images.recovery, not self.runtime.quiet)
 
     def _apply_adaround(self) -> None:
-        arguments = self.images.recovery, self.config.adaround or ADAROUND_ITERATIONS, self.runtime.progress
+        arguments = self.images.recovery, self.config.adaround or ADAROUND_ITERATIONS, not self.runtime.quiet
         apply_adaround(self.sim, self.float_network, *arguments)
 
     def _take(self, name: str, step: Callable[[], None]) -> None:
@@ -164,7 +163,9 @@ class RecoverySearch:
         write_state(self.sim, base.state)
         groups = mixed_precision.precision_groups(self.sim)
         batches = self.images.recovery[:SENSITIVITY_IMAGES]
-        sensitivity = analyze_sensitivity(self.sim, self.float_network, lower(self.sim), batches, self.runtime.progress)
+        sensitivity = analyze_sensitivity(
+            self.sim, self.float_network, lower(self.sim), batches, not self.runtime.quiet
+        )
         ranked = mixed_precision.rank_groups(groups, sensitivity)
         write_state(self.sim, plain.state)  # more bits are for the float weights, not for rounded ones
         high = mixed_precision.raised_state(self.sim, groups, self._calibrate)

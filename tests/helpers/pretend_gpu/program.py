@@ -4,8 +4,8 @@ import contextlib
 import io
 
 import ffnet_quanteval
-from ffnet.run import pipeline  # noqa: F401  # what the program imports late: processes are forked from one that has it
 from ffnet.report import delivery  # noqa: F401
+from ffnet.run import pipeline  # noqa: F401  # what the program imports late: processes are forked from one that has it
 from ffnet.variants import VARIANTS
 from tests.helpers.networks import TOY
 from tests.helpers.pretend_gpu.device import pretend_gpu

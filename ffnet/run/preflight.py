@@ -1,0 +1,86 @@
+"""Checks before the work: input files, output folders and packages, found without importing torch."""
+
+import itertools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ffnet.chips import check_npu_package
+from ffnet.config import OUTPUT_FOLDERS, Config
+from ffnet.evaluation.backends import SAVED_BACKENDS, short_name
+from ffnet.file_names import COMPARISON_FILES, EXPORT_FILES, NPU_FOLDER, PROGRESS_FOLDER, RESULT_FILES
+from ffnet.options import FLAGS, lookup
+from ffnet.system.errors import UserError
+from ffnet.system.files import check_output_folder
+from ffnet.variants import VARIANTS
+
+INPUT_FILES = ("quantization.encodings", "model.onnx")
+
+
+def check(config: Config) -> None:
+    """Raise a UserError if an input file is missing, an output folder can't be used or a package is not installed."""
+    _check_input_files(config)
+    _check_nesting(_output_folders(config))
+    _check_output_folders(config)
+    if config.npu.chip:
+        check_npu_package()
+
+
+def _check_input_files(config: Config) -> None:
+    """Raise UserError if an input file is missing, or if it is of one model and there are several."""
+    checkpoint, several = config.model.checkpoint, len(config.model.names) > 1
+    if checkpoint and not checkpoint.exists():
+        raise UserError(f"--checkpoint {checkpoint}: there is no such file. Check the path.")
+    if checkpoint and several and not checkpoint.is_dir():
+        raise UserError(
+            f"--checkpoint {checkpoint}: this is the file of one model, and --model-name has "
+            f"{len(config.model.names)}. Name a folder that holds a file for each."
+        )
+    if config.quantization.encodings and several:
+        raise UserError("--encodings are those of one model, and --model-name has several. Name one model.")
+    for target in INPUT_FILES:
+        path = lookup(config, target)
+        if path and not path.is_file():
+            wrong = "this is a folder. Name a file." if path.is_dir() else "there is no such file. Check the path."
+            raise UserError(f"{FLAGS[target]} {path}: {wrong}")
+
+
+def _check_nesting(folders: Mapping[str, Path]) -> None:
+    """Raise a UserError if the folder of one option is inside that of another."""
+    for one, other in itertools.permutations(folders, 2):
+        if folders[one].resolve().is_relative_to(folders[other].resolve()):
+            raise UserError(
+                f"{FLAGS[one]} {folders[one]}: this is inside the folder of {FLAGS[other]}. Name a folder beside it."
+            )
+
+
+def _output_folders(config: Config) -> dict[str, Path]:
+    """Return the folder of every option that names one, by its target."""
+    folders = {f"output.{name}": getattr(config.output, name) for name in OUTPUT_FOLDERS}
+    return {target: folder for target, folder in folders.items() if folder}
+
+
+def _check_output_folders(config: Config) -> None:
+    """Raise UserError if the folders, or those of each model in them, hold other files than an earlier run's own."""
+    resume, names = config.output.resume, config.model.names
+    exported = (*EXPORT_FILES, NPU_FOLDER)
+    of_one_model: dict[str, Collection[str]] = {"output.export": exported}
+    of_several: dict[str, Collection[str]] = {"output.export": VARIANTS}
+    if resume:
+        of_one_model["output.output_dir"] = (*RESULT_FILES, PROGRESS_FOLDER)
+        of_one_model["output.save_predictions"] = [short_name(backend) for backend in SAVED_BACKENDS]
+        of_several["output.output_dir"] = (*VARIANTS, *COMPARISON_FILES)
+        of_several["output.save_predictions"] = VARIANTS
+    checks = [(config, of_several)] if len(names) > 1 else []
+    checks += [(config.for_model(name), of_one_model) for name in names]
+    for checked, own_files in checks:
+        for target, folder in _output_folders(checked).items():
+            remedy = "Name a new folder"
+            if not resume and target == "output.output_dir" and _holds_saved_work(config):
+                remedy = "Add --resume to continue the run whose results it holds, name a new folder"
+            check_output_folder(FLAGS[target], folder, own_files.get(target, ()), config.output.force, remedy)
+
+
+def _holds_saved_work(config: Config) -> bool:
+    """Return whether the output folder holds what --resume may continue."""
+    folders = [config.for_model(name).output.output_dir for name in config.model.names]
+    return any(folder is not None and (folder / PROGRESS_FOLDER).is_dir() for folder in folders)
