@@ -15,9 +15,7 @@ from ffnet import cli
 from ffnet.chips import format_chips
 from ffnet.config import LIST_CHIPS
 from ffnet.system.errors import UserError
-from ffnet.system.home import ensure_home
-from ffnet.system.signals import interrupt_status, signals_as_interrupts
-from ffnet.system.streams import prepared_streams, print_lines
+from ffnet.system.process import ensure_home, interrupt_status, prepared_streams, print_lines, signals_as_interrupts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import QuantizationConfig
-from ffnet.evaluation.preprocessing import MEAN, STD
+from ffnet.evaluation.loading import MEAN, STD
 from ffnet.labels import IGNORED, NUM_CLASSES, TRAIN_IDS
 from ffnet.model import FFNet
 from ffnet.quantization.quantsim import build_quantsim, equalize

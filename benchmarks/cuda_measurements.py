@@ -24,9 +24,8 @@ from benchmarks.program import read_stage_seconds, run_program
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Runtime
 from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
-from ffnet.evaluation.loading import load_batches, synchronized_clock
+from ffnet.evaluation.loading import load_batches, normalize, synchronized_clock
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.model import FFNet
 from ffnet.onnx.export import export

@@ -19,7 +19,7 @@ from benchmarks.worker_usage import Usage, measure_usage
 from demo.streetscenes.render import render_scene
 from ffnet.chips import CHIPS, DEFAULT_CHIP
 from ffnet.config import QuantizationConfig
-from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.loading import normalize
 from ffnet.file_names import MODEL_FILE
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.backend import NpuProcess

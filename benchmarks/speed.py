@@ -30,10 +30,9 @@ from demo.streetscenes.render import render_scene
 from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
-from ffnet.evaluation.loading import Sample, load_batches, synchronized_clock
+from ffnet.evaluation.loading import Sample, load_batches, normalize, synchronized_clock
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.model import FFNet, build_model
 from ffnet.onnx.export import export

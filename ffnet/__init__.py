@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ffnet.config import QuantizationConfig
-from ffnet.system.home import ensure_home
+from ffnet.system.process import ensure_home
 from ffnet.variants import VARIANTS
 
 if TYPE_CHECKING:

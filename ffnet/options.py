@@ -27,7 +27,7 @@ from ffnet.config import (
     Runtime,
 )
 from ffnet.system.errors import UserError
-from ffnet.system.streams import print_lines
+from ffnet.system.process import print_lines
 from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, VARIANTS, closest_names
 
 PROGRAM = "ffnet_quanteval.py"

@@ -18,7 +18,7 @@ from ffnet import QuantizationConfig
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
-from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.loading import normalize
 from ffnet.labels import CLASSES, LABEL_IDS
 from ffnet.model import remove_batch_norms
 from ffnet.quantization.lowering import lower

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ffnet.checkpoints.loading import InvalidCheckpointError
 from ffnet.system.files import sha256_of, write_atomically
-from ffnet.system.home import ensure_home
+from ffnet.system.process import ensure_home
 from ffnet.variants import Variant
 
 ZOO = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"

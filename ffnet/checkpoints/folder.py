@@ -48,7 +48,7 @@ from ffnet.checkpoints.loading import (
 from ffnet.checkpoints.matching import matching_variants
 from ffnet.checkpoints.problems import CheckpointProblem
 from ffnet.checkpoints.unpickling import MAX_BYTES, CheckpointContents
-from ffnet.system.system_files import visible_files
+from ffnet.system.files import visible_files
 from ffnet.system.text import count, list_names
 from ffnet.variants import VARIANTS
 

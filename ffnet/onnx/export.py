@@ -29,7 +29,7 @@ from torch import nn
 
 from ffnet.chips import CHIPS
 from ffnet.config import NpuConfig
-from ffnet.evaluation.preprocessing import MEAN, STD
+from ffnet.evaluation.loading import MEAN, STD
 from ffnet.file_names import (
     CONTEXT_FILE,
     ENCODINGS_FILE,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ffnet.config import CHANNEL_ORDERS, VALUE_RANGES
-from ffnet.evaluation.preprocessing import MEAN, denormalize
+from ffnet.evaluation.loading import MEAN, denormalize
 from ffnet.onnx.input_operations import FirstOperations
 
 NORMALIZED, ZERO_TO_ONE, ZERO_TO_255 = VALUE_RANGES

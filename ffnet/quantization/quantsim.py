@@ -23,9 +23,8 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from ffnet.config import QuantizationConfig, Runtime
-from ffnet.evaluation.loading import Images, evenly_spaced
+from ffnet.evaluation.loading import Images, evenly_spaced, normalize
 from ffnet.evaluation.loop import calibration_batches, with_backoff
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.model import GaussianConv2D
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings

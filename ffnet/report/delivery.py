@@ -29,8 +29,7 @@ from ffnet.results.result import DEMO_NOTE, Result, miou_drops
 from ffnet.run.storage import mark_finished
 from ffnet.system.errors import UserError
 from ffnet.system.files import write_atomically
-from ffnet.system.signals import interrupt_status
-from ffnet.system.streams import print_lines
+from ffnet.system.process import interrupt_status, print_lines
 from ffnet.system.text import count, format_number
 
 logger = logging.getLogger(__name__)

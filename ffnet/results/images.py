@@ -16,9 +16,9 @@ from skimage.util import img_as_ubyte
 
 from datasets.cityscapes import CityscapesSplit, image_name
 from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
+from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.metrics import image_ious, image_mious
 from ffnet.evaluation.postprocessing import predict
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import Scores
 from ffnet.labels import CLASSES, COLORS, IGNORED
 

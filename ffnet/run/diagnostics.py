@@ -9,7 +9,7 @@ from torch import fx
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.evaluation.backends import INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
-from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.inspection import inspect_onnx
@@ -68,7 +68,7 @@ def diagnose(
         indices = range(min(output.sensitivity_images, len(images)))
         batches = [normalize(images[index][0][None].to(device)) for index in indices]
         sensitivity = analyze_sensitivity(
-            networks.sim, networks.float_network, networks.lowered, batches, run.not runtime.quiet
+            networks.sim, networks.float_network, networks.lowered, batches, not run.runtime.quiet
         )
     backend = backends.get(INT8_ONNX_RUNTIME)
     if isinstance(backend, OnnxBackend):

@@ -19,9 +19,8 @@ from ffnet.chips import CHIPS
 from ffnet.config import Config
 from ffnet.evaluation.backends import FP32, INT8_NPU
 from ffnet.evaluation.compilation import PreparedBackends
-from ffnet.evaluation.loading import evenly_spaced
+from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import score_batches
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import Scores, merge_shards
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget

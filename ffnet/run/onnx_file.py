@@ -10,9 +10,8 @@ from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.evaluation.backends import ONNX_FILE
-from ffnet.evaluation.loading import evenly_spaced
+from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.onnx.heads import describe_head
 from ffnet.onnx.input_format import InputFormat, choose_input
 from ffnet.onnx.input_operations import first_operations

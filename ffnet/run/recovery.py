@@ -20,7 +20,7 @@ from ffnet.results.recovery import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.results.result import percent
 from ffnet.run.inputs import Inputs
 from ffnet.run.session import Run
-from ffnet.system.signals import Terminated
+from ffnet.system.process import Terminated
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Files and folders: which ones data sets ignore, output folders that can be written, files written whole or not at all."""
+"""Files and folders: which ones are ignored, and output that is written whole or not at all."""
 
 import codecs
 import hashlib

@@ -11,9 +11,9 @@ from torch.utils.data import Subset
 import ffnet
 from ffnet.config import Runtime
 from ffnet.evaluation.compilation import FixedBatchSize, PreparedBackends, prepare_backends
+from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import calibration_batches, evaluate, score_batches, smaller_batch_size
 from ffnet.evaluation.postprocessing import predict
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.evaluation.scores import concatenate
 from ffnet.system.errors import UserError
 from tests.helpers.networks import DEMO, golden_model

@@ -11,7 +11,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 
 from demo.streetscenes.render import render_scene
 from ffnet.checkpoints.loading import load_checkpoint
-from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.loading import normalize
 from ffnet.onnx.export import export
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from tests.helpers.networks import demo_checkpoint

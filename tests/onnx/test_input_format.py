@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.loading import normalize
 from ffnet.onnx.input_format import InputFormat, choose_input, decide, find_channels, find_value_range
 from ffnet.onnx.input_operations import FirstOperations
 

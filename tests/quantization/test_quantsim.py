@@ -10,7 +10,7 @@ import torch
 from aimet_torch.common.quantsim_config.quantsim_config import _get_config_file
 
 from ffnet.config import QuantizationConfig, Runtime
-from ffnet.evaluation.preprocessing import normalize
+from ffnet.evaluation.loading import normalize
 from ffnet.model import FFNet
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower

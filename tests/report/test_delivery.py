@@ -14,7 +14,7 @@ from ffnet.file_names import COMPARISON_FILES, PROGRESS_FOLDER, RESULT_FILES
 from ffnet.report.delivery import deliver
 from ffnet.results.result import Diagnostics, Result
 from ffnet.system.errors import UserError
-from ffnet.system.signals import Terminated
+from ffnet.system.process import Terminated
 from tests.helpers.results import (
     small_layers,
     small_npu,

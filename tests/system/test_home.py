@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ffnet.checkpoints.download import default_cache_dir
-from ffnet.system.home import ensure_home
+from ffnet.system.process import ensure_home
 from tests.helpers.networks import DEMO, demo_checkpoint
 from tests.helpers.program import SCRIPT, arguments
 
@@ -48,7 +48,7 @@ def unknown_user(monkeypatch):
 def test_a_user_without_home_gets_a_temporary_one_and_a_note(home, unknown_user, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("HOME", home)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ffnet.system.home.logger.propagate", True)
+    monkeypatch.setattr("ffnet.system.process.logger.propagate", True)
     assert Path(tempfile.gettempdir()) in default_cache_dir().parents
     (record,) = caplog.records
     assert "Set HOME or TORCH_HOME, or name a --cache-dir." in record.message

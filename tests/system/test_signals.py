@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from ffnet.system.signals import Terminated, interrupt_status, signals_as_interrupts
+from ffnet.system.process import Terminated, interrupt_status, signals_as_interrupts
 from tests.helpers.networks import DEMO, golden_model, golden_state
 from tests.helpers.program import SCRIPT, arguments
 

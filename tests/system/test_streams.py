@@ -12,7 +12,7 @@ import torch
 
 import ffnet_quanteval
 from ffnet.system.errors import UserError
-from ffnet.system.streams import prepared_streams, print_lines
+from ffnet.system.process import prepared_streams, print_lines
 from tests.helpers.networks import DEMO, golden_model, golden_state
 from tests.helpers.program import SCRIPT, arguments
 

@@ -4,9 +4,9 @@ import inspect
 import textwrap
 from dataclasses import dataclass
 
+from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import _score
 from ffnet.evaluation.postprocessing import agreeing_pixels
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.quantization.bias_ranges import _scale_factors
 from ffnet.quantization.lowering import _plain_layer
 from ffnet.run.diagnostics import diagnose

@@ -6,8 +6,8 @@ import torch
 from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.preprocessing import normalize
 from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.costs import multiply_accumulates
 from ffnet.quantization.lowering import lower

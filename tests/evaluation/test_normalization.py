@@ -2,7 +2,7 @@
 
 import torch
 
-from ffnet.evaluation.preprocessing import denormalize, memory_format, normalize
+from ffnet.evaluation.loading import denormalize, memory_format, normalize
 
 
 def test_images_are_normalized_with_the_published_mean_and_deviation():

@@ -1,0 +1,167 @@
+"""The process as a whole: its streams, the signals that end it, and its home folder. Needs no torch."""
+
+import atexit
+import contextlib
+import io
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO, cast
+
+from ffnet.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+REPEAT_SECONDS = 5.0  # `timeout`, for one, sends its signal twice; a repetition must not interrupt the cleaning up
+
+
+class Terminated(KeyboardInterrupt):
+    """The program got a signal that asks it to end; handled wherever Ctrl-C is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def interrupt_status(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit status after an interrupt, as shells have it: 128 and the number of the signal."""
+    return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def prepared_streams() -> Iterator[None]:
+    """Prepare stdout and stderr for the duration of the program.
+
+    Streams that were closed lead to the null device. Characters that a stream can't encode are escaped. What can't be
+    written to stderr is dropped, because progress and messages must not cost results.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    stderr = sys.stderr
+    sys.stderr = cast(TextIO, _DroppingStream(stderr))
+    try:
+        yield
+    finally:
+        sys.stderr = stderr
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard_output(sys.stdout)  # otherwise Python tries again at its end, with a message and another status
+
+
+class _DroppingStream:
+    """A text stream without its errors: from the first one on, everything is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            discard_output(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            discard_output(self._stream)
+
+
+def print_lines(*lines: str) -> None:
+    """Print lines to stdout. It is no error if the reader has closed its end of the pipe.
+
+    Raises:
+        UserError: if stdout can't be written, for instance because its disk is full.
+    """
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        discard_output(sys.stdout)
+    except OSError as error:
+        raise UserError(
+            f"stdout can't be written ({error.strerror}). Free some space, or redirect it elsewhere."
+        ) from error
+
+
+def discard_output(stream: TextIO) -> None:
+    """Have a stream lead to the null device, also what it still buffers."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """Have the signals that ask the program to end raise Terminated, and restore their handling afterwards.
+
+    A signal that is ignored, as under `nohup`, or that has a handler already is left alone. Python allows handlers in
+    its main thread only, so that nothing changes in another one.
+    """
+    numbers = [getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    handler = _Handler()
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+class _Handler:
+    """Raises Terminated in this process; a process that was forked from it ends as without a handler."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._last = -REPEAT_SECONDS
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        now, last = time.monotonic(), self._last
+        self._last = now
+        if now - last >= REPEAT_SECONDS:
+            raise Terminated(number)
+
+
+def ensure_home() -> None:
+    """Set HOME to the user's home folder, or to a temporary one, removed at exit, if the system knows none.
+
+    Call it before AIMET is imported. A HOME that is an absolute path stays as it is.
+
+    Raises:
+        OSError: if no temporary folder can be created.
+    """
+    if Path(os.environ.get("HOME", "")).is_absolute():
+        return
+    os.environ.pop("HOME", None)  # empty or relative
+    try:
+        home = str(Path.home())
+    except RuntimeError:
+        home = tempfile.mkdtemp(prefix="ffnet-home-")
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        logger.warning(
+            "HOME is not set, and the system knows no home folder of this user. A temporary folder is used, so that "
+            "downloads and rendered scenes are not kept. Set HOME or TORCH_HOME, or name a --cache-dir."
+        )
+    os.environ["HOME"] = home
