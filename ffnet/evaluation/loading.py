@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
 
@@ -35,6 +36,20 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Sample:
         """Return image uint8 (3, H, W) RGB and train ids uint8 (H, W), 255 if not scored."""
         ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some images of a dataset as a dataset of their own."""
+
+    images: Images
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.images[self.indices[index]]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer, _Histogram
 from aimet_torch.quantsim import QuantizationSimModel
-from torch import nn
 
 from ffnet.quantization.sites import ACTIVATION, quantizer_sites
 from ffnet.system.errors import UserError
@@ -21,8 +20,6 @@ from ffnet.system.errors import UserError
 CPU_HISTOGRAMS = 32
 OBSERVED = -2  # AIMET's candidates for a symmetric range are 1 %, 2 %, ... 101 % of the range observed
 STRIDE = 4  # of the candidates tested for being too narrow
-BINS = TfEnhancedEncodingAnalyzer._V1_HISTOGRAM_NUM_BINS
-MESSAGE_LENGTH = BINS + 2  # of the values that processes exchange: counts in the bins, below and above them
 EXACT = 2**24  # number of values up to which histc's float32 counts are exact in any order
 
 
@@ -34,8 +31,13 @@ class Exchange(Protocol):
         """The position of this process's batch."""
         ...
 
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        ...
+
     def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """Return the values (MESSAGE_LENGTH, float32, on the CPU) of all processes, in the order of their batches."""
+        """Return the float32 values, on the CPU, of all processes, in the order of their batches."""
         ...
 
 
@@ -153,8 +155,8 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         Only ranges and counts are exchanged. The sums are formed in the order of the batches, so that the histogram is
         the same to the last bit.
         """
-        bounds = exchange.gather(nn.functional.pad(torch.stack([low, high]).float().cpu(), (0, BINS)))
-        lows_and_highs = [values[:2].to(low) for values in bounds]
+        bounds = exchange.gather(torch.stack([low, high]).float().cpu())
+        lows_and_highs = [pair.to(low) for pair in bounds]
         before = kept
         for earlier_low, earlier_high in lows_and_highs[: exchange.rank]:
             before = self._grown(before, earlier_low, earlier_high)  # here only its range counts

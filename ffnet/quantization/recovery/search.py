@@ -4,27 +4,27 @@ Sequential MSE and AdaRound cost nothing on a device. More bits for the most sen
 Every configuration is measured on selection images, which are not used for calibration.
 """
 
+import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx
-from torch.utils.data import Dataset
 
 from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
 from ffnet.evaluation.compilation import prepare_backends
-from ffnet.evaluation.loading import Sample
+from ffnet.evaluation.loading import Images, evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import Scores
 from ffnet.quantization.bias_ranges import raise_weight_scales
-from ffnet.quantization.costs import Cost, relative_cost
+from ffnet.quantization.costs import Cost, multiply_accumulates, relative_cost
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
@@ -32,9 +32,11 @@ from ffnet.quantization.recovery.adaround import BATCH, apply_adaround
 from ffnet.quantization.recovery.mixed_precision import Groups
 from ffnet.quantization.recovery.seq_mse import apply_seq_mse
 from ffnet.quantization.sensitivity import analyze_sensitivity
+from ffnet.quantization.sites import WEIGHT
 from ffnet.quantization.state import SimState, read_state, write_state
 from ffnet.system.errors import UserError
 from ffnet.system.memory import is_out_of_memory
+from ffnet.system.process import Terminated
 from ffnet.system.text import count, format_duration
 
 logger = logging.getLogger(__name__)
@@ -49,12 +51,90 @@ ADAROUND_SECONDS = 1.5e-3  # its least time per layer and iteration
 
 
 @dataclass(frozen=True)
-class Images:
-    """The images of a search."""
+class RaisedQuantizer:
+    """A quantizer that got more bits than the quantization config says."""
 
-    calibration: Dataset[Sample]
-    recovery: Sequence[torch.Tensor]  # of these, for sequential MSE and AdaRound: normalized (1, 3, H, W) on the device
-    selection: Dataset[Sample]
+    layer: str
+    tensor: str  # tensor of the layer: "weight", "output" or "input"
+    bits: int
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """A configuration, measured on the selection images."""
+
+    name: str
+    confusion_matrices: dict[str, np.ndarray]  # FP32 and INT8_SIMULATED -> (images, 19, 19) int64
+    bit_operations: float  # as a share of those at W8A8
+    weight_bytes: float  # likewise
+    seconds: float  # time to find and to measure it
+    kept: bool  # whether it is chosen or later steps started from it
+
+
+@dataclass(frozen=True)
+class RecoveryOutcome:
+    """What a search tried and chose."""
+
+    target: float | None  # --max-drop in percentage points; None if the options name the steps
+    steps: list[MeasuredStep]
+    chosen: str  # name of the step whose configuration is used
+    raised: list[RaisedQuantizer]  # in that configuration
+    interrupted: bool  # by Ctrl-C
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an object that JSON can hold."""
+        content = dataclasses.asdict(self)
+        for step in content["steps"]:
+            step["confusion_matrices"] = {name: m.tolist() for name, m in step["confusion_matrices"].items()}
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RecoveryOutcome":
+        """Return the outcome that `to_json` turned into `content`."""
+        steps = []
+        for step in content["steps"]:
+            matrices = {name: np.array(counts, np.int64) for name, counts in step["confusion_matrices"].items()}
+            steps.append(MeasuredStep(**{**step, "confusion_matrices": matrices}))
+        raised = [RaisedQuantizer(**quantizer) for quantizer in content["raised"]]
+        return cls(**{**content, "steps": steps, "raised": raised})
+
+
+def recover(
+    sim: QuantizationSimModel,
+    float_network: fx.GraphModule,
+    images: Images,
+    selection: Images,
+    config: QuantizationConfig,
+    runtime: Runtime,
+) -> RecoveryOutcome:
+    """Take the steps that `config` asks for, and leave `sim` in the best configuration.
+
+    After Ctrl-C the search ends with the best configuration so far.
+
+    Args:
+        sim: Calibrated as the plain configuration is; weight scales not yet raised for the biases.
+        float_network: The equalized network of which `sim` is a simulation.
+        images: Calibration set.
+        selection: Images on which every step is measured.
+        config: Steps, target and number of images for sequential MSE and AdaRound.
+        runtime: Device and data loading.
+    """
+    search = RecoverySearch(sim, float_network, images, selection, config, runtime)
+    interrupted = False
+    try:
+        search.run()
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        if not search.tried:
+            raise
+        interrupted = True
+        logger.warning(
+            f"Interrupted: continuing with the best configuration so far ({search.best.name}). Interrupt again to end "
+            "the run."
+        )
+    write_state(sim, search.best.state)
+    return search.outcome(interrupted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +146,8 @@ class Candidate:
     raised: Groups
     matrices: dict[str, np.ndarray]  # FP32 and INT8_SIMULATED -> confusion matrices (images, 19, 19)
     cost: Cost
-    seconds: float  # that it took to find and to measure
-    shown: bool  # in the report, also if it is not chosen
+    seconds: float  # time to find and to measure it
+    shown: bool  # whether the report shows it even if it is not chosen
 
     @property
     def drop(self) -> float:
@@ -79,7 +159,7 @@ class Candidate:
 class RecoverySearch:
     """The search over the states of one simulation.
 
-    `tried` holds every candidate in the order of measurement, and `kept` those from which later steps started.
+    `tried` holds every candidate in the order of measurement, and `bases` those from which later steps started.
     """
 
     def __init__(
@@ -87,15 +167,19 @@ class RecoverySearch:
         sim: QuantizationSimModel,
         float_network: fx.GraphModule,
         images: Images,
-        operations: dict[str, int],
+        selection: Images,
         config: QuantizationConfig,
         runtime: Runtime,
     ) -> None:
-        """Start from `sim` as it is: calibrated, its weight scales not yet raised; see `recover` for the rest."""
-        self.sim, self.float_network, self.images = sim, float_network, images
-        self.operations, self.config, self.runtime = operations, config, runtime
+        """Start from `sim` as it is; the arguments are those of `recover`."""
+        self.sim, self.float_network, self.images, self.selection = sim, float_network, images, selection
+        self.config, self.runtime = config, runtime
+        image = images[0][0]
+        self.operations = multiply_accumulates(float_network, (image.shape[1], image.shape[2]))
+        chosen = evenly_spaced(len(images), config.recovery_images).tolist()
+        self.batches = [normalize(images[index][0][None].to(runtime.device)) for index in chosen]
         self.tried: list[Candidate] = []
-        self.kept: list[Candidate] = []
+        self.bases: list[Candidate] = []
         self.fp32: Scores = self._score(FP32, float_network)
         self._began = time.perf_counter()
 
@@ -123,6 +207,27 @@ class RecoverySearch:
         if self.config.max_drop is not None and not self._is_met():
             self._mix()
 
+    def outcome(self, interrupted: bool) -> RecoveryOutcome:
+        """Return the candidates that the report shows, and the best one's bit widths."""
+        best = self.best
+        return RecoveryOutcome(
+            target=self.config.max_drop,
+            steps=[self._measured(each) for each in self.tried if each.shown or each is best],
+            chosen=best.name,
+            raised=[
+                RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, group.bits)
+                for group in best.raised
+                for site in group.sites
+            ],
+            interrupted=interrupted,
+        )
+
+    def _measured(self, candidate: Candidate) -> MeasuredStep:
+        cost, kept = candidate.cost, candidate is self.best or candidate in self.bases
+        return MeasuredStep(
+            candidate.name, candidate.matrices, cost.bit_operations, cost.weight_bytes, candidate.seconds, kept
+        )
+
     def _steps(self) -> dict[str, Callable[[], None]]:
         """Return the steps that change neither the cost nor a bit width, as far as the options ask for them."""
         searching, steps = self.config.max_drop is not None, {}
@@ -133,17 +238,16 @@ class RecoverySearch:
         return steps
 
     def _apply_seq_mse(self) -> None:
-        apply_seq_mse(self.sim, self.images.recovery, not self.runtime.quiet)
+        apply_seq_mse(self.sim, self.batches, not self.runtime.quiet)
 
     def _apply_adaround(self) -> None:
-        arguments = self.images.recovery, self.config.adaround or ADAROUND_ITERATIONS, not self.runtime.quiet
+        arguments = self.batches, self.config.adaround or ADAROUND_ITERATIONS, not self.runtime.quiet
         apply_adaround(self.sim, self.float_network, *arguments)
 
     def _take(self, name: str, step: Callable[[], None]) -> None:
         """Apply a step to the best configuration so far, calibrate the activations again, and measure the result."""
         base = self.best
-        self._keep(base)
-        write_state(self.sim, base.state)
+        self._start_from(base)
         try:
             step()
         except (MemoryError, RuntimeError) as error:
@@ -159,10 +263,9 @@ class RecoverySearch:
     def _mix(self) -> None:
         """Raise the bits of the most sensitive quantizers until the target is met, then lower what it does not need."""
         base, plain = self.best, self.tried[0]
-        self._keep(base)
-        write_state(self.sim, base.state)
+        self._start_from(base)
         groups = mixed_precision.precision_groups(self.sim)
-        batches = self.images.recovery[:SENSITIVITY_IMAGES]
+        batches = self.batches[:SENSITIVITY_IMAGES]
         sensitivity = analyze_sensitivity(
             self.sim, self.float_network, lower(self.sim), batches, not self.runtime.quiet
         )
@@ -182,7 +285,7 @@ class RecoverySearch:
             mixed_precision.lower_again(raised, meets)
 
     def _calibrate(self) -> None:
-        calibrate_on_images(self.sim, self.images.calibration, self.runtime)
+        calibrate_on_images(self.sim, self.images, self.runtime)
 
     def _measure(self, name: str, state: SimState, raised: Groups = (), shown: bool = True) -> Candidate:
         """Score the simulation, which is in the given state, on the selection images."""
@@ -197,11 +300,13 @@ class RecoverySearch:
 
     def _score(self, name: str, backend: Backend) -> Scores:
         prepared = prepare_backends({name: backend}, self.runtime)
-        return evaluate(prepared, self.images.selection, self.runtime, title=name)
+        return evaluate(prepared, self.selection, self.runtime, title=name)
 
-    def _keep(self, candidate: Candidate) -> None:
-        if candidate not in self.kept:
-            self.kept.append(candidate)
+    def _start_from(self, candidate: Candidate) -> None:
+        """Note that a step starts from a candidate, and put the simulation into its state."""
+        if candidate not in self.bases:
+            self.bases.append(candidate)
+        write_state(self.sim, candidate.state)
 
     def _meets(self, candidate: Candidate) -> bool:
         return self.config.max_drop is not None and candidate.drop <= self.config.max_drop
@@ -211,7 +316,7 @@ class RecoverySearch:
 
     def _plan(self, steps: Iterable[str]) -> str:
         """Return what will be tried and how long each step takes, estimated from the time of FP32."""
-        images, layers = len(self.images.recovery), len(self.operations)
+        images, layers = len(self.batches), len(self.operations)
         iterations = self.config.adaround or ADAROUND_ITERATIONS
         per_image = self.fp32.seconds[FP32] / self.fp32.images
         per_product = per_image / sum(self.operations.values())

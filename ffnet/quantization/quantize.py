@@ -1,0 +1,112 @@
+"""Quantize a network: the one function that the program and the Python API share."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aimet_torch.quantsim import QuantizationSimModel
+from torch import fx, nn
+
+from ffnet.config import QuantizationConfig, Runtime
+from ffnet.evaluation.loading import Images
+from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.encodings import LoadedEncodings, load_encodings
+from ffnet.quantization.encodings_file import read_encodings
+from ffnet.quantization.lowering import lower
+from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
+from ffnet.quantization.recovery.search import RecoveryOutcome, recover
+from ffnet.quantization.state import SimState, read_state, write_state
+from ffnet.quantization.tf_enhanced import Exchange
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FoundEncodings:
+    """The encodings of a simulation, and how they were found."""
+
+    state: SimState  # ranges, bit widths and weights, which AdaRound may have rounded
+    calibration_images: int  # number of images; 0 if all encodings were loaded from a file
+    batch_size: int | None  # of the calibration, after backoff; None without calibration
+    recovery: RecoveryOutcome | None  # None without accuracy recovery
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """A quantized network in its three forms, and where its encodings come from."""
+
+    float_network: fx.GraphModule  # equalized, not quantized
+    sim: QuantizationSimModel
+    lowered: fx.GraphModule  # the simulation as plain torch modules
+    found: FoundEncodings
+    loaded: LoadedEncodings | None  # how the encodings of a file differed from the simulation; None without a file
+    raised_scales: dict[str, int]  # layer -> number of channels whose weight scale was raised to make biases fit
+
+
+class Execution:
+    """How `quantize` runs its steps: in this process, without saving anything. `ffnet.run` has another one."""
+
+    exchange: Exchange | None = None  # processes that calibrate together
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager that is entered for the duration of a stage."""
+        return contextlib.nullcontext()
+
+    def once(self, function: Callable[[], T]) -> T:
+        """Return the result of a function that one process calls for all."""
+        return function()
+
+    def saved(self, find: Callable[[], FoundEncodings]) -> FoundEncodings:
+        """Return what an earlier run found and saved, or else what `find` returns."""
+        return find()
+
+
+def quantize(
+    model: nn.Module,
+    images: Images | None,
+    config: QuantizationConfig = QuantizationConfig(),
+    runtime: Runtime = Runtime(),
+    selection: Images | None = None,
+    execution: Execution = Execution(),
+) -> QuantizedNetwork:
+    """Return a quantized FFNet.
+
+    Args:
+        model: An FFNet in eval mode; it stays as it is.
+        images: Calibration set, such as a CityscapesSplit. TF-Enhanced takes the range of its histograms from the
+            first batch, so the result depends on the order of the images and on the batch size. None if `config`
+            names a file with all encodings.
+        config: Quantization config.
+        runtime: Device and data loading.
+        selection: Images on which accuracy recovery measures its steps; None: those of the calibration set.
+        execution: How the steps are run.
+
+    Raises:
+        UserError: If a file of `config` is wrong.
+    """
+    with execution.stage("build QuantSim"):
+        float_network = equalize(model, config.cle).to(runtime.device)
+        sim = build_quantsim(float_network, config)
+        file = read_encodings(config.encodings) if config.encodings else None
+        loaded = load_encodings(sim, file, config.partial_encodings) if file else None
+
+    def find() -> FoundEncodings:
+        needed = images if loaded is None or loaded.missing else None
+        batch_size = None
+        if needed is not None:
+            with execution.stage("calibrate"):
+                batch_size = calibrate_on_images(sim, needed, runtime, execution.exchange)
+        recovery = None
+        if config.recovers and needed is not None:
+            with execution.stage("recover accuracy"):
+                recovery = execution.once(
+                    lambda: recover(sim, float_network, needed, selection or needed, config, runtime)
+                )
+        state = execution.once(lambda: read_state(sim))
+        return FoundEncodings(state, 0 if needed is None else len(needed), batch_size, recovery)
+
+    found = execution.saved(find)
+    write_state(sim, found.state)
+    raised_scales = raise_weight_scales(sim)
+    return QuantizedNetwork(float_network, sim, lower(sim), found, loaded, raised_scales)
