@@ -8,14 +8,22 @@ import contextlib
 import gc
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 
-from datasets import DatasetError
-from ffnet import cli
 from ffnet.chips import format_chips
-from ffnet.config import LIST_CHIPS
+from ffnet.config import Config
+from ffnet.options import PROGRAM, parse_args
+from ffnet.run import preflight
 from ffnet.system.errors import UserError
-from ffnet.system.process import ensure_home, interrupt_status, prepared_streams, print_lines, signals_as_interrupts
+from ffnet.system.process import (
+    ensure_home,
+    interrupt_status,
+    log_to_stderr,
+    prepared_streams,
+    print_lines,
+    signals_as_interrupts,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,41 +35,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     with prepared_streams():
         try:
             with signals_as_interrupts():
-                return run(argv)
+                return run(parse_args(argv))
         except KeyboardInterrupt as interrupt:
             return interrupt_status(interrupt)
-        except (UserError, DatasetError, OSError) as error:
-            print(f"{cli.PROGRAM}: error: {describe_error(error)}", file=sys.stderr)
+        except (UserError, OSError) as error:
+            print(f"{PROGRAM}: error: {describe_error(error)}", file=sys.stderr)
             return 2
 
 
-def run(argv: Sequence[str] | None) -> int:
-    """Do what the command line asks for, and return the exit status."""
-    config = cli.parse_args(argv)
-    if config.npu.chip == LIST_CHIPS:
+def run(config: Config) -> int:
+    """Do what the configuration asks for, and return the exit status."""
+    if config.npu.chip and config.lists:
         print_lines(format_chips())
         return 0
-    log_to_stderr(config.runtime.quiet)
+    if not config.lists:
+        preflight.check(config)
+    log_to_stderr(logging.getLogger("ffnet"), config.runtime.quiet)
     ensure_home()
     with garbage_collection_paused():
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
-        from ffnet.report import delivery
-        from ffnet.run import pipeline
+        from ffnet.report.delivery import deliver, print_models
+        from ffnet.run.inputs import select_device
+        from ffnet.run.pipeline import evaluate_models, evaluate_onnx
+        from ffnet.run.ranks import open_ranks
 
     if config.list_models:
-        return delivery.print_models()
-    results = pipeline.evaluate_onnx(config) if config.model.onnx else pipeline.evaluate_models(config)
-    return delivery.deliver(results, config)
+        return print_models()
+    onnx = config.model.onnx
+    with open_ranks("cpu" if onnx else select_device(config)) as ranks:
+        results = evaluate_onnx(config, onnx, ranks) if onnx else evaluate_models(config, ranks)
+        if ranks.is_main:
+            return deliver(results, config)
+        deque(results, maxlen=0)  # every rank has the same results
+        return 0
 
 
 @contextlib.contextmanager
 def garbage_collection_paused() -> Iterator[None]:
     """Disable garbage collection during imports, and exclude the imported objects from it until the process ends.
 
-    There are half a million of them, and nearly all are needed until the end. To look at them again and again took a
+    There are half a million of them, and nearly all are needed until the end. Visiting them again and again took a
     third of the time of starting and ending.
     """
-    imported_before = "ffnet.run.pipeline" in sys.modules  # there may be garbage of earlier runs, which has to be freed
+    imported_before = "ffnet.run.pipeline" in sys.modules  # then there may be garbage of earlier runs
     if imported_before or not gc.isenabled():
         yield
         return
@@ -72,14 +88,6 @@ def garbage_collection_paused() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def log_to_stderr(quiet: bool) -> None:
-    """Show the project's own log messages on stderr; only errors if `quiet`."""
-    logger = logging.getLogger("ffnet")
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
-    logger.setLevel(logging.ERROR if quiet else logging.INFO)
-    logger.propagate = False  # AIMET gives the root logger a handler of its own
 
 
 def describe_error(error: Exception) -> str:

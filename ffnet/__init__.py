@@ -1,20 +1,20 @@
-"""FFNet under quantization. The names below are the public Python API; torch and AIMET load when one is used."""
+"""FFNet under quantization. The names in `__all__` are the public Python API; torch and AIMET load on first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ffnet.config import QuantizationConfig
+from ffnet.config import QuantizationConfig, Runtime
 from ffnet.system.process import ensure_home
 from ffnet.variants import VARIANTS
 
 if TYPE_CHECKING:
     from ffnet.checkpoints.loading import load_checkpoint
-    from ffnet.config import Runtime
     from ffnet.evaluation.loop import evaluate
     from ffnet.model import build_model
     from ffnet.quantization.lowering import lower
-    from ffnet.quantization.quantsim import quantize
+    from ffnet.quantization.quantize import quantize
 
+__version__ = "1.0.0"
 __all__ = [
     "VARIANTS",
     "QuantizationConfig",
@@ -27,12 +27,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Runtime": "ffnet.evaluation.runtime",
     "build_model": "ffnet.model",
     "evaluate": "ffnet.evaluation.loop",
     "load_checkpoint": "ffnet.checkpoints.loading",
     "lower": "ffnet.quantization.lowering",
-    "quantize": "ffnet.quantization.quantsim",
+    "quantize": "ffnet.quantization.quantize",
 }
 
 
@@ -42,3 +41,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     ensure_home()
     return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public API."""
+    return sorted([*__all__, "__version__"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ffnet import __version__
 from ffnet.chips import DEFAULT_CHIP, find_chip
 from ffnet.config import (
     ADAROUND_ITERATIONS,
@@ -301,6 +302,7 @@ def _build_parser() -> _Parser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     for title, group in OPTIONS.items():
         add = parser.add_argument_group(title).add_argument
         for option in group:

@@ -5,36 +5,19 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from aimet_torch.quantsim import QuantizationSimModel
 
-from ffnet.quantization.state import read_state, write_state
 from ffnet.system.errors import UserError
 from ffnet.system.text import count
 
-ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-TIMEOUT = datetime.timedelta(hours=12)  # the others wait while rank 0 calibrates; torchrun ends them if it fails
+ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+TIMEOUT = datetime.timedelta(hours=12)  # for the main process's work; torchrun ends the others if it fails
 
-P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TensorExchange:
-    """The processes that torchrun started, as `quantization.tf_enhanced.Exchange`."""
-
-    rank: int
-    world_size: int
-
-    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """Return the values, on the CPU, of all processes in the order of their ranks, in every process."""
-        found = [torch.empty_like(values) for _ in range(self.world_size)]
-        dist.all_gather(found, values.contiguous())
-        return found
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,7 @@ class Ranks:
 
     rank: int
     world_size: int
-    device: torch.device  # of this process
+    device: str  # device of this process
     several_nodes: bool = False  # whether some of the processes are on other machines
 
     @property
@@ -51,56 +34,59 @@ class Ranks:
         """Whether this process prints and writes."""
         return self.rank == 0
 
-    def main_process_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in the main process first, then in the others, which find the files that it cached."""
+    def once(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function on the main process; return its result, or raise its error, on every rank."""
+        if self.world_size == 1:
+            return function(*arguments)
+        outcome: list[tuple[T | None, BaseException | None]] = [(None, None)]
         if self.is_main:
-            result = function(*args, **kwargs)
-        if self.world_size > 1:
-            dist.barrier()
-        return result if self.is_main else function(*args, **kwargs)
+            try:
+                outcome = [(function(*arguments), None)]
+            except BaseException as error:
+                outcome = [(None, error)]
+        dist.broadcast_object_list(outcome, src=0)
+        ((result, error),) = outcome
+        if error:
+            raise error
+        return result  # type: ignore[return-value]
+
+    def main_first(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function on the main process, then on the others, which find the files that it cached."""
+        result = self.once(function, *arguments)
+        return result if self.is_main else function(*arguments)
 
     def share_of(self, indices: np.ndarray) -> np.ndarray:
         """Return every `world_size`-th index from `rank` on; some ranks have one more than others, or none."""
         return indices[self.rank :: self.world_size]
 
-    def share(self, item: T | None) -> T:
-        """Return the main process's item in every process; the other processes' items are ignored."""
-        items = [item]
+    def all_gather(self, item: T) -> list[T]:
+        """Return the items of all ranks, on every rank."""
+        items: list[T] = [item] * self.world_size
         if self.world_size > 1:
-            dist.broadcast_object_list(items, src=0)
-        return cast(T, items[0])
-
-    def share_state(self, sim: QuantizationSimModel) -> None:
-        """Copy the encodings and weights of the main process's simulation to every other process's."""
-        if self.world_size == 1:
-            return
-        state = self.share(read_state(sim) if self.is_main else None)
-        if not self.is_main:
-            write_state(sim, state)
-
-    def gather(self, item: T) -> list[T] | None:
-        """Return the items of all ranks in the main process, None in every other process."""
-        if self.world_size == 1:
-            return [item]
-        items: list[T] | None = [item] * self.world_size if self.is_main else None
-        dist.gather_object(item, items, dst=0)
+            dist.all_gather_object(items, item)
         return items
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Return the values, on the CPU, of all ranks; this is `quantization.tf_enhanced.Exchange`."""
+        found = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(found, values.contiguous())
+        return found
 
 
 @contextlib.contextmanager
-def session(device: torch.device) -> Iterator[Ranks]:
+def open_ranks(device: str) -> Iterator[Ranks]:
     """Join the process group that torchrun's environment describes, and leave it at the end.
 
     If `device` is "cuda", each process gets the GPU with its local rank.
 
     Raises:
-        UserError: if the environment is incomplete, or if there are more processes than GPUs.
+        UserError: If the environment is incomplete, or if there are more processes than GPUs.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks(0, 1, device)
         return
     _check_environment()
-    if device.type == "cuda":
+    if device != "cpu":
         device = _local_gpu(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo", timeout=TIMEOUT)  # gloo for all: only small objects on the CPU are exchanged
     try:
@@ -117,14 +103,15 @@ def _check_environment() -> None:
     numeric = all(map(str.isdecimal, (world_size, rank, local_rank)))
     if not all(values.values()) or not numeric or int(rank) >= int(world_size):
         given = ", ".join(f"{name}={value}" for name, value in values.items())
-        problem = f"WORLD_SIZE: the variables that torchrun sets are incomplete or contradict each other ({given})."
-        raise UserError(f"{problem} Start the program with torchrun, or unset WORLD_SIZE.")
+        raise UserError(
+            f"WORLD_SIZE: the variables that torchrun sets are incomplete or contradict each other ({given}). Start "
+            "the program with torchrun, or unset WORLD_SIZE."
+        )
 
 
-def _local_gpu(local_rank: int) -> torch.device:
+def _local_gpu(local_rank: int) -> str:
     gpus = torch.cuda.device_count()
     if local_rank >= gpus:
         raise UserError(f"--nproc-per-node: only {count(gpus, 'GPU')} found here. Start at most one process per GPU.")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"

@@ -1,119 +1,80 @@
-"""Run the images through the backends of all models at once, and keep the scores of every image as they come."""
+"""Run the images through all backends, and find what explains the scores."""
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Subset
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
-from ffnet.evaluation.compilation import PreparedBackends, compile_backends, prepare_backends
-from ffnet.evaluation.loop import score_batches, warm_up
-from ffnet.evaluation.scores import Scores, merge_shards
-from ffnet.run.records import ScoreCollector
-from ffnet.run.session import Run, timed
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
+from ffnet.evaluation.compilation import PreparedBackends, choose_compilation, prepare_backends
+from ffnet.evaluation.loading import normalize
+from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
+from ffnet.evaluation.scores import Scores
+from ffnet.onnx.divergence import compare_layers, first_divergence
+from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
+from ffnet.quantization.quantize import QuantizedNetwork
+from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
+from ffnet.quantization.sites import quantizer_sites
+from ffnet.run.inputs import Inputs
+from ffnet.run.predictions import prediction_writer, saved_backends
+from ffnet.run.session import Run
 from ffnet.run.storage import IMAGES
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
 
+MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
+LEAST_AGREEMENT = 99.0  # percent; least prediction agreement of the two without an explanation
+
 
 def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
-    """Prepare the backends for speed, and compile those that are worth it, or those that the resumed run compiled."""
+    """Prepare the backends for speed, and compile the networks among them if that saves time."""
     with run.stage("compile"):
-        prepared = _prepare_alike(backends, images, run)
-        warm_up(prepared, (images.height, images.width), run.runtime)
-    prepared = replace(prepared, model="" if run.config.model.onnx else run.config.model.name)
-    if run.ranks.is_main:
-        run.progress.keep_compilation(prepared.compiled, prepared.reason)
+        compiled, reason = choose_compilation(run.runtime, len(images), images.size)
+        prepared = prepare_backends(backends, run.runtime, compiled)
+        warm_up(prepared, images.size, run.runtime)
     if FP32 in backends:
-        run.notes.append(f"{FP32} and {INT8_SIMULATED}: {prepared.reason}.")
+        run.notes.append(f"{FP32} and {INT8_SIMULATED}: {reason}.")
     return prepared
 
 
-def _prepare_alike(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
-    """Prepare the backends, and compile on every rank the same ones: those of the resumed run or the main process.
-
-    Every process would otherwise decide by times of its own.
-    """
-    kept, ranks = run.progress.kept.compilation, run.ranks
-    if kept:
-        compiled, reason = kept
-        return replace(compile_backends(backends, run.runtime, compiled), reason=reason)
-    share, size = len(images) // ranks.world_size, (images.height, images.width)
-    wish = run.config.runtime.compile
-    prepared = prepare_backends(backends, run.runtime, wish, share, size) if ranks.is_main else None
-    chosen = ranks.share(prepared.compiled if prepared else None)
-    return prepared or compile_backends(backends, run.runtime, chosen)
-
-
-def score(models: Sequence[PreparedBackends], runs: Sequence[Run], images: CityscapesSplit) -> list[Scores | None]:
-    """Run the images through all backends of all models, apart from those that an earlier run has kept.
-
-    Args:
-        models: the backends of each model.
-        runs: of the models, in the same order.
-        images: that are scored.
-
-    Returns:
-        The scores of each model on all images, of all ranks; None in processes that are not the main one.
-    """
-    if not models:
-        return []
-    ranks, runtime = runs[0].ranks, runs[0].runtime
-    if not runtime.on_gpu:  # where the backends take single images anyway: less is lost if the run is stopped
+def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scores:
+    """Run the images through all backends, apart from those whose scores an earlier run saved."""
+    runtime = run.runtime
+    if not runtime.on_gpu:  # where backends take single images anyway: less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
-    remaining = [run.progress.remaining(IMAGES, np.arange(len(images))) for run in runs]
-    own = ranks.share_of(np.unique(np.concatenate(remaining)))
-    wanted = np.array([np.isin(own, indices) for indices in remaining])
-    title = "evaluate" if len(models) == 1 else f"evaluate {count(len(models), 'model')}"
-    with timed("evaluate", *(run.stage_seconds for run in runs)), contextlib.ExitStack() as stack:
-        collectors = [
-            ScoreCollector(
-                prepared.backends, stack.enter_context(run.progress.records(IMAGES)), run.prediction_writer(images)
-            )
-            for prepared, run in zip(models, runs, strict=True)
-        ]
-        with saying_how_to_resume(runs[0]):
-            for batch in score_batches(models, Subset(images, own.tolist()), runtime, title, wanted):
-                collectors[batch.model].add(own[batch.positions], batch)
-        shards = ranks.gather([collector.shard() for collector in collectors])
-    if shards is None:
-        return [None] * len(models)
-    merged = [merge_shards(of_model) for of_model in zip(*shards, strict=True)]
-    complete = [run.progress.with_earlier(IMAGES, shard).scores for run, shard in zip(runs, merged, strict=True)]
-    for run, scores in zip(runs, complete, strict=True):
-        run.notes += [*scoring_notes(scores), *node_notes(run)]
-    return list(complete)
+    folder, names = run.config.output.save_predictions, saved_backends(run.config)
+    write = prediction_writer(folder, images.names, names) if folder else None
+
+    def batches(indices: np.ndarray) -> Iterator[ScoredBatch]:
+        return score_batches(prepared, images.select(indices.tolist()), runtime)
+
+    with run.stage("evaluate"), _resumption_explained(run):
+        scores = run.saved_per_image(IMAGES, np.arange(len(images)), prepared.backends, batches, write).scores
+    run.notes += scoring_notes(scores, folder if run.ranks.several_nodes else None)
+    return scores
 
 
 @contextlib.contextmanager
-def saying_how_to_resume(run: Run) -> Iterator[None]:
-    """If the evaluation is interrupted, say on stderr that `--resume` goes on with the images that were done."""
+def _resumption_explained(run: Run) -> Iterator[None]:
+    """If the evaluation is interrupted, say on stderr that `--resume` continues with the images that were done."""
     try:
         yield
     except KeyboardInterrupt:
-        if run.progress.folder and run.ranks.is_main:
-            logger.warning("Interrupted. The images that were done are kept: the same command with --resume goes on.")
+        if run.storage and run.ranks.is_main:
+            logger.warning(
+                "Interrupted. The scores of the images that were done are saved: the same command with --resume "
+                "continues."
+            )
         raise
 
 
-def node_notes(run: Run) -> list[str]:
-    """Return a note on where the predictions are if processes on several machines have written them."""
-    folder = run.config.output.save_predictions
-    if folder is None or not run.ranks.several_nodes:
-        return []
-    return [
-        f"--save-predictions: the processes ran on several nodes. Each node has written the predictions of its own "
-        f"images to its own {folder}; copy them together unless the nodes share that folder."
-    ]
-
-
-def scoring_notes(scores: Scores) -> list[str]:
-    """Return notes on missing labels and on the batch size after backoff."""
+def scoring_notes(scores: Scores, folder: Path | None = None) -> list[str]:
+    """Return notes on missing labels, on backoff, and on the predictions of several nodes, written to `folder`."""
     notes = []
     if not any(matrices.any() for matrices in scores.confusion_matrices.values()):
         notes.append(
@@ -122,4 +83,48 @@ def scoring_notes(scores: Scores) -> list[str]:
         )
     if scores.batch_size:
         notes.append(f"The GPU ran out of memory: the last batches had {count(scores.batch_size, 'image')}.")
+    if folder:
+        notes.append(
+            f"--save-predictions: the processes ran on several nodes. Each node has written the predictions of its own "
+            f"images to its own {folder}; copy them together unless the nodes share that folder."
+        )
     return notes
+
+
+def measure_sensitivity(network: QuantizedNetwork, inputs: Inputs, run: Run) -> Sensitivity | None:
+    """Rank the quantizers on some calibration images; None if no option asks for it."""
+    output, images = run.config.output, inputs.calibration_images
+    if not output.sensitivity or images is None:
+        return None
+    indices = range(min(output.sensitivity_images, len(images)))
+    batches = [normalize(images[index][0][None].to(run.runtime.device)) for index in indices]
+    return analyze_sensitivity(network.sim, network.float_network, network.lowered, batches, not run.runtime.quiet)
+
+
+def onnx_runtime_notes(
+    network: QuantizedNetwork, backends: Mapping[str, Backend], images: CityscapesSplit, scores: Scores
+) -> list[str]:
+    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
+    backend = backends.get(INT8_ONNX_RUNTIME)
+    if not isinstance(backend, OnnxBackend):
+        return []
+    notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(backend.path).kernel_lines()]
+    mious = scores.miou(INT8_SIMULATED), scores.miou(INT8_ONNX_RUNTIME)
+    agreement = scores.agreement(INT8_SIMULATED, INT8_ONNX_RUNTIME)
+    if not differ(mious, agreement):
+        return notes
+    image = normalize(images[0][0][None])
+    layers = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, image)
+    divergence = first_divergence(layers)
+    where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
+    return [
+        *notes,
+        f"{INT8_ONNX_RUNTIME} is far from {INT8_SIMULATED}: {mious[1]:.2f} and {mious[0]:.2f} mIoU, prediction "
+        f"agreement {agreement:.2f} %. {where} (Compared on the first image.)",
+    ]
+
+
+def differ(mious: tuple[float, float], agreement: float) -> bool:
+    """Return whether two backends that should agree differ by more than MIOU_TOLERANCE or agree on too few pixels."""
+    both_nan = mious[0] != mious[0] and mious[1] != mious[1]
+    return not (both_nan or abs(mious[0] - mious[1]) <= MIOU_TOLERANCE) or agreement < LEAST_AGREEMENT

@@ -1,31 +1,27 @@
-"""The state of one model's run: its device, stage times, notes, kept work, temporary files and processes."""
+"""The run of one model on one rank: what it is asked to do, what it saves, and what it holds open."""
 
 import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Config
-from ffnet.evaluation.backends import INT8_SIMULATED, ONNX_FILE
-from ffnet.file_names import MANIFEST_FILE, PROGRESS_FOLDER, RESULT_MEGABYTES
-from ffnet.options import option_values
-from ffnet.results import result as results
-from ffnet.results.published import Comparison
-from ffnet.results.recovery import Recovery
-from ffnet.results.result import Calibration, CheckpointInfo, Details, NpuResult, Result
-from ffnet.run.predictions import missing_predictions, prediction_writer, predictions_megabytes
+from ffnet.evaluation.loop import ScoredBatch
+from ffnet.evaluation.scores import Shard, merge_shards, no_scores, without
+from ffnet.file_names import MANIFEST_FILE
+from ffnet.quantization.quantize import Execution, FoundEncodings
+from ffnet.run.inputs import Inputs
+from ffnet.run.predictions import Writer, missing_predictions, saved_backends
 from ffnet.run.ranks import Ranks
-from ffnet.run.records import Writer
-from ffnet.run.storage import IMAGES, Progress, conditions
-from ffnet.system.files import create_output_folder
+from ffnet.run.records import RecordFile
+from ffnet.run.storage import IMAGES, Storage, conditions
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
@@ -33,19 +29,27 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Saved:
+    """The work that an earlier run saved; the same on every rank."""
+
+    scores: Mapping[str, Shard] = field(default_factory=dict)  # kind of records -> scores
+    network: bool = False  # whether there is a quantized network
+    finished: bool = False  # whether all results are there
+
+
 @contextlib.contextmanager
-def timed(name: str, *stage_seconds: dict[str, float]) -> Iterator[None]:
-    """Measure the wall time of a stage, also of one that fails, for one or more runs."""
+def timed(name: str, stage_seconds: dict[str, float]) -> Iterator[None]:
+    """Measure the wall time of a stage, even of one that fails."""
     begin = time.perf_counter()
     try:
         yield
     finally:
-        for seconds in stage_seconds:
-            seconds[name] = time.perf_counter() - begin
+        stage_seconds[name] = time.perf_counter() - begin
 
 
-class Run:
-    """The evaluation of one model on one rank. As a context manager it releases what it keeps open."""
+class Run(Execution):
+    """The evaluation of one model on one rank. As a context manager it releases what it holds open."""
 
     def __init__(
         self, config: Config, ranks: Ranks, stage_seconds: Mapping[str, float] = {}, notes: Sequence[str] = ()
@@ -53,18 +57,20 @@ class Run:
         """Begin a run.
 
         Args:
-            config: of one model.
-            ranks: of the program.
-            stage_seconds: wall times of stages that were before it.
-            notes: of these stages.
+            config: Configuration of one model.
+            ranks: Process group.
+            stage_seconds: Wall times of earlier stages.
+            notes: Notes on earlier stages.
         """
         self.config = config
         self.ranks = ranks
         quiet = config.runtime.quiet or not ranks.is_main
-        self.runtime = replace(config.runtime, device=str(ranks.device), quiet=quiet)
+        self.runtime = replace(config.runtime, device=ranks.device, quiet=quiet)
+        self.exchange = ranks if ranks.world_size > 1 else None
         self.notes = list(notes)  # sentences for the report
         self.stage_seconds = dict(stage_seconds)
-        self.progress = Progress()
+        self.storage: Storage | None = None
+        self.saved_work = Saved()
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> "Run":
@@ -73,123 +79,116 @@ class Run:
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._resources.close()
 
-    def begin(self, weights: str, images: CityscapesSplit, digest: str) -> None:
-        """Begin to keep the run's work in its output folder or, with --resume, find what an earlier run has kept.
+    def begin(self, weights: str, inputs: Inputs) -> None:
+        """Begin to save work in the output folder or, with --resume, find what an earlier run saved there.
 
         Args:
-            weights: sha256 of the checkpoint or the ONNX file.
-            images: that are scored.
-            digest: sha256 of all images and labels; used in the main process only.
+            weights: sha256 of the checkpoint or of the ONNX file.
+            inputs: Images that are scored, and their digest.
 
         Raises:
-            UserError: if another run uses the folder, or if the earlier run was made under other conditions.
+            UserError: If another run uses the folder, or if the earlier run was made under other conditions.
         """
-        output = self.config.output
-        if output.output_dir is None:
-            return
-        self.progress = Progress(output.output_dir / PROGRESS_FOLDER, self.ranks.rank)
-        self._resources.callback(self.progress.close)
-        if self.ranks.is_main:
-            self.progress.begin(conditions(self.config, weights, digest, self.ranks.device), output.resume)
-            self._drop_unusable(images)
-        self.progress.kept = self.ranks.share(self.progress.kept)
+        folder = self.config.output.output_dir
+        if folder is not None:
+            self.storage = self.enter(contextlib.closing(Storage(folder)))
+            self.saved_work = self.once(lambda: self._find_saved_work(self.storage, weights, inputs))
 
-    def is_finished(self, images: CityscapesSplit) -> bool:
-        """Return whether an earlier run has written all results."""
-        return self.progress.is_finished(len(images))
-
-    def _drop_unusable(self, images: CityscapesSplit) -> None:
-        """Drop what an earlier run has kept if files are gone that belong to it, and say so on stderr."""
-        output, kept = self.config.output, self.progress.kept
-        if output.export and not (output.export / MANIFEST_FILE).exists():
-            kept.finished = False
-        done = kept.done.get(IMAGES, np.empty(0, np.int64))
-        if output.save_predictions:
-            names = saved_backends(self.config)
-            missing = missing_predictions(output.save_predictions, images.images, names, done.tolist())
+    def _find_saved_work(self, storage: Storage | None, weights: str, inputs: Inputs) -> Saved:
+        """Return the saved work without what is no longer usable, because files that belong to it are gone."""
+        if storage is None:
+            return Saved()
+        output, images = self.config.output, inputs.images
+        scores = storage.begin(conditions(self.config, weights, inputs.digest, self.runtime.device), output.resume)
+        if IMAGES in scores and output.save_predictions:
+            names, backends = images.names, saved_backends(self.config)
+            missing = missing_predictions(output.save_predictions, names, backends, scores[IMAGES].indices.tolist())
             if missing:
                 logger.warning(
                     f"--save-predictions {output.save_predictions}: the files of {count(len(missing), 'image')} that "
                     "the earlier run wrote are not there; these images are evaluated again."
                 )
-                self.progress.drop_images(np.array(missing, np.int64))
-        # Recovery may end elsewhere when it is repeated, for it can be interrupted.
-        lost = self.config.quantization.recovers and not kept.network and not self.is_finished(images)
-        if lost and len(done):
+                scores[IMAGES] = without(scores[IMAGES], np.array(missing, np.int64))
+        complete = IMAGES in scores and len(scores[IMAGES].indices) == len(images)
+        exported = output.export is None or (output.export / MANIFEST_FILE).exists()
+        saved = Saved(scores, storage.has_network, complete and exported and storage.is_finished)
+        # Recovery may end elsewhere when it is repeated, because it can be interrupted.
+        if self.config.quantization.recovers and not saved.network and not saved.finished and scores:
             logger.warning(
-                f"{self.progress.folder}: the recovered network is no longer there; all images are evaluated again."
+                f"{storage.folder}: the recovered network is no longer there; all images are evaluated again."
             )
-            self.progress.drop_records()
+            storage.drop_records()
+            return Saved()
+        return saved
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Measure the wall time of a stage, also of one that fails."""
+        """Measure the wall time of a stage, even of one that fails."""
         return timed(name, self.stage_seconds)
+
+    def once(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call a function on the main process; return its result, or raise its error, on every rank."""
+        return self.ranks.once(function, *arguments)
+
+    def saved(self, find: Callable[[], FoundEncodings]) -> FoundEncodings:
+        """Return the encodings that an earlier run saved, or find and save them; the same on every rank."""
+        storage = self.storage
+        if storage and self.saved_work.network:
+            with self.stage("restore encodings"):
+                return self.once(storage.load_network)
+        found = find()
+        if storage:
+            self.once(storage.save_network, found)
+        return found
+
+    def saved_per_image(
+        self,
+        kind: str,
+        indices: np.ndarray,
+        backends: Iterable[str],
+        score: Callable[[np.ndarray], Iterable[ScoredBatch]],
+        write: Writer | None = None,
+    ) -> Shard:
+        """Score images on all ranks, save the scores of each as they come, and return those of all images.
+
+        After an OSError while saving, nothing more is saved, and `Scores.unsaved` says why.
+
+        Args:
+            kind: Kind of the records.
+            indices: Indices of the images in the split; those with saved scores are not scored again.
+            backends: Names of the backends.
+            score: Yields the scores of the images with the given indices, a share of this rank.
+            write: Writes the predictions of an image, before its scores are saved.
+        """
+        earlier = self.saved_work.scores.get(kind)
+        own = self.ranks.share_of(indices if earlier is None else np.setdiff1d(indices, earlier.indices))
+        pieces = [Shard(np.empty(0, np.int64), no_scores(backends))]
+        unsaved: str | None = None
+        with self.storage.open_records(kind, self.ranks.rank) if self.storage else contextlib.nullcontext() as records:
+            for batch in score(own):
+                pieces.append(Shard(own[batch.positions], batch.scores))
+                unsaved = unsaved or _save(pieces[-1].indices, batch, records, write)
+        shard = merge_shards(pieces, sum)
+        shards = self.ranks.all_gather(replace(shard, scores=replace(shard.scores, unsaved=unsaved)))
+        merged = merge_shards(shards)
+        return merge_shards([earlier, merged], sum) if earlier else merged
 
     def temporary_folder(self) -> Path:
         """Create a folder that is removed at the end of the run."""
-        return Path(self.keep(tempfile.TemporaryDirectory()))
+        return Path(self.enter(tempfile.TemporaryDirectory()))
 
-    def keep(self, resource: contextlib.AbstractContextManager[T]) -> T:
+    def enter(self, resource: contextlib.AbstractContextManager[T]) -> T:
         """Enter a context manager that is left at the end of the run."""
         return self._resources.enter_context(resource)
 
-    @property
-    def dataset(self) -> str:
-        """The name of the scored images in the report."""
-        return "the demo's street scenes" if self.config.data.demo else f"Cityscapes {self.config.data.split}"
 
-    def prediction_writer(self, images: CityscapesSplit) -> Writer | None:
-        """Return a function that writes the predictions of an image, given its index; None if none were requested."""
-        folder = self.config.output.save_predictions
-        return prediction_writer(folder, images.images, saved_backends(self.config)) if folder else None
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what the manifest of an export says about the run that wrote it."""
-        return {"dataset": self.dataset, "options": option_values(self.config), "versions": results.versions()}
-
-    def result(
-        self,
-        model: str,
-        details: Details,
-        checkpoint: CheckpointInfo | None = None,
-        calibration: Calibration | None = None,
-        recovery: Recovery | None = None,
-        npu: NpuResult | None = None,
-        published: Comparison = Comparison(),
-    ) -> Result:
-        """Return the Result of the run; `model`: name of a variant, or path of an ONNX file."""
-        return Result(
-            model=model,
-            dataset=self.dataset,
-            images=len(details.image_paths),
-            device=results.device_name(self.ranks.device),
-            notes=[*([results.DEMO_NOTE] if self.config.data.demo else []), *published.notes, *self.notes],
-            published=dict(published.mious),
-            checkpoint=checkpoint,
-            calibration=calibration,
-            recovery=recovery,
-            backends=results.backend_results(details.scores),
-            agreement=results.agreement(details.scores),
-            npu=npu,
-            stage_seconds=self.stage_seconds,
-            options=option_values(self.config),
-            command=self.config.command,
-            versions=results.versions(),
-            details=details,
-        )
-
-
-def saved_backends(config: Config) -> tuple[str, ...]:
-    """Return the backends whose predictions --save-predictions writes."""
-    return (ONNX_FILE,) if config.model.onnx else (INT8_SIMULATED,)
-
-
-def create_output_folders(config: Config, images: CityscapesSplit) -> None:
-    """Create the folders for results, before the work; see files.create_output_folder."""
-    output, models = config.output, len(config.model.names)
-    megabytes: float = models * RESULT_MEGABYTES
-    if output.output_dir:
-        create_output_folder("--output-dir", output.output_dir, megabytes)
-    if output.save_predictions:
-        megabytes += models * predictions_megabytes(images, saved_backends(config))
-        create_output_folder("--save-predictions", output.save_predictions, megabytes)
+def _save(indices: np.ndarray, batch: ScoredBatch, records: RecordFile | None, write: Writer | None) -> str | None:
+    """Write the predictions and the records of a batch; return why that failed, or None."""
+    try:
+        if write:
+            for position, index in enumerate(indices.tolist()):
+                write(index, {name: ids[position].cpu().numpy() for name, ids in batch.predictions.items()})
+        if records:
+            records.append(indices, batch.scores)
+    except OSError as error:
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return None

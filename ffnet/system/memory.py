@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from ffnet.system.errors import UserError
-from ffnet.system.text import count
 
 # Where Linux tells the limit of a container's memory: control groups of version 2 and of version 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -49,23 +48,18 @@ def first_sentence(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def enough_memory_for(models: int) -> Iterator[None]:
-    """Say what to do if the memory does not suffice to load, quantize and compile so many models at once.
+def enough_memory() -> Iterator[None]:
+    """Say what to do if the memory does not suffice to load and quantize a model.
 
     Raises:
-        UserError: in place of an error that reports a lack of memory.
+        UserError: In place of an error that reports a lack of memory.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        remedies = ["give --models-at-once a smaller number"] if models > 1 else []
+        place, remedy = "The memory", "Run on a machine or in a container with more memory"
         if is_out_of_gpu_memory(error):
-            place, remedies = "GPU: its memory", [*remedies, "use --use-cuda false"]
-        else:
-            place, remedies = "The memory", [*remedies, "run on a machine or in a container with more memory"]
-        remedy = ", or ".join(remedies)
-        raise UserError(
-            f"{place} does not suffice to load and quantize {count(models, 'model')}. {remedy[0].upper()}{remedy[1:]}."
-        ) from error
+            place, remedy = "GPU: its memory", "Use --use-cuda false"
+        raise UserError(f"{place} does not suffice to load and quantize the model. {remedy}.") from error

@@ -144,6 +144,13 @@ class _Handler:
             raise Terminated(number)
 
 
+def log_to_stderr(log: logging.Logger, quiet: bool) -> None:
+    """Show the messages of a logger on stderr; only errors if `quiet`."""
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    log.propagate = False  # AIMET gives the root logger a handler of its own
+
+
 def ensure_home() -> None:
     """Set HOME to the user's home folder, or to a temporary one, removed at exit, if the system knows none.
 

@@ -1,0 +1,135 @@
+"""From a checkpoint to a quantized network and its exported files, and the sentences on how it was quantized."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ffnet.checkpoints.loading import Checkpoint
+from ffnet.config import Config
+from ffnet.file_names import MODEL_FILE, ROUNDED_LAYERS
+from ffnet.npu.backend import write_npu_context
+from ffnet.onnx.export import export
+from ffnet.options import option_values
+from ffnet.quantization.encodings import LoadedEncodings, rounded_layers
+from ffnet.quantization.quantize import QuantizedNetwork, quantize
+from ffnet.results.recovery import Recovery, describe_recovery
+from ffnet.results.result import Calibration, versions
+from ffnet.run.inputs import Inputs
+from ffnet.run.session import Run
+from ffnet.system.errors import UserError
+from ffnet.system.text import count, list_names
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint and its quantized network."""
+
+    checkpoint: Checkpoint  # its network is on the device of the run
+    network: QuantizedNetwork
+    calibration: Calibration
+    recovery: Recovery | None  # None without accuracy recovery
+
+
+def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Model:
+    """Quantize the network of a checkpoint, and add notes on how to the run."""
+    options = run.config.quantization
+    config = replace(options, cle=options.cle and not checkpoint.equalized)
+    fp32 = checkpoint.model.to(run.runtime.device)
+    network = quantize(fp32, inputs.calibration_images, config, run.runtime, inputs.selection_images, run)
+    found = network.found
+    recovery = None
+    if found.recovery and inputs.selection_images:
+        recovery = describe_recovery(found.recovery, inputs.selection_images.names, inputs.images.names)
+        run.notes.append(recovery.describe())
+    description = describe_encodings(run.config, found.calibration_images, network.loaded)
+    if found.batch_size is not None and found.batch_size < run.runtime.batch_size:
+        description += f" The GPU ran out of memory, so batches of {count(found.batch_size, 'image')} were used."
+    calibration = Calibration(found.calibration_images, description)
+    run.notes += quantization_notes(run.config, checkpoint, network.raised_scales, calibration)
+    return Model(checkpoint, network, calibration, recovery)
+
+
+def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | None) -> str:
+    """Return sentences that say where the encodings come from; `images`: number of calibration images."""
+    data = config.data
+    if data.calibration_split == data.split:
+        published = "" if config.quantization.recovers else ", as the published results were"
+        calibrated = (
+            f"Calibrated on {count(images, 'image')} of the split that is scored{published}; with --calibration-split "
+            "train no calibration image is scored."
+        )
+    else:
+        calibrated = (
+            f"Calibrated on {count(images, 'image')} of the {data.calibration_split} split; none of them is scored."
+        )
+    if loaded is None:
+        return calibrated
+    sentences = [f"Encodings, bit widths and symmetry are those of {config.quantization.encodings}."]
+    if loaded.prefix:
+        sentences.append(f"The prefix {loaded.prefix!r}, which a wrapper adds, was removed from its names.")
+    lists = {
+        "Quantizers that the file does not cover": loaded.missing,
+        "Entries that belong to no quantizer and were ignored": loaded.unexpected,
+        "Quantizers that AIMET 2 shares and the file gives separate encodings": loaded.separated,
+        "Layers whose weights AdaRound rounded, read from the exported float network beside the file": loaded.rounded,
+    }
+    sentences += [f"{title} ({len(names)}): {list_names(names)}." for title, names in lists.items() if names]
+    return " ".join([*sentences, calibrated] if loaded.missing else sentences)
+
+
+def quantization_notes(
+    config: Config, checkpoint: Checkpoint, raised_scales: dict[str, int], calibration: Calibration
+) -> list[str]:
+    """Return the report's notes on how the network was quantized."""
+    notes = list(checkpoint.notes)
+    if checkpoint.equalized:
+        notes.append("The checkpoint is already equalized, so cross-layer equalization was not applied again.")
+    elif not config.quantization.cle:
+        notes.append("Cross-layer equalization was not applied.")
+    if raised_scales:
+        notes.append(f"Weight scales were raised so that biases fit into int32: {', '.join(raised_scales)}.")
+    return [*notes, calibration.description]
+
+
+def export_network(model: Model, dataset: str, size: tuple[int, int], run: Run) -> Path | None:
+    """Export a network if a backend or an option needs files, and return the quantized file.
+
+    Without --export, and on other ranks than the main process, it is in a temporary folder.
+    """
+    output, npu = run.config.output, run.config.npu
+    named = output.export if run.ranks.is_main else None
+    if output.export is None and not output.execute and npu.chip is None:
+        return None
+    folder = named or run.temporary_folder() / "export"
+    compiled_too = npu.chip is not None and named is not None
+    try:
+        with run.stage("export"):
+            export(
+                model.network.sim,
+                size,
+                folder,
+                _provenance(model, dataset, run),
+                output.force,
+                (lambda work: write_npu_context(work, npu)) if compiled_too else None,
+            )
+    except OSError as error:
+        option = f"--export {named}" if named else f"--execute and --npu: the temporary folder {folder}"
+        raise UserError(
+            f"{option} can't be written ({error.strerror}). Free some space, or name another folder with --export."
+        ) from error
+    return folder / MODEL_FILE
+
+
+def _provenance(model: Model, dataset: str, run: Run) -> dict[str, Any]:
+    """Return what the manifest of an export says about the network, and about the run that wrote it."""
+    network, recovery = model.network, model.recovery
+    return {
+        "dataset": dataset,
+        "options": option_values(run.config),
+        "versions": versions(),
+        "model": run.config.model.name,
+        "checkpoint_sha256": model.checkpoint.sha256,
+        "calibration": model.calibration.description,
+        **({"recovery": recovery.describe()} if recovery else {}),
+        ROUNDED_LAYERS: rounded_layers(network.sim, network.float_network),
+    }
