@@ -210,14 +210,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def processor_name(device: torch.device) -> str:
+def processor_name(device: str) -> str:
     """Return the name of the GPU or of the processor."""
-    if device.type == "cuda":
+    if device != "cpu":
         return f"CUDA, {torch.cuda.get_device_name(device)}"
     return f"CPU, {platform.processor() or platform.machine()}"
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: str) -> str:
     """Return the GPU's name, or the processor's with the number of threads that torch uses."""
-    threads = "" if device.type == "cuda" else f", {count(torch.get_num_threads(), 'thread')}"
+    threads = f", {count(torch.get_num_threads(), 'thread')}" if device == "cpu" else ""
     return processor_name(device) + threads
