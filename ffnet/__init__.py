@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ffnet.quantization.lowering import lower
     from ffnet.quantization.quantsim import quantize
 
+__version__ = "1.0.0"  # pyproject.toml reads it, too
 __all__ = [
     "VARIANTS",
     "QuantizationConfig",
