@@ -19,12 +19,12 @@ from ffnet.results.ai_hub import (
 )
 from ffnet.variants import VARIANTS
 
-ROOT = Path(__file__).parents[1]
+PAGE = (Path(__file__).parents[2] / "docs" / "published.md").read_text()
 
 
-def table(path, heading):
-    """Return the rows of the Markdown table with the heading, as a dictionary of cells for each model."""
-    lines = (ROOT / path).read_text().splitlines()
+def table(heading):
+    """Return the rows of the page's Markdown table with the heading, as a dictionary of cells for each model."""
+    lines = PAGE.splitlines()
     (start,) = [number for number, line in enumerate(lines) if line.startswith(heading)]
     columns = cells(lines[start])
     rows = {}
@@ -52,8 +52,8 @@ def test_every_model_is_a_variant_and_every_device_has_a_known_chip():
         assert (results.input_size == (512, 1024)) == VARIANTS[name].pre_down
 
 
-def test_the_readme_has_the_results_of_the_galaxy_s25():
-    rows = table("README.md", "| model | float |")
+def test_the_documentation_has_the_results_of_the_galaxy_s25():
+    rows = table("| model | float |")
     assert rows.keys() == RESULTS.keys()
     for name, row in rows.items():
         published = galaxy_s25(name)
@@ -63,7 +63,7 @@ def test_the_readme_has_the_results_of_the_galaxy_s25():
 
 
 def test_the_documentation_has_the_latency_of_every_device():
-    rows = table("docs/npu.md", "| model | input |")
+    rows = table("| model | input |")
     assert rows.keys() == RESULTS.keys()
     for name, row in rows.items():
         assert row.pop("input") == "x".join(map(str, RESULTS[name].input_size))
@@ -72,9 +72,8 @@ def test_the_documentation_has_the_latency_of_every_device():
         }
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/npu.md"])
-def test_the_documentation_names_source_and_number_of_images(path):
-    text = " ".join((ROOT / path).read_text().split())
+def test_the_documentation_names_source_and_number_of_images():
+    text = " ".join(PAGE.split())
     assert SOURCE.replace(", ", "'s ") in text and f"on {MIOU_IMAGES} images" in text
 
 
