@@ -1,34 +1,49 @@
 """Run exported files on Qualcomm's NPU, emulated on a PC or in hardware, in processes of their own."""
 
 import contextlib
+import dataclasses
+import importlib.metadata
 import multiprocessing
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
+from ffnet.chips import CHIPS
+from ffnet.config import NpuConfig
 from ffnet.evaluation.backends import INT8_NPU
+from ffnet.file_names import CONTEXT_FILE, MODEL_FILE, NPU_FOLDER
 from ffnet.npu import worker as npu_worker
-from ffnet.npu.worker import NpuTarget
+from ffnet.npu.worker import NpuSession, NpuTarget
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.runtime import resize
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 from ffnet.system.errors import UserError
 
 
-class NpuProcess:
+class _Closing(contextlib.AbstractContextManager):
+    """A context manager that is closed at the end, even after an error."""
+
+    def close(self) -> None:
+        """Release what the object holds."""
+        raise NotImplementedError
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class NpuProcess(_Closing):
     """A process that calls the functions of `npu_worker` for one target, one after the other."""
 
     def __init__(self, target: NpuTarget) -> None:
         self._target = target
-        self._files = contextlib.ExitStack()
-        log = Path(self._files.enter_context(tempfile.TemporaryDirectory())) / "log"
+        self._folder = tempfile.TemporaryDirectory()
+        log = Path(self._folder.name) / "log"
         log.touch()
         context = multiprocessing.get_context("spawn")
         self._connection, remote = context.Pipe()
@@ -48,7 +63,7 @@ class NpuProcess:
         """Return the result of the call, or raise its error.
 
         Raises:
-            UserError: if the file can't be compiled or run, or if the process has ended.
+            UserError: If the file can't be compiled or run, or if the process has ended.
         """
         try:
             answer = self._connection.recv()
@@ -64,17 +79,11 @@ class NpuProcess:
         return self.receive()
 
     def close(self) -> None:
-        """End the process at once, also in the middle of a call."""
+        """End the process at once, even during a call."""
         self._process.kill()
         self._process.join()
         self._connection.close()
-        self._files.close()
-
-    def __enter__(self) -> "NpuProcess":
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
+        self._folder.cleanup()
 
     def _ended(self) -> UserError:
         """Return the error for a process that ended although it was still needed."""
@@ -88,7 +97,7 @@ class NpuProcess:
         )
 
 
-class NpuBackend:
+class NpuBackend(_Closing):
     """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process."""
 
     def __init__(self, target: NpuTarget, processes: int = 1, input_format: InputFormat = NORMALIZED_RGB) -> None:
@@ -97,22 +106,23 @@ class NpuBackend:
         self.input_format = input_format
         self.header = check_onnx(target.path)
         _check_static(target, self.header)
-        with contextlib.ExitStack() as stack:  # ends the processes if one of them fails
-            self._stack = stack
-            self.processes = [stack.enter_context(NpuProcess(target))]
-            self.session: npu_worker.NpuSession = self.processes[0].call(npu_worker.describe_session)
+        self.processes = [NpuProcess(target)]
+        try:
+            self.session: NpuSession = self.processes[0].call(npu_worker.describe_session)
             self.start_processes(processes)
-            self._stack = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
     def start_processes(self, processes: int) -> None:
-        """Have at least so many processes, each of which compiles the file; on the hardware there is one only."""
-        missing = 0 if self.session.hardware else processes - len(self.processes)
-        started = [self._stack.enter_context(NpuProcess(self.target)) for _ in range(missing)]
-        for process in started:
+        """Have at least N processes, each of which compiles the file; on the hardware there is one only."""
+        known = len(self.processes)
+        for _ in range(0 if self.session.hardware else processes - known):
+            self.processes.append(NpuProcess(self.target))
+        for process in self.processes[known:]:
             process.send(npu_worker.describe_session)
-        for process in started:
+        for process in self.processes[known:]:
             process.receive()
-        self.processes += started
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
@@ -130,13 +140,8 @@ class NpuBackend:
 
     def close(self) -> None:
         """End the processes at once."""
-        self._stack.close()
-
-    def __enter__(self) -> "NpuBackend":
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
+        for process in self.processes:
+            process.close()
 
 
 def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -145,8 +150,25 @@ def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
         return process.call(npu_worker.run, image)
 
 
+def write_npu_context(npu: NpuConfig, work: Path) -> dict[str, Any]:
+    """Compile the `model.onnx` of an export for a chip, below the folder `work`; return the entry of the manifest."""
+    chip = CHIPS[str(npu.chip)]
+    file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
+    file.parent.mkdir(parents=True)
+    with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
+        description = dataclasses.asdict(process.call(npu_worker.write_context, file))
+    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
+    entry = {
+        "chip": dataclasses.asdict(chip),
+        "file": file.relative_to(work).as_posix(),
+        "versions": {**versions, "qairt": description.pop("qairt")},
+        **description,
+    }
+    return {"npu": entry}
+
+
 def _check_static(target: NpuTarget, header: OnnxHeader) -> None:
-    """Raise a UserError if a file takes inputs of any length in some dimension: then the NPU runs none of its nodes."""
+    """Raise a UserError if the input's shape is variable: then the NPU runs no node of the file."""
     if None in header.input_shape:
         shape = ", ".join("?" if length is None else str(length) for length in header.input_shape)
         raise UserError(
@@ -157,10 +179,7 @@ def _check_static(target: NpuTarget, header: OnnxHeader) -> None:
 
 @contextlib.contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Block Ctrl-C here and in processes that are started meanwhile, which would print a traceback while starting.
-
-    Without effect on Windows.
-    """
+    """Block Ctrl-C here and in processes that start meanwhile, which would print a traceback; no effect on Windows."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -33,7 +33,7 @@ REFUSED = re.compile(r"failed for node `(.+?)(?:_token_\d+|_\d+)?` of type `(\w+
 class NpuTarget:
     """What is compiled for which chip."""
 
-    path: Path  # of the ONNX file
+    path: Path  # ONNX file
     chip: Chip
     fallback: bool = False  # nodes that the NPU refuses may run on the CPU
 
@@ -53,7 +53,7 @@ def serve(connection: Connection, log: Path) -> None:
     """Call the functions that arrive with their arguments, and send back results or errors, until the other end closes.
 
     Everything that is printed in this process goes to the file `log`. Ctrl-C is left to the main process. If that is
-    killed, this process ends, too, also in the middle of a call.
+    killed, this process ends, too, even during a call.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -111,7 +111,7 @@ def _compile(target: NpuTarget, log: Path, settings: dict[str, str]) -> tuple[on
     """Return a session on the NPU with its description; `settings`: further entries of ONNX Runtime's session.
 
     Raises:
-        UserError: if the file can't be compiled for the chip, or if nodes would run on the CPU and must not.
+        UserError: If the file can't be compiled for the chip, or if nodes would run on the CPU and must not.
     """
     device, hardware = _device()
     provider = {"backend_path": _qnn().get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
@@ -158,7 +158,7 @@ def _qnn() -> Any:
     """Import the optional plugin and register it with ONNX Runtime.
 
     Raises:
-        UserError: if it can't be loaded, for example because a library of the system is missing.
+        UserError: If it can't be loaded, for example because a library of the system is missing.
     """
     try:
         import onnxruntime_qnn
