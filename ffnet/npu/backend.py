@@ -1,40 +1,44 @@
 """Run exported files on Qualcomm's NPU, emulated on a PC or in hardware, in processes of their own."""
 
-import contextlib
+import dataclasses
+import importlib.metadata
 import multiprocessing
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
+from ffnet.chips import CHIPS
+from ffnet.config import NpuConfig
 from ffnet.evaluation.backends import INT8_NPU
+from ffnet.file_names import CONTEXT_FILE, MODEL_FILE, NPU_FOLDER
 from ffnet.npu import worker as npu_worker
-from ffnet.npu.worker import NpuTarget
+from ffnet.npu.worker import NpuSession, NpuTarget
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.runtime import resize
-from ffnet.onnx.validation import OnnxHeader, check_onnx
+from ffnet.onnx.validation import check_onnx
 from ffnet.system.errors import UserError
 
 
-class NpuProcess:
+class NpuProcess(AbstractContextManager):
     """A process that calls the functions of `npu_worker` for one target, one after the other."""
 
     def __init__(self, target: NpuTarget) -> None:
         self._target = target
-        self._files = contextlib.ExitStack()
-        log = Path(self._files.enter_context(tempfile.TemporaryDirectory())) / "log"
+        self._folder = tempfile.TemporaryDirectory()
+        log = Path(self._folder.name) / "log"
         log.touch()
         context = multiprocessing.get_context("spawn")
         self._connection, remote = context.Pipe()
         self._process = context.Process(target=npu_worker.serve, args=(remote, log), daemon=True)
-        with _interrupt_blocked():
-            self._process.start()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
+        self._process.start()
+        signal.signal(signal.SIGINT, handler)
         remote.close()
 
     def send(self, function: Callable[..., Any], *arguments: Any) -> None:
@@ -45,11 +49,7 @@ class NpuProcess:
             raise self._ended() from error
 
     def receive(self) -> Any:
-        """Return the result of the call, or raise its error.
-
-        Raises:
-            UserError: if the file can't be compiled or run, or if the process has ended.
-        """
+        """Return the result of the call, or raise its error; a UserError if the process has ended."""
         try:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -64,16 +64,13 @@ class NpuProcess:
         return self.receive()
 
     def close(self) -> None:
-        """End the process at once, also in the middle of a call."""
+        """End the process at once, even during a call."""
         self._process.kill()
         self._process.join()
         self._connection.close()
-        self._files.close()
+        self._folder.cleanup()
 
-    def __enter__(self) -> "NpuProcess":
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ended(self) -> UserError:
@@ -88,7 +85,7 @@ class NpuProcess:
         )
 
 
-class NpuBackend:
+class NpuBackend(AbstractContextManager):
     """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process."""
 
     def __init__(self, target: NpuTarget, processes: int = 1, input_format: InputFormat = NORMALIZED_RGB) -> None:
@@ -96,46 +93,46 @@ class NpuBackend:
         self.target = target
         self.input_format = input_format
         self.header = check_onnx(target.path)
-        _check_static(target, self.header)
-        with contextlib.ExitStack() as stack:  # ends the processes if one of them fails
-            self._stack = stack
-            self.processes = [stack.enter_context(NpuProcess(target))]
-            self.session: npu_worker.NpuSession = self.processes[0].call(npu_worker.describe_session)
+        if None in self.header.input_shape:
+            raise UserError(
+                f"--npu {target.chip.part}: {target.path} has an input of variable shape, and the NPU needs a fixed "
+                "one. Export the network with batch size 1 and a fixed height and width."
+            )
+        self.processes = [NpuProcess(target)]
+        try:
+            self.session: NpuSession = self.processes[0].call(npu_worker.describe_session)
             self.start_processes(processes)
-            self._stack = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
     def start_processes(self, processes: int) -> None:
-        """Have at least so many processes, each of which compiles the file; on the hardware there is one only."""
-        missing = 0 if self.session.hardware else processes - len(self.processes)
-        started = [self._stack.enter_context(NpuProcess(self.target)) for _ in range(missing)]
-        for process in started:
+        """Have at least N processes, each of which compiles the file; on the hardware there is one only."""
+        known = len(self.processes)
+        for _ in range(0 if self.session.hardware else processes - known):
+            self.processes.append(NpuProcess(self.target))
+        for process in self.processes[known:]:
             process.send(npu_worker.describe_session)
-        for process in started:
+        for process in self.processes[known:]:
             process.receive()
-        self.processes += started
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
         images = resize(self.input_format.convert(images.cpu()), self.header.input_shape[2:]).contiguous()
-        arrays = self.header.encode(images.numpy())
-        groups = [arrays[start : start + len(self.processes)] for start in range(0, len(arrays), len(self.processes))]
-        return torch.from_numpy(self.header.decode(np.concatenate([self._run(group) for group in groups])))
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        """Return the file's output for at most as many images as there are processes."""
-        busy = self.processes[: len(images)]
-        for process, image in zip(busy, images, strict=True):
-            process.send(npu_worker.run, image[None])
-        return np.concatenate([process.receive()[self.header.output_name] for process in busy])
+        arrays, outputs = self.header.encode(images.numpy()), []
+        for start in range(0, len(arrays), len(self.processes)):
+            group = list(zip(self.processes, arrays[start:], strict=False))
+            for process, image in group:
+                process.send(npu_worker.run, image[None])
+            outputs += [process.receive()[self.header.output_name] for process, _ in group]
+        return torch.from_numpy(self.header.decode(np.concatenate(outputs)))
 
     def close(self) -> None:
         """End the processes at once."""
-        self._stack.close()
+        for process in self.processes:
+            process.close()
 
-    def __enter__(self) -> "NpuBackend":
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -145,28 +142,14 @@ def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
         return process.call(npu_worker.run, image)
 
 
-def _check_static(target: NpuTarget, header: OnnxHeader) -> None:
-    """Raise a UserError if a file takes inputs of any length in some dimension: then the NPU runs none of its nodes."""
-    if None in header.input_shape:
-        shape = ", ".join("?" if length is None else str(length) for length in header.input_shape)
-        raise UserError(
-            f"--npu {target.chip.part}: {target.path} has an input of variable shape ({shape}), and the NPU needs a "
-            "fixed one. Export the network with batch size 1 and a fixed height and width."
-        )
-
-
-@contextlib.contextmanager
-def _interrupt_blocked() -> Iterator[None]:
-    """Block Ctrl-C here and in processes that are started meanwhile, which would print a traceback while starting.
-
-    Without effect on Windows.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # its start would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def write_npu_context(work: Path, npu: NpuConfig) -> dict[str, Any]:
+    """Compile the `model.onnx` of an export in the folder `work` for a chip, and return the entry of the manifest."""
+    chip = CHIPS[str(npu.chip)]
+    file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
+    file.parent.mkdir(parents=True)
+    with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
+        description = dataclasses.asdict(process.call(npu_worker.write_context, file))
+    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
+    versions["qairt"] = description.pop("qairt")
+    path = file.relative_to(work).as_posix()
+    return {"npu": {"chip": dataclasses.asdict(chip), "file": path, "versions": versions, **description}}

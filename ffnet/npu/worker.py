@@ -6,6 +6,7 @@ plugin executes the network that it compiled for a chip in software, with the NP
 The plugin prints on stdout and stderr past Python and can crash: `serve` keeps both from the main process.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -33,7 +34,7 @@ REFUSED = re.compile(r"failed for node `(.+?)(?:_token_\d+|_\d+)?` of type `(\w+
 class NpuTarget:
     """What is compiled for which chip."""
 
-    path: Path  # of the ONNX file
+    path: Path  # ONNX file
     chip: Chip
     fallback: bool = False  # nodes that the NPU refuses may run on the CPU
 
@@ -53,65 +54,58 @@ def serve(connection: Connection, log: Path) -> None:
     """Call the functions that arrive with their arguments, and send back results or errors, until the other end closes.
 
     Everything that is printed in this process goes to the file `log`. Ctrl-C is left to the main process. If that is
-    killed, this process ends, too, also in the middle of a call.
+    killed, this process ends, too, even during a call.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    while True:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
             function, *arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = function(*arguments, log=log)
-        except Exception as error:
-            answer = error
-        connection.send(answer)
+            try:
+                answer = function(*arguments, log=log)
+            except Exception as error:
+                answer = error
+            connection.send(answer)
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
 
 
 def describe_session(target: NpuTarget, log: Path) -> NpuSession:
     """Compile a file and return how it runs."""
-    return _open_session(target, log)[1]
+    return _compile(target, log)[1]
 
 
 def run(target: NpuTarget, image: np.ndarray, log: Path) -> dict[str, np.ndarray]:
     """Return the outputs of a file by name for its input, (1, 3, H, W) of the file's type."""
-    session, *_ = _open_session(target, log)
+    session, _ = _compile(target, log)
     names = [output.name for output in session.get_outputs()]
     try:
         arrays = session.run(names, {session.get_inputs()[0].name: image})
     except Exception as error:  # onnxruntime's exceptions share no base class
-        message = f"{target.path}: {_plugin()} failed while running this file ({runtime_reason(error)})"
+        message = f"{target.path}: onnxruntime-qnn failed while running this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Check that the file takes images of this size.") from error
     return dict(zip(names, arrays, strict=True))
 
 
 def write_context(target: NpuTarget, file: Path, log: Path) -> NpuSession:
     """Write the compiled network: `file` (.onnx), which ONNX Runtime loads, and beside it the binary for the chip."""
-    settings = {"ep.context_enable": "1", "ep.context_file_path": str(file), "ep.context_embed_mode": "0"}
-    return _compile(target, log, settings)[1]
+    return _compile(target, log, file)[1]
 
 
 @functools.lru_cache(maxsize=1)
-def _open_session(target: NpuTarget, log: Path) -> tuple[onnxruntime.InferenceSession, NpuSession]:
-    return _compile(target, log, {})
+def _compile(
+    target: NpuTarget, log: Path, context: Path | None = None
+) -> tuple[onnxruntime.InferenceSession, NpuSession]:
+    """Return a session on the NPU with its description; write the compiled network to `context`, if given.
 
-
-def _compile(target: NpuTarget, log: Path, settings: dict[str, str]) -> tuple[onnxruntime.InferenceSession, NpuSession]:
-    """Return a session on the NPU with its description; `settings`: further entries of ONNX Runtime's session.
-
-    Raises:
-        UserError: if the file can't be compiled for the chip, or if nodes would run on the CPU and must not.
+    Raise a UserError if the file can't be compiled for the chip, or if nodes would run on the CPU and must not.
     """
     device, hardware = _device()
     provider = {"backend_path": _qnn().get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
@@ -119,7 +113,10 @@ def _compile(target: NpuTarget, log: Path, settings: dict[str, str]) -> tuple[on
         provider["soc_model"] = str(target.chip.soc_model)
     options = onnxruntime.SessionOptions()
     options.add_provider_for_devices([device], provider)
-    for key, value in {"session.record_ep_graph_assignment_info": "1", **settings}.items():
+    settings = {"session.record_ep_graph_assignment_info": "1"}
+    if context:
+        settings |= {"ep.context_enable": "1", "ep.context_file_path": str(context), "ep.context_embed_mode": "0"}
+    for key, value in settings.items():
         options.add_session_config_entry(key, value)
     begin = log.stat().st_size
     try:
@@ -146,7 +143,7 @@ def _refusal(target: NpuTarget, log: str, error: Exception) -> str:
     refused = list(dict.fromkeys(f"{name} ({operator})" for name, operator in REFUSED.findall(log)))
     subject = f"--npu {target.chip.part}: {target.path} can't be compiled for this NPU"
     if not refused:
-        return f"{subject}: {_plugin()} says {runtime_reason(error)!r}. Name another chip; --npu list prints them."
+        return f"{subject}: onnxruntime-qnn says {runtime_reason(error)!r}. Name another chip; --npu list prints them."
     return (
         f"{subject}, which refuses {count(len(refused), 'node')}: {list_names(refused)}. ONNX Runtime can't move them "
         "to the CPU either, because the nodes around them are already laid out for the NPU. Name another chip."
@@ -155,11 +152,7 @@ def _refusal(target: NpuTarget, log: str, error: Exception) -> str:
 
 @functools.cache
 def _qnn() -> Any:
-    """Import the optional plugin and register it with ONNX Runtime.
-
-    Raises:
-        UserError: if it can't be loaded, for example because a library of the system is missing.
-    """
+    """Import the optional plugin and register it with ONNX Runtime; raise a UserError if a library is missing."""
     try:
         import onnxruntime_qnn
 
@@ -172,15 +165,11 @@ def _qnn() -> Any:
     return onnxruntime_qnn
 
 
-def _plugin() -> str:
-    return f"onnxruntime-qnn {_qnn().__version__}"
-
-
 def _device() -> tuple[Any, bool]:
     """Return the device that the plugin runs networks on, and whether it is an NPU in this PC."""
     _qnn()
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == PLUGIN]
     npus = [device for device in devices if device.device.type == onnxruntime.OrtHardwareDeviceType.NPU]
     if not devices:
-        raise UserError(f"--npu: {_plugin()} finds no device here. Install it again with requirements-npu.txt.")
+        raise UserError("--npu: onnxruntime-qnn finds no device here. Install it again with requirements-npu.txt.")
     return (npus or devices)[0], bool(npus)

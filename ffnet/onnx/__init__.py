@@ -2,17 +2,10 @@
 
 Modules in reading order:
 
-- `formats`: file names and bit widths of an export; needs no torch
-- `chips`: the chips whose NPU can be named; needs no torch
-- `export`: a calibrated simulation to the files that device runtimes take
-- `validation`: whether a file is an ONNX network that may be run
-- `graph_index`: the nodes and constants of a graph by name
-- `quantized_values`: inputs and outputs of integers
-- `input_operations`: what a file does to its image before the first layer
-- `input_format`: what a file takes as its image
-- `heads`: whether a file returns probabilities
-- `runtime`: the ONNX Runtime backend
-- `inspection`: which convolutions of a file run on integer kernels
-- `float_convolutions`: why others do not
-- `divergence`: the first layer whose integers differ between ONNX Runtime and the simulation
+- `graph`: look up the nodes of a graph, and rewrite them for device runtimes
+- `input_format`: value range and channel order of a file's input, and how they are found
+- `export`: write a calibrated simulation as the files that device runtimes take
+- `validation`: check whether a file is an ONNX network that may be run
+- `runtime`: the ONNX Runtime backend, and which convolutions run on integer kernels
+- `divergence`: compare the layers of an executed file with the simulation's
 """

@@ -1,10 +1,10 @@
 """Compare the quantized activations of an executed file with the simulation's, layer by layer.
 
 Each layer is compared twice. Its own differences are those that remain if the simulated layer gets the values that the
-runtime computed for its inputs. The differences in all also hold those that its inputs bring along.
+runtime computed for its inputs. Its total differences include those of its inputs.
 
 Correct kernels of ONNX Runtime differ from the simulation only for values halfway between two integers: at most 0.1 %
-of them. The NPU rounds otherwise.
+of them. The NPU rounds differently.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import torch
 
+from ffnet.onnx.graph import GraphIndex
 from ffnet.onnx.runtime import open_session, run_session
 from ffnet.quantization.lowering import FakeQuantize
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, QuantizerSite
@@ -45,7 +46,7 @@ class LayerDivergence:
 
     layer: str  # name of the tensor in the exported file; "image" is the quantized input
     own: Difference  # for the same input
-    total: Difference  # each for its own input, from the same image on
+    total: Difference  # for the same image, including the differences of its inputs
 
     def describe(self, runtime: str) -> str:
         """Return the layer's own differences as a sentence; `runtime`: the name of what ran the file."""
@@ -58,8 +59,8 @@ class LayerDivergence:
 def first_divergence(layers: Sequence[LayerDivergence]) -> LayerDivergence | None:
     """Return the first layer at which a runtime and the simulation diverge; None if all values are equal.
 
-    That is the first layer of which, for the same input, more than 1 % of the values differ, or one value by more than
-    one quantization step. If there is none, it is the first layer of which any value differs.
+    A layer diverges if, for the same input, more than 1 % of its values differ, or one value by more than one
+    quantization step. If no layer does, return the first one with any difference.
     """
     large = (each for each in layers if each.own.differing > TOLERATED or each.own.largest_steps > 1)
     return next(large, next((each for each in layers if each.own.largest_steps), None))
@@ -80,14 +81,14 @@ def compare_layers(
     """Return the divergence of each quantized activation, in order of execution.
 
     Args:
-        lowered: the network that `lower` returned for the exported simulation, not compiled.
-        sites: the simulation's quantizer sites.
-        path: of the exported `model.onnx`.
-        image: normalized, (1, 3, H, W) float32, of the file's size, on the CPU.
-        execute: returns all outputs of a file by name for an image; `run_with_onnx_runtime` if None.
+        lowered: The network that `lower` returned for the exported simulation, not compiled.
+        sites: The simulation's quantizer sites.
+        path: The exported `model.onnx`.
+        image: Normalized, (1, 3, H, W) float32, of the file's size, on the CPU.
+        execute: Returns all outputs of a file by name for an image.
 
     Raises:
-        UserError: if the file has other layers.
+        UserError: If the file has other layers.
     """
     compared = {site.tensor: site for site in sites if site.kind == ACTIVATION and site.tensor}
     executed = _execute(path, compared, image.numpy(), execute or run_with_onnx_runtime)
@@ -117,14 +118,17 @@ def compare_layers(
 def _execute(path: Path, tensors: Collection[str], image: np.ndarray, execute: Execute) -> Mapping[str, np.ndarray]:
     """Return the integers that a file computes for the named tensors, by these names and `_q`."""
     proto = onnx.load(path)
-    types = _quantized_activations(proto)
+    types = _quantized_activations(proto.graph)
     missing = [tensor for tensor in tensors if f"{tensor}_q" not in types]
     if missing or not tensors:
         layer = f"layer {missing[0]}" if missing else "quantized layer"
         raise UserError(f"{path}: this file has no {layer}. Compare a file that was exported from this network.")
+    outputs = [onnx.helper.make_tensor_value_info(f"{tensor}_q", types[f"{tensor}_q"], None) for tensor in tensors]
+    del proto.graph.output[:]  # outputs in float would keep layers from running on integer kernels
+    proto.graph.output.extend(outputs)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name
-        _write_integer_outputs(proto, {f"{tensor}_q": types[f"{tensor}_q"] for tensor in tensors}, file)
+        onnx.save(proto, file)
         return execute(file, image)
 
 
@@ -142,21 +146,12 @@ def _difference(simulated: torch.Tensor, executed: torch.Tensor) -> Difference:
     return Difference(float((steps > 0).double().mean()), float(steps.double().mean()), int(steps.max()))
 
 
-def _write_integer_outputs(proto: onnx.ModelProto, types: Mapping[str, int], file: Path) -> None:
-    """Write a network with the given integer tensors as its outputs; `proto` is changed."""
-    # Outputs in float would keep layers from running on integer kernels.
-    outputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in types.items()]
-    del proto.graph.output[:]
-    proto.graph.output.extend(outputs)
-    onnx.save(proto, file)
-
-
-def _quantized_activations(proto: onnx.ModelProto) -> dict[str, int]:
+def _quantized_activations(graph: onnx.GraphProto) -> dict[str, int]:
     """Return {output of a QuantizeLinear of an activation: ONNX's number of its integer type}."""
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    constants = GraphIndex.of(graph).constants
     return {
         node.output[0]: constants[node.input[2]].data_type
-        for node in proto.graph.node
+        for node in graph.node
         if node.op_type == "QuantizeLinear" and node.input[0] not in constants
     }
 

@@ -4,23 +4,22 @@
 - `model_fp32.onnx`: the equalized float network, whose tensors `model.encodings` names; QAIRT and AI Hub take the pair
 - `model.encodings`: AIMET's encodings
 - `manifest.json`: where the files come from, their hashes, and how to prepare inputs and use outputs
-- `npu/<chip>/`, if requested: `model.onnx` compiled for a chip with an NPU
+- `npu/<chip>/`, if requested: `model.onnx` compiled for the NPU of a chip
 
 Nodes and tensors carry the names of the network's layers, such as `head.layers.1.fam_4.layers.2`.
 """
 
 import ast
 import contextlib
-import dataclasses
-import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import aimet_torch.onnx
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -28,7 +27,6 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from ffnet.chips import CHIPS
-from ffnet.config import NpuConfig
 from ffnet.evaluation.loading import MEAN, STD
 from ffnet.file_names import (
     CONTEXT_FILE,
@@ -40,11 +38,15 @@ from ffnet.file_names import (
     NPU_FOLDER,
 )
 from ffnet.labels import CLASSES
-from ffnet.npu import worker as npu_worker
-from ffnet.npu.backend import NpuProcess
-from ffnet.npu.worker import NpuSession, NpuTarget
-from ffnet.onnx.mixed_precision import rescale_biases, unify_bit_widths, widen
-from ffnet.onnx.rewriting import fold_float_constants, keep_scale_in_resizes
+from ffnet.onnx.graph import (
+    GraphIndex,
+    fold_float_constants,
+    keep_scale_in_resizes,
+    rescale_biases,
+    unify_bit_widths,
+    widen,
+)
+from ffnet.onnx.input_format import write_metadata
 from ffnet.options import check_bit_widths
 from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
@@ -61,7 +63,7 @@ EXPORTER: dict[str, Any] = {
     "output_names": [OUTPUT_TENSOR],
 }
 LAYER_METADATA = "pkg.torch.onnx.name_scopes"  # the modules around a node, outermost first, and its operator
-SUFFIXES = ("", "_q", "_qdq", "_dq", "_scale", "_zero_point")  # of the names that AIMET derives from a tensor's
+SUFFIXES = ("", "_q", "_qdq", "_dq", "_scale", "_zero_point")  # suffixes in the names that AIMET derives
 
 
 def export(
@@ -70,22 +72,22 @@ def export(
     folder: Path | str,
     provenance: Mapping[str, Any],
     force: bool = False,
-    npu: NpuConfig | None = None,
+    compile_for: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write the files of an export into `folder`, completely or not at all, and return the folder.
 
     Args:
-        sim: a calibrated simulation whose biases fit into int32 (`raise_weight_scales`); it stays as it is.
-        size: height and width of the images. The files have static shapes and batch size 1.
-        folder: may be missing.
-        provenance: what is exported, for manifest.json.
-        force: write into a folder that holds other files, which are kept.
-        npu: also compile model.onnx for the NPU of this chip.
+        sim: A calibrated simulation whose biases fit into int32 (`raise_weight_scales`); it is not changed.
+        size: Height and width of the images. The files have static shapes and batch size 1.
+        folder: May be missing.
+        provenance: What is exported, for manifest.json.
+        force: Write into a folder that holds other files, which are kept.
+        compile_for: Compiles model.onnx for a device: writes further files below the folder that it is given, which
+            holds the export, and returns further entries of the manifest.
 
     Raises:
-        UserError: if the folder can't be used, if the simulation has quantizers that no exported file can express, or
-            if the file can't be compiled for the chip.
-        RuntimeError: if the Q/DQ nodes of model.onnx differ from the quantizers of `sim`.
+        UserError: If the folder can't be used, or if the simulation has quantizers that no exported file can express.
+        RuntimeError: If the Q/DQ nodes of model.onnx differ from the quantizers of `sim`.
     """
     folder = Path(folder)
     check_output_folder("--export", folder, (*EXPORT_FILES, NPU_FOLDER), force)
@@ -96,9 +98,8 @@ def export(
     work.mkdir()
     try:
         write_models(sim, size, work)
-        if npu and npu.chip:
-            provenance = {**provenance, "npu": write_npu_context(work, npu)}
-        write_manifest(work, size, provenance)
+        compiled = compile_for(work) if compile_for else {}
+        write_manifest(work, size, {**provenance, **compiled})
         move_files(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -128,7 +129,7 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
     _restore_weights(float_network.graph, sim.model)
     name_layers(quantized.graph)
     name_layers(float_network.graph)
-    fold_float_constants(quantized, quantized_weights(sim))
+    fold_float_constants(quantized.graph, quantized_weights(sim))
     keep_scale_in_resizes(quantized.graph)
     unify_bit_widths(quantized.graph)
     rescale_biases(quantized.graph)
@@ -211,11 +212,12 @@ def name_layers(graph: onnx.GraphProto) -> None:
 
 
 def _save(proto: onnx.ModelProto, path: Path) -> None:
-    """Check a network and write it without the exporter's metadata, which holds stack traces and local paths."""
+    """Check a network and write it with its input format, and without the exporter's stack traces and local paths."""
     graph = proto.graph
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         item.ClearField("metadata_props")
-    graph.ClearField("value_info")  # of old names
+    graph.ClearField("value_info")  # has the old names
+    write_metadata(proto)
     proto = onnx.shape_inference.infer_shapes(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
@@ -227,70 +229,43 @@ def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
     Its Q/DQ nodes must have the quantizer's scale and zero point. A weight without them, of a layer with a float input,
     must be a constant with the quantized values. Further Q/DQ nodes must repeat a quantizer, or refine it to 16 bits.
     """
-    found, weights = file_quantizers(proto), quantized_weights(sim)
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for site in quantizer_sites(sim):
-        if site.tensor in weights and site.tensor in constants and site.tensor not in found:
-            same = np.array_equal(onnx.numpy_helper.to_array(constants[site.tensor]), weights[site.tensor])
-        elif site.tensor in found:
+    index, found, weights = GraphIndex.of(proto.graph), file_quantizers(proto), quantized_weights(sim)
+    sites = quantizer_sites(sim)
+    for site in sites:
+        tensor = str(site.tensor)
+        if tensor in found:
             scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
             zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
-            same = all(map(np.array_equal, found[site.tensor], (scale, zero_point)))
+            same = all(map(np.array_equal, found[tensor], (scale, zero_point)))
+        elif tensor in weights and tensor in index.constants:
+            same = np.array_equal(onnx.numpy_helper.to_array(index.constants[tensor]), weights[tensor])
         else:
-            raise RuntimeError(f"{MODEL_FILE} has no quantizer at {site.tensor}.")
+            raise RuntimeError(f"{MODEL_FILE} has no quantizer at {tensor}.")
         if not same:
-            raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {site.tensor} than the simulation.")
-    _check_further_quantizers(found, {site.tensor for site in quantizer_sites(sim)})
-
-
-def _check_further_quantizers(found: Mapping[str, tuple[np.ndarray, np.ndarray]], sites: set[str | None]) -> None:
-    """Raise a RuntimeError if a quantizer that belongs to no site would round otherwise than those of the sites."""
-    known = [quantization for tensor, quantization in found.items() if tensor in sites]
-    allowed = {_key(*quantization) for quantization in (*known, *(widen(*quantization) for quantization in known))}
+            raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {tensor} than the simulation.")
+    tensors = {site.tensor for site in sites}
+    known = [quantization for tensor, quantization in found.items() if tensor in tensors]
+    known += [widen(*quantization) for quantization in known]
     for tensor, quantization in found.items():
-        if tensor not in sites and _key(*quantization) not in allowed:
+        if tensor not in tensors and not any(all(map(np.array_equal, quantization, each)) for each in known):
             raise RuntimeError(f"{MODEL_FILE} has a quantizer at {tensor} that the simulation lacks.")
-
-
-def _key(scale: np.ndarray, zero_point: np.ndarray) -> tuple[bytes, bytes]:
-    return scale.tobytes(), zero_point.tobytes()
 
 
 def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return {tensor: (scales float32, zero points counted from the type's smallest value)} of an exported file."""
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    dequantizers = {node.input[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"}
-    found = {}
+    index, found = GraphIndex.of(proto.graph), {}
     for node in (node for node in proto.graph.node if node.op_type == "QuantizeLinear"):
-        values = [[constants[name] for name in each.input[1:3]] for each in (node, dequantizers[node.output[0]])]
-        if not all(map(np.array_equal, *values)):
+        dequantizer = next(each for each in index.consumers[node.output[0]] if each.op_type == "DequantizeLinear")
+        names = (*node.input[1:3], *dequantizer.input[1:3])
+        scale, zero_point, *others = (onnx.numpy_helper.to_array(index.constants[name]).flatten() for name in names)
+        if not all(map(np.array_equal, (scale, zero_point), others)):
             raise RuntimeError(f"{MODEL_FILE}: {node.name} quantizes and dequantizes differently.")
-        scale, zero_point = (value.flatten() for value in values[0])
         tensor = node.output[0].removesuffix("_q")
-        found[tensor] = scale.astype(np.float32), zero_point.astype(np.int64) - _smallest(zero_point.dtype)
+        found[tensor] = (
+            scale.astype(np.float32),
+            zero_point.astype(np.int64) - int(ml_dtypes.iinfo(zero_point.dtype).min),
+        )
     return found
-
-
-def _smallest(dtype: np.dtype) -> int:
-    """Return the smallest value of an integer type; numpy's own iinfo does not know int4."""
-    return 0 if dtype.name.startswith("u") else -(2 ** (int(dtype.name.removeprefix("int")) - 1))
-
-
-def write_npu_context(work: Path, npu: NpuConfig) -> dict[str, Any]:
-    """Write `model.onnx` as compiled for a chip into the folder `work`, and return what the manifest says about it."""
-    chip = CHIPS[str(npu.chip)]
-    file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
-    file.parent.mkdir(parents=True)
-    with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
-        session: NpuSession = process.call(npu_worker.write_context, file)
-    description = dataclasses.asdict(session)
-    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
-    return {
-        "chip": dataclasses.asdict(chip),
-        "file": file.relative_to(work).as_posix(),
-        "versions": {**versions, "qairt": description.pop("qairt")},
-        **description,
-    }
 
 
 def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, Any]) -> None:
@@ -329,18 +304,10 @@ def move_files(work: Path, folder: Path) -> None:
         work.rename(folder)
         return
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    _remove_contexts(folder / NPU_FOLDER)
+    for path in (folder / NPU_FOLDER).glob(f"*/{Path(CONTEXT_FILE).stem}*"):
+        if path.parent.name in CHIPS:
+            path.unlink()
     files = [path.relative_to(work) for path in work.rglob("*") if path.is_file()]
     for file in sorted(files, key=lambda file: file.name == MANIFEST_FILE):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (work / file).replace(folder / file)
-
-
-def _remove_contexts(folder: Path) -> None:
-    """Remove the compiled networks of an earlier export, and the folders that are empty then; keep all other files."""
-    for path in folder.glob(f"*/{Path(CONTEXT_FILE).stem}*"):
-        if path.parent.name in CHIPS:
-            path.unlink()
-    for empty in (*folder.glob("*/"), folder):
-        with contextlib.suppress(OSError):  # it is not empty, or does not exist
-            empty.rmdir()

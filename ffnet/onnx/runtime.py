@@ -1,7 +1,10 @@
-"""Run ONNX files with ONNX Runtime on the CPU."""
+"""Run ONNX files with ONNX Runtime on the CPU, and find which convolutions run on integer kernels."""
 
 import copy
+import re
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from ffnet.evaluation.compilation import image_by_image
+from ffnet.onnx.graph import node_name
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
-from ffnet.onnx.validation import check_onnx
+from ffnet.onnx.validation import OnnxHeader, check_onnx
 from ffnet.system.errors import UserError
-from ffnet.system.text import runtime_reason
+from ffnet.system.text import list_names, runtime_reason
+
+INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
 class OnnxBackend:
@@ -25,7 +31,7 @@ class OnnxBackend:
         self.input_format = input_format
         self.header = check_onnx(path)
         self.session = open_session(path)
-        self.buffer = torch.empty(0)  # for all inputs: a new one for each takes a tenth of the backend's time
+        self.buffer = torch.empty(0)  # shared by all inputs: a new one for each takes a tenth of the backend's time
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
@@ -87,3 +93,61 @@ def run_session(
     except Exception as error:  # onnxruntime's exceptions share no base class
         message = f"{path}: ONNX Runtime failed while running this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Check that the file takes images of this size.") from error
+
+
+@dataclass(frozen=True)
+class OnnxDescription:
+    """What is in an ONNX file, and how ONNX Runtime runs it here."""
+
+    header: OnnxHeader
+    quantized: bool
+    convolutions: int
+    integer: int  # convolutions that run on integer kernels
+    floats: tuple[str, ...]  # names of the convolutions of a quantized file that run in float
+
+    def lines(self) -> list[str]:
+        """Return the description as sentences."""
+        height, width = self.header.input_shape[2:]
+        kind = "quantized (QDQ or integer operators)" if self.quantized else "not quantized"
+        size = (
+            f"{height}x{width} pixels; other images are resized bilinearly to it, and logits to the size of the labels."
+        )
+        if height is None or width is None:
+            size = "any size, so images are not resized."
+        lines = [
+            f"The file is {kind}, of opset {self.header.opset}.",
+            f"Its input {self.header.input_name!r} takes {size}",
+        ]
+        return lines + self.kernel_lines()
+
+    def kernel_lines(self) -> list[str]:
+        """Return sentences on the kernels that run the convolutions."""
+        lines = [f"Convolutions that run on integer kernels: {self.integer} of {self.convolutions}."]
+        if self.floats:
+            lines.append(f"Convolutions that run in float: {len(self.floats)} ({list_names(self.floats)}).")
+        return lines
+
+
+def inspect_onnx(path: Path | str) -> OnnxDescription:
+    """Return the description of an ONNX file, or raise a UserError if it can't be run."""
+    header = check_onnx(path)
+    proto = onnx.load(path)
+    operators = {node.op_type for node in proto.graph.node}
+    quantized = any("QuantizeLinear" in operator or operator.startswith("QLinear") for operator in operators)
+    convolutions = [node for node in proto.graph.node if node.op_type in ("Conv", *INTEGER_CONVOLUTIONS)]
+    names = [node_name(node) for node in convolutions]
+    for index, node in enumerate(convolutions):
+        node.name = f"convolution{index}"
+    integer = _integer_convolutions(path, proto)
+    floats = [name for index, name in enumerate(names) if quantized and index not in integer]
+    return OnnxDescription(header, quantized, len(names), len(integer), tuple(floats))
+
+
+def _integer_convolutions(path: Path | str, proto: onnx.ModelProto) -> set[int]:
+    """Return the numbers i of the nodes named "convolution{i}" in `proto` that run on integer kernels."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, proto, optimized)
+        nodes = [node for node in onnx.load(optimized).graph.node if node.op_type in INTEGER_CONVOLUTIONS]
+    names = (re.match(r"convolution(\d+)(_token_\d+)?$", node.name) for node in nodes)
+    return {int(name[1]) for name in names if name}

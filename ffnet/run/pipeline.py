@@ -226,7 +226,10 @@ def evaluate_onnx(config: Config, path: Path, ranks: Ranks) -> Iterator[Result]:
 
 def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result:
     """Score an ONNX file on the CPU and, if requested, on the NPU."""
-    backend = open_onnx(path, images, run)
+    with run.stage("open ONNX file"):
+        model = run.config.model
+        backend, notes = open_onnx(path, images, run.runtime, (model.onnx_input, model.onnx_channels))
+    run.notes += notes
     npu = open_npu(path, run, backend.input_format) if run.config.npu.chip else None
     prepared = prepare({ONNX_FILE: backend}, images, run)
     scores = score(prepared, images, run)

@@ -1,0 +1,290 @@
+"""Look up the nodes of an ONNX graph, and rewrite a Q/DQ graph for Qualcomm's NPU without changing what it computes.
+
+Found by trial with onnxruntime-qnn 2.7:
+
+- The NPU runs a convolution in float only if its weight and bias are plain constants.
+- Some chips refuse a Resize whose input and output have different scales.
+- A layer runs in integers only if its inputs and its output have the same type.
+- In some layers the steps of a bias must be the input's scale times the weight's scale.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ffnet.quantization.weighted_layers import WIDE_STEPS
+
+WIDE = {"uint8": np.uint16, "int8": np.int16}  # types of 8 bits -> the types of 16 bits
+
+
+@dataclass(frozen=True)
+class GraphIndex:
+    """The nodes and constants of a graph by the names of tensors."""
+
+    producers: Mapping[str, onnx.NodeProto]
+    consumers: Mapping[str, Sequence[onnx.NodeProto]]  # empty for a tensor that no node reads
+    constants: Mapping[str, onnx.TensorProto]
+
+    @classmethod
+    def of(cls, graph: onnx.GraphProto) -> "GraphIndex":
+        """Index a graph."""
+        consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in dict.fromkeys(node.input):
+                consumers[name].append(node)
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                constants[node.output[0]] = node.attribute[0].t
+        return cls({output: node for node in graph.node for output in node.output}, consumers, constants)
+
+    def operator(self, tensor: str) -> str:
+        """Return the operator that computes a tensor; empty for inputs and initializers."""
+        return self.producers[tensor].op_type if tensor in self.producers else ""
+
+    def producer_behind(self, tensor: str, skipped: Collection[str]) -> onnx.NodeProto | None:
+        """Return the last node before a tensor that has none of the `skipped` operators; None if there is none."""
+        node = self.producers.get(tensor)
+        while node is not None and node.op_type in skipped:
+            node = self.producers.get(node.input[0])
+        return node
+
+    def value(self, name: str) -> np.ndarray | None:
+        """Return a constant's value; None if the tensor is not a constant of this file."""
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_location == tensor.EXTERNAL:
+            return None
+        return numpy_helper.to_array(tensor)
+
+    def integer_type(self, node: onnx.NodeProto) -> str:
+        """Return the integer type that a QuantizeLinear or DequantizeLinear node writes or reads, such as "uint8"."""
+        named = (self.constants.get(name) for name in (*node.input[2:3], node.input[0]))
+        tensor = next((tensor for tensor in named if tensor is not None), None)
+        output_type = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
+        kind = output_type if tensor is None or tensor.data_type == onnx.TensorProto.FLOAT else tensor.data_type
+        return onnx.TensorProto.DataType.Name(kind or onnx.TensorProto.UINT8).lower()
+
+    def quantization(self, node: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return scale and zero point of a QuantizeLinear or DequantizeLinear; None if they are not constants."""
+        scale = self.value(node.input[1])
+        zero_point = self.value(node.input[2]) if node.input[2:] and node.input[2] else np.zeros((), np.int64)
+        return None if scale is None or zero_point is None else (scale, zero_point.astype(np.int64))
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """Return the name of a node, or of its output if it has none."""
+    return node.name or node.output[0]
+
+
+def fold_float_constants(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> None:
+    """Write the weights and biases of convolutions with a float input as float constants, in place.
+
+    Args:
+        graph: The graph of an export.
+        weights: All quantized weights by name. They are not computed from the Q/DQ nodes, because ONNX rounds values
+            halfway between two integers differently from AIMET.
+    """
+    index = GraphIndex.of(graph)
+    for node in graph.node:
+        if node.op_type != "Conv" or index.operator(node.input[0]) == "DequantizeLinear":
+            continue
+        for position, tensor in enumerate(node.input[1:], 1):
+            if index.operator(tensor) == "DequantizeLinear":
+                name = tensor.removesuffix("_qdq")
+                value = weights[name] if name in weights else _dequantized_bias(index.producers[tensor], index)
+                _remove_initializers(graph, [name])
+                graph.initializer.append(numpy_helper.from_array(value, name))
+                node.input[position] = name
+    _remove_unused(graph)
+
+
+def _dequantized_bias(node: onnx.NodeProto, index: GraphIndex) -> np.ndarray:
+    integers, scale = (numpy_helper.to_array(index.constants[name]) for name in node.input[:2])
+    return integers.astype(np.float32) * scale
+
+
+def keep_scale_in_resizes(graph: onnx.GraphProto) -> None:
+    """Quantize the output of every nearest Resize with the scale of its input first, in place.
+
+    Nearest resizing copies values, so this changes nothing; the next QuantizeLinear converts them to its own scale.
+    """
+    index = GraphIndex.of(graph)
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        source = index.producers.get(node.input[0]) if node.op_type == "Resize" else None
+        if source is None or source.op_type != "DequantizeLinear" or _mode(node) != b"nearest":
+            continue
+        result, node.output[0] = node.output[0], f"{node.output[0]}_copied"
+        nodes += _quantizer_pair(node.output[0], source.input[1:], result, node.output[0])
+    _replace_nodes(graph, nodes)
+
+
+def _mode(resize: onnx.NodeProto) -> bytes:
+    """Return how a Resize interpolates; ONNX's default is nearest."""
+    return next((attribute.s for attribute in resize.attribute if attribute.name == "mode"), b"nearest")
+
+
+def _quantizer_pair(source: str, scale: Sequence[str], target: str, name: str) -> list[onnx.NodeProto]:
+    """Return a QuantizeLinear and a DequantizeLinear from one tensor to another; `scale`: names of its constants."""
+    return [
+        helper.make_node("QuantizeLinear", [source, *scale], [f"{name}_q"], f"{name}_q"),
+        helper.make_node("DequantizeLinear", [f"{name}_q", *scale], [target], f"{name}_dq"),
+    ]
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and constants on which no output of the graph depends, in place."""
+    used = {output.name for output in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            nodes.append(node)
+            used.update(node.input)
+    _replace_nodes(graph, list(reversed(nodes)))
+    _remove_initializers(graph, {tensor.name for tensor in graph.initializer} - used)
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _remove_initializers(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in names]:
+        graph.initializer.remove(tensor)
+
+
+def rescale_biases(graph: onnx.GraphProto) -> None:
+    """Write the bias of every convolution in steps of the input's scale times the weight's scale, in place.
+
+    AIMET writes other steps behind a max pool, and `unify_bit_widths` changes the scale of inputs.
+
+    Raises:
+        RuntimeError: If a bias no longer fits into int32; `raise_weight_scales` prevents this.
+    """
+    index = GraphIndex.of(graph)
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and all(name in index.producers for name in node.input):
+            source, weight, bias = (index.producers[name] for name in node.input)
+            _rescale_bias(node.name, bias, _scale(source, index) * _scale(weight, index), index)
+
+
+def _scale(node: onnx.NodeProto, index: GraphIndex) -> np.ndarray:
+    return numpy_helper.to_array(index.constants[node.input[1]]).flatten().astype(np.float64)
+
+
+def _rescale_bias(layer: str, dequantizer: onnx.NodeProto, scale: np.ndarray, index: GraphIndex) -> None:
+    """Give the bias that a DequantizeLinear reads another scale, unless it has that already."""
+    old = _scale(dequantizer, index)
+    if np.allclose(old, scale, rtol=1e-5, atol=0):
+        return
+    integers, scales = (index.constants[name] for name in dequantizer.input[:2])
+    values = np.rint(numpy_helper.to_array(integers) * (old / scale))
+    if np.abs(values).max() > np.iinfo(np.int32).max:
+        raise RuntimeError(f"The bias of {layer} does not fit into int32 in steps of its input's and weight's scales.")
+    integers.CopyFrom(numpy_helper.from_array(values.astype(np.int32), integers.name))
+    scales.CopyFrom(numpy_helper.from_array(np.full(scales.dims, np.squeeze(scale), np.float32), scales.name))
+
+
+def widen(scale: np.ndarray, zero_point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale and zero point with which 16 bits cover the range of 8 bits exactly.
+
+    Zero points are counted from the type's smallest value.
+    """
+    return (scale / WIDE_STEPS).astype(np.float32), zero_point.astype(np.int64) * WIDE_STEPS
+
+
+def unify_bit_widths(graph: onnx.GraphProto) -> None:
+    """Let each layer that has both 8-bit and 16-bit activations compute with 16 bits only, in place.
+
+    Its 8-bit inputs are converted to 16 bits, which keeps their values. If its output has 8 bits, it is quantized to 16
+    bits of the same range first. An 8-bit step has an odd number of 16-bit steps, so that rounding twice gives what
+    rounding once does.
+    """
+    rewriter = _Rewriter(graph, GraphIndex.of(graph))
+    for node in list(graph.node):
+        if node.op_type == "QuantizeLinear" and node.input[0] not in rewriter.index.constants:
+            rewriter.unify(node)
+    rewriter.insert_nodes()
+
+
+@dataclass(frozen=True)
+class _Rewriter:
+    graph: onnx.GraphProto
+    index: GraphIndex  # index of the original graph
+    before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)  # new nodes before the one with this output
+    after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+
+    def unify(self, quantizer: onnx.NodeProto) -> None:
+        """Unify the layers between a quantizer of an activation and the quantizers before it."""
+        inputs = list(_activation_inputs(quantizer.input[0], self.index))
+        sources = [self.index.producers[node.input[i]] for node, i in inputs]
+        types = {self.index.integer_type(node) for node in (quantizer, *sources)}
+        if types.isdisjoint(WIDE) or types.issubset(WIDE) or not _runs_in_integers(quantizer, self.index):
+            return
+        for (node, i), source in zip(inputs, sources, strict=True):
+            if self.index.integer_type(source) in WIDE:
+                tensor, node.input[i] = node.input[i], f"{node.input[i]}_wide"
+                if tensor not in self.after:
+                    self.after[tensor] = self._wide_pair(source, tensor, node.input[i])
+        if self.index.integer_type(quantizer) in WIDE:
+            tensor, quantizer.input[0] = quantizer.input[0], f"{quantizer.input[0]}_wide"
+            self.before[quantizer.output[0]] = self._wide_pair(quantizer, tensor, quantizer.input[0])
+
+    def _wide_pair(self, narrow: onnx.NodeProto, source: str, target: str) -> list[onnx.NodeProto]:
+        """Return a Q/DQ pair of 16 bits from `source` to `target` with the range of an 8-bit Q or DQ node."""
+        scale, zero_point = (self.index.constants[name] for name in narrow.input[1:3])
+        wide = [f"{scale.name}_wide", f"{zero_point.name}_wide"]
+        if wide[0] not in {tensor.name for tensor in self.graph.initializer}:
+            offset = numpy_helper.to_array(zero_point)
+            dtype = WIDE[offset.dtype.name]
+            counted = offset.astype(np.int64) - np.iinfo(offset.dtype).min
+            wide_scale, wide_counted = widen(numpy_helper.to_array(scale), counted)
+            wide_offset = (wide_counted + np.iinfo(dtype).min).astype(dtype)
+            self.graph.initializer.append(numpy_helper.from_array(wide_scale, wide[0]))
+            self.graph.initializer.append(numpy_helper.from_array(wide_offset, wide[1]))
+        return _quantizer_pair(source, wide, target, target)
+
+    def insert_nodes(self) -> None:
+        """Insert the new nodes into the graph."""
+        nodes = []
+        for node in self.graph.node:
+            nodes += [*self.before.get(node.output[0], ()), node, *self.after.get(node.output[0], ())]
+        _replace_nodes(self.graph, nodes)
+
+
+def _activation_inputs(tensor: str, index: GraphIndex) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """Yield each node, and the position of its input, where the layers that compute a tensor read an activation."""
+    node = index.producers.get(tensor)
+    if node is None or node.op_type == "DequantizeLinear":
+        return
+    for i, name in enumerate(node.input):
+        if _is_dequantized_activation(name, index):
+            yield node, i
+        else:
+            yield from _activation_inputs(name, index)
+
+
+def _is_dequantized_activation(tensor: str, index: GraphIndex) -> bool:
+    """Return whether a tensor is neither in float nor a weight or a bias."""
+    node = index.producers.get(tensor)
+    quantizer = index.producers.get(node.input[0]) if node and node.op_type == "DequantizeLinear" else None
+    return quantizer is not None and quantizer.input[0] not in index.constants
+
+
+def _runs_in_integers(quantizer: onnx.NodeProto, index: GraphIndex) -> bool:
+    """Return whether the layers before a quantizer have quantized weights and feed only this quantizer."""
+    tensors = [quantizer.input[0]]
+    while tensors:
+        node = index.producers.get(tensors.pop())
+        if node is None or node.op_type == "DequantizeLinear":
+            continue
+        if len(index.consumers[node.output[0]]) > 1 or (node.op_type == "Conv" and node.input[1] in index.constants):
+            return False
+        tensors += node.input
+    return True
