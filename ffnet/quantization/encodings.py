@@ -1,25 +1,33 @@
 """Load AIMET's encodings into a simulation, in place of calibration.
 
-Bit widths and symmetry are those of the file, whatever the quantization config says.
+Bit widths and symmetry are those of the file, whatever the quantization config says. Encodings hold ranges, but not how
+weights are rounded: weights that AdaRound rounded are read from the float network that was exported with the encodings.
 """
 
 import itertools
+import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import onnx
 import torch
 from aimet_torch.quantization.affine import QuantizeDequantize
 from aimet_torch.quantsim import QuantizationSimModel
+from google.protobuf.message import DecodeError
+from torch import nn
 
+from ffnet.file_names import FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
-from ffnet.quantization.rounded_weights import load_rounded_weights
-from ffnet.quantization.sites import QuantizerSite, quantizer_sites
+from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites, site_parameter, sites_by_quantizer
 from ffnet.quantization.tensor_names import match_encodings, wrapper_prefix
 from ffnet.system.errors import UserError
+from ffnet.system.files import sha256_of
 from ffnet.system.text import count, list_names
+
+TOLERANCE = 1e-3  # quantization steps, for the arithmetic of float32
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class LoadedEncodings:
     missing: tuple[str, ...]  # names of the quantizers that the file does not cover: still to be calibrated
     unexpected: tuple[str, ...]  # names of the file's entries that match no quantizer: not used
     separated: tuple[str, ...]  # names of quantizers that AIMET 2 shares and that have different encodings in the file
-    prefix: str = ""  # of wrappers, such as "module.", that was removed from the file's names
+    prefix: str = ""  # prefix of wrappers, such as "module.", that was removed from the file's names
     rounded: tuple[str, ...] = ()  # layers whose weights AdaRound had rounded, read from the export
 
 
@@ -39,17 +47,16 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
     If the file belongs to an export whose weights AdaRound rounded, these are loaded, too.
 
     Args:
-        sim: changed in place.
-        file: the encodings.
-        partial: accept missing and unexpected entries; the caller calibrates what is missing.
+        sim: Changed in place.
+        file: The encodings.
+        partial: Accept missing and unexpected entries; the caller calibrates what is missing.
 
     Raises:
-        UserError: if entries are missing, unexpected, contradictory, or do not suit their quantizer, or if rounded
+        UserError: If entries are missing, unexpected, contradictory, or do not suit their quantizer, or if rounded
             weights are missing or belong to another network.
     """
-    sites = quantizer_sites(sim)
-    found, unexpected = match_encodings(sim, sites, file)
-    chosen, missing, separated = _choose(sites, found)
+    found, unexpected = match_encodings(sim, quantizer_sites(sim), file)
+    chosen, missing, separated = _choose(sites_by_quantizer(sim), found)
     for site, encoding in chosen.items():
         _check_suitable(site, encoding, file.path)
     if not chosen:
@@ -68,25 +75,22 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
         if site.name in separated:
             site.container[site.key] = _new_quantizer(site.quantizer)
         _set_encoding(site, encoding, file.path)
-    rounded = load_rounded_weights(sim, file.path)
+    rounded = _load_rounded_weights(sim, file.path)
     return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated), wrapper_prefix(file), rounded)
 
 
 def _choose(
-    sites: Iterable[QuantizerSite], found: Mapping[QuantizerSite, Encoding]
+    groups: Iterable[list[QuantizerSite]], found: Mapping[QuantizerSite, Encoding]
 ) -> tuple[dict[QuantizerSite, Encoding], list[str], list[str]]:
     """Return which of the encodings `found` to set, the missing quantizers, and the sites to separate.
 
-    AIMET 2 lets the inputs and the output of a concatenation share a quantizer: one entry is enough for all of them.
-    AIMET 1.x gave each its own, and may have found different encodings.
+    If sites share a quantizer, one entry is enough for all of them. AIMET 1.x gave each site its own quantizer, and may
+    have found different encodings.
     """
-    sharing: dict[int, list[QuantizerSite]] = defaultdict(list)
-    for site in sites:
-        sharing[id(site.quantizer)].append(site)
     chosen: dict[QuantizerSite, Encoding] = {}
     missing: list[str] = []
     separated: list[str] = []
-    for group in sharing.values():
+    for group in groups:
         covered = [site for site in group if site in found]
         rest = [site.name for site in group if site not in found]
         differ = len({found[site] for site in covered}) > 1
@@ -108,8 +112,9 @@ def _check_suitable(site: QuantizerSite, encoding: Encoding, path: Path) -> None
             "encodings of this network, made with the same choice of per-channel or per-tensor quantization."
         )
     if encoding.qmax - encoding.qmin >= 1 << 31:
-        problem = f"{site.name} has 32 bits, but AIMET simulates at most 31"
-        raise UserError(f"--encodings {path}: {problem}. Give encodings of fewer bits.")
+        raise UserError(
+            f"--encodings {path}: {site.name} has 32 bits, but AIMET simulates at most 31. Give encodings of fewer bits."
+        )
 
 
 def _set_encoding(site: QuantizerSite, encoding: Encoding, path: Path) -> None:
@@ -121,9 +126,9 @@ def _set_encoding(site: QuantizerSite, encoding: Encoding, path: Path) -> None:
     scale, offset = values.reshape(2, *quantizer.shape)
     quantizer.set_range(*exact_range(scale, offset, encoding))
     quantizer.allow_overwrite(False)
-    held = quantizer.get_scale().detach().cpu()
+    actual = quantizer.get_scale().detach().cpu()
     same_offset = torch.equal(quantizer.get_offset().detach().cpu().double(), offset)
-    if not same_offset or not torch.allclose(held, scale.float(), rtol=2**-23, atol=0):
+    if not same_offset or not torch.allclose(actual, scale.float(), rtol=2**-23, atol=0):
         raise UserError(
             f"--encodings {path}: {site.name} has a scale of {scale.min():g} or an offset that AIMET's float32 can't "
             "hold. Give encodings with larger scales or fewer bits."
@@ -139,7 +144,7 @@ def exact_range(scale: torch.Tensor, offset: torch.Tensor, encoding: Encoding) -
     low = (scale * (offset + encoding.qmin)).float()
     high = (scale * (offset + encoding.qmax)).float()
     best: tuple[torch.Tensor, ...] = torch.full_like(low, torch.inf), low, high
-    near, far = (0, 1, -1), (0, 1, -1, 2, -2, 3, -3)  # of the ends of smaller and larger magnitude
+    near, far = (0, 1, -1), (0, 1, -1, 2, -2, 3, -3)  # units for the ends of smaller and larger magnitude
     for small, large in itertools.product(near, far):
         upper = torch.where(high >= -low, large, small)
         ends = _moved(low, large + small - upper), _moved(high, upper)
@@ -149,7 +154,7 @@ def exact_range(scale: torch.Tensor, offset: torch.Tensor, encoding: Encoding) -
 
 
 def _moved(value: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-    """Return float32 values moved away from zero by so many units in the last place."""
+    """Return float32 values moved away from zero by `units` in the last place."""
     return (value.view(torch.int32) + units.int()).view(torch.float32)
 
 
@@ -157,3 +162,75 @@ def _new_quantizer(quantizer: QuantizeDequantize) -> QuantizeDequantize:
     """Return a quantizer of the same kind, not yet calibrated, that is not shared."""
     new = QuantizeDequantize(quantizer.shape, quantizer.qmin, quantizer.qmax, quantizer.symmetric)
     return new.to(next(quantizer.parameters()).device)
+
+
+def rounded_layers(sim: QuantizationSimModel, float_network: nn.Module) -> list[str]:
+    """Return the layers of a simulation whose weights are not those of its float network."""
+    originals = dict(float_network.named_parameters())
+    return [
+        site.layer
+        for site in quantizer_sites(sim)
+        if site.kind == WEIGHT and not torch.equal(site_parameter(sim, site), originals[f"{site.layer}.{site.key}"])
+    ]
+
+
+def _load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[str, ...]:
+    """Load the rounded weights that belong to an encodings file, and return the names of the rounded layers.
+
+    They are in the float network beside it, if the manifest there lists rounded layers and describes this file.
+
+    Args:
+        sim: A simulation whose weights have their encodings; its weights are changed.
+        encodings: The encodings file.
+
+    Raises:
+        UserError: If the float network is missing, was changed after the export, or is not that of `sim`.
+    """
+    try:
+        manifest = json.loads(encodings.with_name(MANIFEST_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return ()
+    layers = manifest.get(ROUNDED_LAYERS) if _describes(manifest, encodings) else None
+    if not layers:
+        return ()
+    path = encodings.with_name(FLOAT_MODEL_FILE)
+    try:
+        tensors = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+        intact = _describes(manifest, path)
+    except (DecodeError, OSError):
+        intact = False
+    if not intact:
+        raise UserError(
+            f"--encodings {encodings}: AdaRound rounded the weights of this export, and {path}, which holds them, is "
+            "missing or was changed. Keep the files of an export together."
+        )
+    sites = [site for site in quantizer_sites(sim) if site.key == "weight" and site.layer in layers]
+    for site in sites:
+        _replace_weight(sim, site, tensors.get(str(site.tensor)), encodings)
+    return tuple(site.layer for site in sites)
+
+
+def _describes(manifest: Any, path: Path) -> bool:
+    """Return whether a file is as the manifest of its export says."""
+    try:
+        return manifest["files"][path.name]["sha256"] == sha256_of(path)
+    except (KeyError, TypeError):
+        return False
+
+
+@torch.no_grad()
+def _replace_weight(
+    sim: QuantizationSimModel, site: QuantizerSite, tensor: onnx.TensorProto | None, encodings: Path
+) -> None:
+    """Replace a weight by `tensor`, which must be at most one step away from it wherever its range is not exceeded."""
+    parameter = site_parameter(sim, site)
+    weight, quantizer = parameter.detach().as_subclass(torch.Tensor).cpu(), site.quantizer
+    rounded = torch.empty(0) if tensor is None else torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+    scale, low, high = (bound.cpu() for bound in (quantizer.get_scale(), quantizer.get_min(), quantizer.get_max()))
+    within = lambda: ((rounded - weight.clamp(low, high)).abs() / scale <= 1 + TOLERANCE).all()
+    if rounded.shape != weight.shape or not within():
+        raise UserError(
+            f"--encodings {encodings}: the rounded weights of {site.layer} in {FLOAT_MODEL_FILE} are not those of this "
+            "network. Give the checkpoint and the options of the run that exported them."
+        )
+    parameter.copy_(rounded)

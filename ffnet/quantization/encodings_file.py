@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8
@@ -24,7 +24,7 @@ class Encoding:
     qmin: int
     qmax: int
     scales: tuple[float, ...]  # one, or one per channel
-    offsets: tuple[int, ...]  # of the same length
+    offsets: tuple[int, ...]  # as many as scales
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,11 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"the file has {size} bytes, but the encodings of the largest FFNet fit into {LARGEST_FILE}")
     text = read_utf8(path)
     try:
-        return json.loads(text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"the file is not valid JSON ({error})") from error
     except RecursionError as error:
         raise ValueError("the file is nested too deeply") from error
-
-
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the file contains the name {name!r} twice")
-        found[name] = value
-    return found
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"the file contains {text} in place of a number")
 
 
 def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
@@ -83,13 +70,11 @@ def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
         raise ValueError(f"the file has version {version!r}, but only versions 0 to 2 are supported")
     if "encodings" in content:
         return False, _parse_entries(_named_entries(content["encodings"]), _parse_version_2)
-    if not {"activation_encodings", "param_encodings"} <= content.keys():
-        raise ValueError("the file has neither 'encodings' nor 'activation_encodings' and 'param_encodings'")
-    activations, params = content["activation_encodings"], content["param_encodings"]
+    activations, params = content.get("activation_encodings"), content.get("param_encodings")
     if isinstance(activations, list) and isinstance(params, list):
         return False, _parse_entries(_named_entries(activations + params), _parse_version_1)
     if not isinstance(activations, dict) or not isinstance(params, dict):
-        raise ValueError("'activation_encodings' and 'param_encodings' are neither two objects nor two lists")
+        raise ValueError("the file has neither 'encodings' nor 'activation_encodings' and 'param_encodings'")
     by_layer = any(isinstance(value, dict) and value.keys() & {"input", "output"} for value in activations.values())
     if by_layer:
         activations = dict(entry for name, value in activations.items() for entry in _tensors_of_layer(name, value))
@@ -122,7 +107,7 @@ def _named_entries(values: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _tensors_of_layer(layer: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield ("layer input 0", encoding) and so on, of the entry {"input": {"0": ...}, ...} or {"input": [...], ...}."""
+    """Yield ("layer input 0", encoding) and so on from {"input": {"0": ...}, ...} or {"input": [...], ...}."""
     if not isinstance(value, dict) or not value.keys() <= {"input", "output"}:
         raise ValueError(f"the entry {layer!r} does not consist of 'input' and 'output'")
     for side, tensors in value.items():
@@ -139,17 +124,18 @@ def _parse_legacy(value: Any) -> Encoding:
     channels = value if isinstance(value, list) else [value]
     if not channels or not all(isinstance(channel, dict) for channel in channels):
         raise ValueError("is neither an object nor a list of objects")
-    bits, symmetric = _integer_type(channels[0], "bitwidth", "is_symmetric")
-    if any(_integer_type(channel, "bitwidth", "is_symmetric") != (bits, symmetric) for channel in channels):
+    types = {_integer_type(channel, "bitwidth", "is_symmetric") for channel in channels}
+    if len(types) > 1:
         raise ValueError("has channels that differ in bit width or symmetry")
-    scales = [_scale(channel, "scale") for channel in channels]
-    lows = [_integer(channel, "offset") for channel in channels]
+    ((bits, symmetric),) = types
+    lists = {key: [channel.get(key) for channel in channels] for key in ("scale", "offset")}
+    scales, lows = _scales(lists, "scale"), _integers(lists, "offset")
     # AIMET 1.x's strict symmetry omits the lowest integer, so that the range ends at -max.
     strict = symmetric and bits > 2 and set(lows) == {1 - (1 << (bits - 1))}
     for channel, scale, low in zip(channels, scales, lows, strict=True):
         for key, integer in (("min", low), ("max", low + (1 << bits) - 1 - strict)):
-            # A quarter of a step, or what float32 leaves of the digits.
-            if key in channel and not abs(_number(channel, key) / scale - integer) <= max(0.25, 2.0 ** (bits - 21)):
+            bound = _numbers({key: [channel.get(key, integer * scale)]}, key)[0]
+            if abs(bound / scale - integer) > max(0.25, 2.0 ** (bits - 21)):  # steps; float32 has no more digits
                 raise ValueError(f"has a {key} of {channel[key]}, but scale and offset give {integer * scale:g}")
     return _encoding(bits, symmetric, scales, lows, strict)
 
@@ -158,7 +144,7 @@ def _parse_version_1(value: dict[str, Any]) -> Encoding:
     if value.get("enc_type") not in ("PER_TENSOR", "PER_CHANNEL") or "zero_point_shift" in value:
         raise ValueError("is neither PER_TENSOR nor PER_CHANNEL, or has a zero_point_shift, which is not supported")
     bits, symmetric = _integer_type(value, "bw", "is_sym")
-    return _encoding(bits, symmetric, _list(value, "scale", _scale), _list(value, "offset", _integer))
+    return _encoding(bits, symmetric, _scales(value, "scale"), _integers(value, "offset"))
 
 
 def _parse_version_2(value: dict[str, Any]) -> Encoding:
@@ -167,10 +153,9 @@ def _parse_version_2(value: dict[str, Any]) -> Encoding:
         raise ValueError(f"has output_dtype {value.get('output_dtype')!r}, but only integers are supported")
     if value.keys() & {"block_size", "per_block_int_scale", "per_channel_float_scale"}:
         raise ValueError("is quantized in blocks, which is not supported")
-    bits, signed = _checked_bits(int(dtype[2])), not dtype[1]
-    scales = _list(value, "y_scale", _scale)
+    bits, signed, scales = _bits(int(dtype[2])), not dtype[1], _scales(value, "y_scale")
     has_zero_points = value.get("y_zero_point") is not None
-    zero_points = _list(value, "y_zero_point", _integer) if has_zero_points else [0] * len(scales)
+    zero_points = _integers(value, "y_zero_point") if has_zero_points else [0] * len(scales)
     return _encoding(bits, signed, scales, [_smallest(bits, signed) - zero_point for zero_point in zero_points])
 
 
@@ -196,39 +181,35 @@ def _integer_type(value: dict[str, Any], bits_key: str, symmetry_key: str) -> tu
     symmetry = str(value.get(symmetry_key)).lower()  # AIMET writes a bool as text
     if symmetry not in ("true", "false"):
         raise ValueError(f"has {symmetry_key!r} {value.get(symmetry_key)!r}, which is neither true nor false")
-    return _checked_bits(_integer(value, bits_key)), symmetry == "true"
+    return _bits(value.get(bits_key)), symmetry == "true"
 
 
-def _checked_bits(bits: int) -> int:
+def _bits(bits: Any) -> int:
     if bits not in range(2, 33):
-        raise ValueError(f"has a bit width of {bits}, but only 2 to 32 are possible")
-    return bits
+        raise ValueError(f"has a bit width of {str(bits)[:60]}, but only integers from 2 to 32 are possible")
+    return int(bits)
 
 
-def _list(value: dict[str, Any], key: str, read: Callable[[dict[str, Any], str], Any]) -> list[Any]:
+def _numbers(value: dict[str, Any], key: str) -> list[float]:
     """Return the numbers under `key`, one or a list of them."""
     found = value.get(key)
-    return [read({key: number}, key) for number in (found if isinstance(found, list) else [found])]
+    numbers = found if isinstance(found, list) else [found]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 1e37:
+            raise ValueError(f"has {key!r} {str(number)[:60]!r}, which is not a number in the range of float32")
+    return [float(number) for number in numbers]
 
 
-def _number(value: dict[str, Any], key: str) -> float:
-    found = value.get(key)
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"has {key!r} {str(found)[:60]!r}, which is not a number")
-    if abs(found) > 1e38:  # infinity too, which JSON writes as 1e999
-        raise ValueError(f"has a {key!r} beyond the range of float32")
-    return float(found)
+def _scales(value: dict[str, Any], key: str) -> list[float]:
+    numbers = _numbers(value, key)
+    if numbers and min(numbers) < 1e-37:
+        raise ValueError(f"has a {key} of {min(numbers):g}, which is not positive or below the range of float32")
+    return numbers
 
 
-def _scale(value: dict[str, Any], key: str) -> float:
-    found = _number(value, key)
-    if not 1e-37 < found < 1e37:  # float32's range
-        raise ValueError(f"has a {key} of {found:g}, which is not positive or beyond the range of float32")
-    return found
-
-
-def _integer(value: dict[str, Any], key: str) -> int:
-    found = _number(value, key)
-    if not found.is_integer():
-        raise ValueError(f"has {key!r} {found:g}, which is not an integer")
-    return int(found)
+def _integers(value: dict[str, Any], key: str) -> list[int]:
+    numbers = _numbers(value, key)
+    for number in numbers:
+        if not number.is_integer():
+            raise ValueError(f"has {key!r} {number:g}, which is not an integer")
+    return [int(number) for number in numbers]

@@ -8,22 +8,16 @@ quantizer only the layers after it are computed again.
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
-from torch import nn
+from torch import fx, nn
 from tqdm import tqdm
 
-from ffnet.quantization.sites import (
-    ACTIVATION,
-    WEIGHT,
-    QuantizerSite,
-    quantizer_sites,
-    tensor_arguments,
-)
+from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites, tensor_arguments
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class SensitivityRow:
     layer: str
     kind: str  # WEIGHT or ACTIVATION
     role: str  # "weight", "weight+bias", "output", "input", or "input_1" if the layer has several inputs
-    position: int  # in order of execution, from 0
+    position: int  # rank in order of execution, from 0
     bits: int
     sqnr_only_enabled: float | None
     agreement_only_enabled: float
@@ -49,9 +43,9 @@ class SensitivityRow:
 class Sensitivity:
     """The effect of each quantizer, and of all together."""
 
-    rows: list[SensitivityRow]  # the quantizer that adds most noise when only it is enabled comes first
-    sqnr: float | None  # of all quantizers together, dB
-    agreement: float  # of all quantizers together, percent
+    rows: list[SensitivityRow]  # most sensitive first: smallest SQNR if only this quantizer is enabled
+    sqnr: float | None  # dB, all quantizers together
+    agreement: float  # percent, all quantizers together
     images: int
 
     def gain(self, row: SensitivityRow) -> float | None:
@@ -64,7 +58,7 @@ class Sensitivity:
 def analyze_sensitivity(
     sim: QuantizationSimModel,
     float_network: nn.Module,
-    lowered: torch.fx.GraphModule,
+    lowered: fx.GraphModule,
     batches: Sequence[torch.Tensor],
     progress: bool = True,
 ) -> Sensitivity:
@@ -74,34 +68,41 @@ def analyze_sensitivity(
     summed over all images.
 
     Args:
-        sim: the calibrated simulation.
-        float_network: the equalized network of which `sim` is a simulation.
+        sim: The calibrated simulation.
+        float_network: The equalized network from which `sim` was built.
         lowered: `lower(sim)`, not compiled.
-        batches: normalized images (N, 3, H, W) float32 on the device of `lowered`.
-        progress: show a progress bar on stderr.
+        batches: Normalized images (N, 3, H, W) float32 on the device of `lowered`.
+        progress: Show a progress bar on stderr.
     """
-    plain = remove_quantizers(sim, float_network, lowered)
-    runs = [torch.fx.Interpreter(model, graph=lowered.graph) for model in (plain, lowered)]
-    groups: dict[str, list[QuantizerSite]] = defaultdict(list)
+    sites: dict[str, list[QuantizerSite]] = defaultdict(list)
     for site in quantizer_sites(sim):
-        groups[site.lowered_name].append(site)
+        sites[site.lowered_name].append(site)
+    plain = remove_quantizers(sim, float_network, lowered)
+    fp32, quantized = (fx.Interpreter(model, graph=lowered.graph) for model in (plain, lowered))
     overall = LogitsComparison()
-    comparisons = {name: (LogitsComparison(), LogitsComparison()) for name in groups}
-    total = len(batches) * len(groups)
-    with tqdm(total=total, desc="sensitivity", unit="quantizer", disable=not progress, dynamic_ncols=True) as bar:
+    only_enabled, only_disabled = ({name: LogitsComparison() for name in sites} for _ in range(2))
+    total = len(batches) * len(sites)
+    bar = tqdm(total=total, desc="sensitivity", unit="quantizer", disable=not progress, dynamic_ncols=True)
+    with bar, torch.inference_mode():
         for batch in batches:
-            _add_batch(runs, batch, overall, comparisons, bar)
-    rows = [_row(sites, i, *comparisons[name]) for i, (name, sites) in enumerate(groups.items())]
+            reference = fp32.run(batch)
+            overall.add(reference, quantized.run(batch))
+            switched = _switch_each(fp32, quantized, batch, sites), _switch_each(quantized, fp32, batch, sites)
+            for (name, enabled), (_, disabled) in zip(*switched, strict=True):
+                only_enabled[name].add(reference, enabled)
+                only_disabled[name].add(reference, disabled)
+                bar.update()
+    rows = [_row(sites[name], i, only_enabled[name], only_disabled[name]) for i, name in enumerate(sites)]
     rows.sort(key=lambda row: math.inf if row.sqnr_only_enabled is None else row.sqnr_only_enabled)
     return Sensitivity(rows, overall.sqnr(), overall.agreement(), sum(map(len, batches)))
 
 
 def remove_quantizers(
-    sim: QuantizationSimModel, float_network: nn.Module, lowered: torch.fx.GraphModule
-) -> torch.fx.GraphModule:
+    sim: QuantizationSimModel, float_network: nn.Module, lowered: fx.GraphModule
+) -> fx.GraphModule:
     """Return a copy of the lowered network that quantizes nothing, with the weights of the float network.
 
-    Those of `sim` may be rounded already, by AdaRound.
+    The weights of `sim` do not serve: AdaRound may have rounded them.
     """
     plain = copy.deepcopy(lowered)
     for site in quantizer_sites(sim):
@@ -139,41 +140,31 @@ class LogitsComparison:
         return 100 * self.equal / self.pixels
 
 
-@torch.inference_mode()
-def _add_batch(
-    runs: Sequence[torch.fx.Interpreter],
-    batch: torch.Tensor,
-    overall: LogitsComparison,
-    comparisons: Mapping[str, Sequence[LogitsComparison]],
-    bar: tqdm,
-) -> None:
-    """Compare the logits of one batch with those in FP32.
+def _switch_each(
+    run: fx.Interpreter, other: fx.Interpreter, batch: torch.Tensor, names: Container[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the logits of a network with one module taken from another network of the same graph.
 
     Args:
-        runs: the network in FP32, and the lowered network; both of the same graph.
-        batch: normalized images (N, 3, H, W).
-        overall: of all quantizers together.
-        comparisons: {name of a module that quantizes: (only it enabled, only it disabled)}.
-        bar: updated per module.
+        run: The network.
+        other: The other network.
+        batch: Normalized images (N, 3, H, W).
+        names: Modules to take, one after the other.
+
+    Yields:
+        The name of the module, and the logits.
     """
-    fp32, quantized = runs
-    reference = fp32.run(batch)
-    overall.add(reference, quantized.run(batch))
-    values: list[dict[torch.fx.Node, Any]] = [{}, {}]  # of each run's nodes so far; None if no later node needs it
-    for node in fp32.graph.nodes:
-        if node.op == "call_module" and node.target in comparisons:
-            for run, other, known, comparison in zip(runs, runs[::-1], values, comparisons[node.target], strict=True):
-                switched = {node: _value(other, node, known, batch)}
-                comparison.add(reference, run.run(batch, initial_env=known | switched))
-            bar.update()
-        for run, known in zip(runs, values, strict=True):
-            known[node] = _value(run, node, known, batch)
-            known |= dict.fromkeys(run.user_to_last_uses.get(node, ()))
+    values: dict[fx.Node, Any] = {}  # values of the nodes so far; None if no later node needs them
+    for node in run.graph.nodes:
+        if node.op == "call_module" and node.target in names:
+            yield node.target, run.run(batch, initial_env=values | {node: _value(other, node, values, batch)})
+        values[node] = _value(run, node, values, batch)
+        values |= dict.fromkeys(run.user_to_last_uses.get(node, ()))
 
 
-def _value(run: torch.fx.Interpreter, node: torch.fx.Node, known: dict[torch.fx.Node, Any], batch: torch.Tensor) -> Any:
-    """Return what the module of `run` at a node computes from the known values of earlier nodes."""
-    run.env, run.args_iter = known, iter((batch,))
+def _value(run: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any], batch: torch.Tensor) -> Any:
+    """Return what a network computes at a node from the values of earlier nodes."""
+    run.env, run.args_iter = values, iter((batch,))
     return run.run_node(node)
 
 

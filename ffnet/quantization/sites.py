@@ -1,7 +1,7 @@
-"""Quantizer sites: where each quantizer of a simulation sits, and its names in the lowered network and ONNX files."""
+"""Quantizer sites: which quantizer sits where, and its names in the lowered network and in ONNX files."""
 
 import itertools
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,16 @@ class QuantizerSite:
     """One enabled quantizer at one position in the network. Several sites may share a quantizer."""
 
     layer: str  # dotted name of the module, as in sim.model.named_modules()
-    role: str  # "input", "param" or "output" of that layer
+    role: str  # "input", "param" or "output": what the quantizer does in that layer
     key: int | str  # index of the input or output, or name of the parameter
     container: Any  # AIMET's list or dict that holds the quantizer under `key`
-    node: torch.fx.Node  # of the layer, in sim.model.graph
+    node: torch.fx.Node  # the layer in sim.model.graph
     tensor: str | None  # tensor in the exported ONNX file; None if the file has no tensor of its own for it
-    lowered_name: str  # of the FakeQuantize module in the lowered network; for a parameter, the layer itself
+    lowered_name: str  # name of the FakeQuantize module in the lowered network; for a parameter, the layer itself
 
     @property
     def quantizer(self) -> QuantizerBase:
-        """The quantizer that is there now; loading encodings may replace it."""
+        """The current quantizer; loading encodings may replace it."""
         return self.container[self.key]
 
     @property
@@ -55,6 +55,18 @@ def quantizer_sites(sim: QuantizationSimModel) -> list[QuantizerSite]:
     return list(itertools.chain.from_iterable(sites))
 
 
+def sites_by_quantizer(sim: QuantizationSimModel) -> list[list[QuantizerSite]]:
+    """Return the sites of each quantizer, in order of execution.
+
+    AIMET lets layers share a quantizer if their tensors must have the same encoding, such as the inputs and the output
+    of a concatenation.
+    """
+    found: dict[int, list[QuantizerSite]] = defaultdict(list)
+    for site in quantizer_sites(sim):
+        found[id(site.quantizer)].append(site)
+    return list(found.values())
+
+
 def site_parameter(sim: QuantizationSimModel, site: QuantizerSite) -> nn.Parameter:
     """Return the parameter that a site of kind WEIGHT quantizes, not quantized."""
     return sim.model.get_submodule(site.layer).get_parameter(str(site.key))
@@ -65,21 +77,18 @@ def tensor_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
     return [argument for argument in node.args if isinstance(argument, torch.fx.Node)]
 
 
-def _layer_sites(node: torch.fx.Node, module: Any, is_last: bool) -> Iterator[QuantizerSite]:
-    """Yield the sites of one layer; `is_last`: its output is the network's output."""
+def _layer_sites(node: torch.fx.Node, module: Any, is_last: bool) -> list[QuantizerSite]:
+    """Return the sites of one layer; `is_last`: its output is the network's output."""
     if not hasattr(module, "param_quantizers"):
-        return
+        return []
     layer, arguments = str(node.target), tensor_arguments(node)
-    reads_image = [source.op for source in arguments] == ["placeholder"]
-    for key, quantizer in enumerate(module.input_quantizers):
-        if quantizer is not None:
-            tensor = INPUT_TENSOR if reads_image else None
-            lowered = f"{layer}_input_quantizer" + (f"_{key}" if len(arguments) > 1 else "")
-            yield QuantizerSite(layer, "input", key, module.input_quantizers, node, tensor, lowered)
-    for name, quantizer in module.param_quantizers.items():
-        if quantizer is not None:
-            yield QuantizerSite(layer, "param", name, module.param_quantizers, node, f"{layer}.{name}", layer)
-    for key, quantizer in enumerate(module.output_quantizers):
-        if quantizer is not None:
-            tensor, lowered = OUTPUT_TENSOR if is_last else layer, f"{layer}_output_quantizer"
-            yield QuantizerSite(layer, "output", key, module.output_quantizers, node, tensor, lowered)
+    input_tensor = INPUT_TENSOR if [source.op for source in arguments] == ["placeholder"] else None
+    input_name = f"{layer}_input_quantizer" + ("_{}" if len(arguments) > 1 else "")
+    output = OUTPUT_TENSOR if is_last else layer, f"{layer}_output_quantizer"
+    inputs, params, outputs = module.input_quantizers, module.param_quantizers, module.output_quantizers
+    sites = [
+        *(QuantizerSite(layer, "input", i, inputs, node, input_tensor, input_name.format(i)) for i in range(len(inputs))),
+        *(QuantizerSite(layer, "param", name, params, node, f"{layer}.{name}", layer) for name in params),
+        *(QuantizerSite(layer, "output", i, outputs, node, *output) for i in range(len(outputs))),
+    ]
+    return [site for site in sites if site.quantizer is not None]

@@ -1,13 +1,12 @@
 """Match the names in AIMET's encodings files with the quantizer sites of a simulation.
 
-Files name torch modules or ONNX tensors. Tensor names depend on the exporter; each scheme of names is computed here
-from the simulation's graph, whose nodes are in order of execution.
+Files name torch modules or ONNX tensors. The names of tensors depend on the exporter; each naming scheme is computed
+here from the simulation's graph, whose nodes are in order of execution.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,45 +29,39 @@ OPERATORS = {"ReLU": "relu", "Conv2d": "conv2d", "GaussianConv2D": "conv2d", "Ad
 
 
 def match_encodings(
-    sim: QuantizationSimModel, sites: Iterable[QuantizerSite], file: EncodingsFile
+    sim: QuantizationSimModel, sites: list[QuantizerSite], file: EncodingsFile
 ) -> tuple[dict[QuantizerSite, Encoding], list[str]]:
     """Return the encodings of the sites that a file covers, and the names of its entries that match no site.
 
     The symmetric 32-bit biases that AIMET 2 derives when it exports match no site and are not among these names.
     """
-    graph = _Graph.of(sim.model, list(sites))
-    names = {site.tensor: site for site in graph.sites if site.kind == WEIGHT and site.tensor}
+    graph = _Graph(sim.model, sites)
+    names = {site.tensor: site for site in sites if site.kind == WEIGHT and site.tensor}
     labels = _names_without_prefix(file)
     if file.by_layer:
         names |= _layer_names(graph)
     else:
         labels = {name: _scope_of(label) for name, label in labels.items()}
         # All names of a file come from one exporter.
-        schemes = [_known(graph, scheme(graph)) for scheme in (_scopes, _local_names, _operator_names, _own_names)]
-        best: Names = max(schemes, key=lambda scheme: sum(label in scheme for label in labels.values()))
-        names |= best
+        names |= max(_tensor_names(graph), key=lambda scheme: sum(label in scheme for label in labels.values()))
     matched = {name: names[label] for name, label in labels.items() if label in names}
     biases = {name for name, _ in sim.model.named_parameters() if name.endswith(".bias")}
-    others = [
+    derived = {
         name
         for name, encoding in file.entries.items()
-        if name not in matched and not (labels[name] in biases and _is_derived(encoding))
-    ]
+        if labels[name] in biases and encoding.qmax == (1 << 31) - 1 and not any(encoding.offsets)
+    }
+    others = [name for name in file.entries if name not in matched and name not in derived]
     if not file.by_layer:
         matched |= _match_ends(graph, matched, others, file)
     return _encodings_of_sites(matched, file), [name for name in others if name not in matched]
 
 
-def _is_derived(encoding: Encoding) -> bool:
-    """Return whether a bias has the symmetric 32-bit encoding that AIMET 2 derives."""
-    return encoding.qmax == (1 << 31) - 1 and not any(encoding.offsets)
-
-
 def wrapper_prefix(file: EncodingsFile) -> str:
-    """Return the prefixes that wrappers of the network, such as DataParallel, put before the names of its weights.
+    """Return the prefix that wrappers of the network, such as DataParallel, put before the names of its weights.
 
-    In every format the weights are named after their layers. What AIMET's preparer adds to a wrapped network may have
-    no prefix, so that activations are not asked.
+    In every format the weights are named after their layers. Activations do not count: the layers that AIMET's preparer
+    adds to a wrapped network may have no prefix.
     """
     return common_prefix([name for name in file.entries if name.endswith((".weight", ".bias"))])
 
@@ -98,71 +91,58 @@ def _encodings_of_sites(matched: Names, file: EncodingsFile) -> dict[QuantizerSi
     return {site: file.entries[name] for site, name in first_names.items()}
 
 
-@dataclass(frozen=True)
 class _Graph:
-    model: Any  # torch.fx.GraphModule with AIMET's quantized modules
-    sites: list[QuantizerSite]
-    inputs: Mapping[tuple[Node, int | str], QuantizerSite]  # (node of the layer, index of the input) -> site
-    tensors: Mapping[Node, QuantizerSite]  # node -> site whose encoding holds for its output, if there is one
+    """The layers of a simulation, and the quantizer sites of their tensors."""
 
-    @classmethod
-    def of(cls, model: Any, sites: list[QuantizerSite]) -> "_Graph":
-        inputs = {(site.node, site.key): site for site in sites if site.role == "input"}
-        tensors = {site.node: site for site in sites if site.role == "output"}
-        graph = cls(model, sites, inputs, tensors)
+    def __init__(self, model: Any, sites: list[QuantizerSite]) -> None:
+        """Find the sites of all tensors; `model`: torch.fx.GraphModule with AIMET's quantized modules."""
+        self.model, self.sites = model, sites
+        self.inputs = {(site.node, site.key): site for site in sites if site.role == "input"}
+        self.tensors = {site.node: site for site in sites if site.role == "output"}  # node -> site of its output
+        self.layers: list[Node] = []  # modules that compute something: not the folded batch norms
         for node in model.graph.nodes:
             sources = tensor_arguments(node)
             for i, source in enumerate(sources):
-                if (node, i) in inputs:
-                    tensors.setdefault(source, inputs[node, i])
-            keeps_values = node.op == "call_module" and graph.class_name(node) in VALUE_PRESERVING
-            if keeps_values and node not in tensors and sources[0] in tensors:
-                tensors[node] = tensors[sources[0]]
-        return graph
-
-    def end(self, op: str) -> QuantizerSite | None:
-        """Return the site of the network's input ("placeholder") or "output"."""
-        (node,) = (node for node in self.model.graph.nodes if node.op == op)
-        return self.tensors.get(node.args[0] if op == "output" else node)
-
-    def layers(self) -> list[Node]:
-        """Return the nodes of all modules that compute something: not the folded batch norms."""
-        nodes = [node for node in self.model.graph.nodes if node.op == "call_module"]
-        return [node for node in nodes if not isinstance(self.model.get_submodule(node.target), nn.Identity)]
+                if (node, i) in self.inputs:
+                    self.tensors.setdefault(source, self.inputs[node, i])
+            if node.op == "call_module":
+                if self.class_name(node) in VALUE_PRESERVING and sources[0] in self.tensors:
+                    self.tensors.setdefault(node, self.tensors[sources[0]])
+                if self.class_name(node) != "Identity":
+                    self.layers.append(node)
+        ends = {node.op: node for node in model.graph.nodes}
+        self.input_site = self.tensors.get(ends["placeholder"])
+        self.output_site = self.tensors.get(ends["output"].args[0])
 
     def class_name(self, node: Node) -> str:
         """Return the name of a layer's class before AIMET wrapped it."""
         return type(self.model.get_submodule(node.target)).__name__.removeprefix("Quantized")
 
-    def aliases(self) -> dict[Node, list[str]]:
-        """Return the names that AIMET has for each layer.
+    def aliases(self) -> Iterator[tuple[str, Node]]:
+        """Yield the names that AIMET has for each layer.
 
         AIMET 1.x put the modules that its preparer made at the top, with the graph node's name: module_add_3, or
         module_backbone_model_layer1_0_relu_1 where AIMET 2 has backbone_model.layer1.0.module_relu_1.
         """
-        nodes = self.layers()
-        last_parts = Counter(str(node.target).rpartition(".")[2] for node in nodes)
-        found = {}
-        for node in nodes:
+        last_parts = Counter(str(node.target).rpartition(".")[2] for node in self.layers)
+        for node in self.layers:
+            yield str(node.target), node
             parent, _, name = str(node.target).rpartition(".")
-            found[node] = [str(node.target)]
             if parent and name.startswith("module_"):
-                found[node].append(f"module_{parent.replace('.', '_')}_{name.removeprefix('module_')}")
-                found[node] += [name] * (last_parts[name] == 1)
-        return found
+                yield f"module_{parent.replace('.', '_')}_{name.removeprefix('module_')}", node
+                if last_parts[name] == 1:
+                    yield name, node
 
 
 def _layer_names(graph: _Graph) -> Names:
     """Return the sites by "layer input 0" or "layer output 0"."""
     names: dict[str, QuantizerSite | None] = {}
-    network_input = graph.end("placeholder")
-    for node, aliases in graph.aliases().items():
-        found = {"output 0": graph.tensors.get(node)}
+    for alias, node in graph.aliases():
+        names[f"{alias} output 0"] = graph.tensors.get(node)
         for i, source in enumerate(tensor_arguments(node)):
             # The network's input is quantized once, whichever layer reads it.
-            at_input = network_input if graph.tensors.get(source) is network_input else None
-            found[f"input {i}"] = graph.inputs.get((node, i), at_input)
-        names |= {f"{alias} {tensor}": site for alias in aliases for tensor, site in found.items()}
+            at_input = graph.input_site if graph.tensors.get(source) is graph.input_site else None
+            names[f"{alias} input {i}"] = graph.inputs.get((node, i), at_input)
     return {name: site for name, site in names.items() if site is not None}
 
 
@@ -172,48 +152,39 @@ def _scope_of(tensor: str) -> str:
     return scope[1] if scope else tensor
 
 
-def _known(graph: _Graph, nodes: Iterable[tuple[str, Node]]) -> Names:
-    """Return the sites by the names of their nodes."""
-    return {name: graph.tensors[node] for name, node in dict(nodes).items() if node in graph.tensors}
+def _tensor_names(graph: _Graph) -> list[Names]:
+    """Return the sites by the names of their tensors in each naming scheme."""
+    schemes: list[Iterable[tuple[str, Node]]] = [
+        ((_scope_name(alias), node) for alias, node in graph.aliases()),
+        _numbered(graph, _local_name),
+        _numbered(graph, lambda node: _operator_name(graph, node)),
+        ((str(node.target), node) for node in graph.layers),  # ffnet.onnx names tensors after layers
+    ]
+    tensors = graph.tensors
+    return [{name: tensors[node] for name, node in dict(scheme).items() if node in tensors} for scheme in schemes]
 
 
-def _scopes(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Yield AIMET's older exporter's names: the path of modules, as /backbone_model/layer1/layer1.0/relu."""
-    for node, aliases in graph.aliases().items():
-        for alias in aliases:
-            parts = alias.split(".")
-            scope = "/".join(f"{parts[i - 1]}.{part}" if part.isdecimal() else part for i, part in enumerate(parts))
-            yield f"/{scope}", node
+def _scope_name(layer: str) -> str:
+    """Return the name of AIMET's older exporter: the path of modules, as /backbone_model/layer1/layer1.0/relu."""
+    parts = layer.split(".")
+    return "/" + "/".join(f"{parts[i - 1]}.{part}" if part.isdecimal() else part for i, part in enumerate(parts))
 
 
-def _local_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Yield the TorchScript exporter's names: the last part of the path, numbered by execution, as /relu_1."""
-
-    def local(node: Node) -> str:
-        *_, parent, name = ("", *str(node.target).split("."))
-        return f"/{parent}.{name}" if name.isdecimal() else f"/{name}"
-
-    return _numbered(graph, local)
+def _local_name(node: Node) -> str:
+    """Return the TorchScript exporter's name: the last part of the path, numbered by execution, as /relu_1."""
+    *_, parent, name = ("", *str(node.target).split("."))
+    return f"/{parent}.{name}" if name.isdecimal() else f"/{name}"
 
 
-def _operator_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Yield the torch.export-based exporter's names: the operator, numbered by execution, as conv2d_4."""
-
-    def operator(node: Node) -> str:
-        name = graph.class_name(node)
-        return f"upsample_{node.kwargs['mode']}2d" if name == "Interpolate" else OPERATORS.get(name, name)
-
-    return _numbered(graph, operator)
-
-
-def _own_names(graph: _Graph) -> Iterator[tuple[str, Node]]:
-    """Yield the names that ffnet.onnx.export writes: those of the layers."""
-    return ((str(node.target), node) for node in graph.layers())
+def _operator_name(graph: _Graph, node: Node) -> str:
+    """Return the torch.export-based exporter's name: the operator, numbered by execution, as conv2d_4."""
+    name = graph.class_name(node)
+    return f"upsample_{node.kwargs['mode']}2d" if name == "Interpolate" else OPERATORS.get(name, name)
 
 
 def _numbered(graph: _Graph, label: Callable[[Node], str]) -> Iterator[tuple[str, Node]]:
     seen: Counter[str] = Counter()
-    for node in graph.layers():
+    for node in graph.layers:
         name = label(node)
         yield (f"{name}_{seen[name]}" if seen[name] else name), node
         seen[name] += 1
@@ -227,11 +198,11 @@ def _match_ends(graph: _Graph, matched: Names, others: list[str], file: Encoding
             f"--encodings {file.path}: its tensors have numbers for names ({', '.join(numbers[:3])}, ...), so their "
             "layers are unknown. Give the file of the same export that ends in _torch.encodings."
         )
-    ends = {graph.end("placeholder"): INPUT_NAMES, graph.end("output"): (*OUTPUT_NAMES, *numbers)}
+    ends = {graph.input_site: INPUT_NAMES, graph.output_site: (*OUTPUT_NAMES, *numbers)}
     found = {name: site for site, known in ends.items() if site for name in others if name in known}
     rest = [name for name in others if name not in found]
     missing = {*graph.sites} - {*matched.values(), *found.values()}
-    # By elimination, if nothing else is open: one name without a site, and one site without a name.
+    # If one name and one site are left, they belong together.
     if len(rest) == 1 and len(missing) == 1 and missing <= ends.keys() and not set(rest[0]) & set("/."):
         found[rest[0]] = missing.pop()
     return found

@@ -1,14 +1,21 @@
-"""Layers with quantized weights, and the integers with which a device computes them."""
+"""Layers with quantized weights: the integers with which a device computes them, their bias ranges and their costs."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites
 
 WIDE_STEPS = 257  # 16-bit steps in an 8-bit step of the same range: 65535 / 255
+LARGEST_BIAS = 2**31 - 2**8  # largest int32, less the rounding error of float32
+INT32_BITS = 24  # most bits of weight and input together for int32 arithmetic: 8 and 16, but not twice 16
+REFERENCE_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class WeightedLayer:
 
     @property
     def input_scale(self) -> torch.Tensor | None:
-        """The step of these integers, (1,) or () float32; None for a float input."""
+        """The scale of these integers, (1,) or () float32; None for a float input."""
         if self.source is None:
             return None
         return self.source.quantizer.get_scale().detach() / (WIDE_STEPS if self.is_widened else 1)
@@ -56,7 +63,7 @@ def weighted_layers(sim: QuantizationSimModel) -> list[WeightedLayer]:
 def _source(
     sim: QuantizationSimModel, node: torch.fx.Node, outputs: dict[torch.fx.Node, QuantizerSite]
 ) -> QuantizerSite | None:
-    """Return the site that quantizes a layer's input, before any layers that keep values as they are."""
+    """Return the site that quantizes a layer's input, perhaps before layers that only pass values on."""
     source = node.all_input_nodes[0]
     while source.op == "call_module":
         module = sim.model.get_submodule(str(source.target))
@@ -67,7 +74,90 @@ def _source(
 
 
 def _target(node: torch.fx.Node, outputs: dict[torch.fx.Node, QuantizerSite]) -> QuantizerSite | None:
-    """Return the site that quantizes a layer's output, after any layers that have no quantizer, such as its ReLU."""
+    """Return the site that quantizes a layer's output, perhaps after layers without a quantizer, such as its ReLU."""
     while node not in outputs and len(node.users) == 1:
         (node,) = node.users
     return outputs.get(node)
+
+
+def raise_weight_scales(sim: QuantizationSimModel) -> dict[str, int]:
+    """Raise weight scales in place until every bias fits into int32.
+
+    Integer kernels hold a bias as int32 in units of input scale times weight scale. If a channel's weights are nearly
+    zero, its scale is so small that its bias overflows: the device would clip what the simulation computes in float.
+    AIMET's calibration raises such scales only in layers with an output quantizer of their own, not before a ReLU.
+
+    Call it after calibrating or loading encodings, and before lowering or export; a second call changes nothing. For a
+    channel of n products of 8 bits it changes the output by less than n * 255 / 2**32 of the bias.
+
+    Returns:
+        {changed layer: number of changed channels}.
+    """
+    changed = {}
+    for layer in weighted_layers(sim):
+        weight, bias, step = layer.weight, sim.model.get_submodule(layer.weight.layer).bias, layer.input_scale
+        if bias is None or step is None or weight.bit_width + layer.input_bits > INT32_BITS:
+            continue
+        factors = _scale_factors(weight.quantizer, bias, step)
+        if (factors > 1).any():
+            with torch.no_grad():
+                for bound in (weight.quantizer.min, weight.quantizer.max):
+                    bound.mul_((factors if bound.numel() > 1 else factors.max()).reshape(bound.shape))
+            changed[weight.layer] = int((factors > 1).sum())
+    return changed
+
+
+def _scale_factors(weight: QuantizerBase, bias: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Return the factors (channels,), at least 1, by which the weight's scales are too small for the bias."""
+    steps = weight.get_scale().detach().flatten() * step
+    needed = bias.detach().abs() / (steps.double() * LARGEST_BIAS)
+    return torch.where(needed > 1, needed * (1 + 1e-6), 1.0).to(bias.dtype)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a quantized network on a device as a share of the same network's at W8A8.
+
+    Bit operations are multiply-accumulates times the bits of the weight times those of the layer's input in exported
+    files, as in AIMET's automatic mixed precision. Layers with a float input do not count.
+    """
+
+    bit_operations: float
+    weight_bytes: float
+
+
+def relative_cost(sim: QuantizationSimModel, operations: Mapping[str, int]) -> Cost:
+    """Return the cost of a simulation with its present bit widths; `operations`: see `multiply_accumulates`."""
+    cost = reference = weight_bits = weights = 0
+    for layer in weighted_layers(sim):
+        weight = layer.weight
+        number = sim.model.get_submodule(weight.layer).weight.numel()
+        weights += number
+        weight_bits += number * weight.bit_width
+        if layer.input_bits:
+            reference += operations[weight.layer] * REFERENCE_BITS**2
+            cost += operations[weight.layer] * weight.bit_width * layer.input_bits
+    reference_bits = weights * REFERENCE_BITS
+    return Cost(cost / reference if reference else 1.0, weight_bits / reference_bits if weights else 1.0)
+
+
+def multiply_accumulates(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+    """Return {layer: number of multiply-accumulates} of a network's convolutions for one image of `size` (H, W)."""
+    counts = _count_operations(network, size).get_flop_counts()
+    operations = {name.partition(".")[2]: sum(by_kind.values()) for name, by_kind in counts.items()}
+    convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    return {name: number // 2 for name, number in operations.items() if name in convolutions}
+
+
+def total_multiply_accumulates(network: nn.Module, size: tuple[int, int]) -> int:
+    """Return the number of multiply-accumulates of a network, also those that smooth its input, for one image."""
+    return _count_operations(network, size).get_total_flops() // 2
+
+
+def _count_operations(network: nn.Module, size: tuple[int, int]) -> FlopCounterMode:
+    """Return torch's counter of additions and multiplications after one image of `size` (H, W), without its data."""
+    shapes_only = copy.deepcopy(network).to("meta")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        shapes_only(torch.empty(1, 3, *size, device="meta"))
+    return counter

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Recover accuracy: other ranges and roundings for weights, and mixed precision."""

@@ -1,26 +1,24 @@
-"""Mixed precision: more bits for the quantizers that cost most accuracy.
+"""Mixed precision: more bits for the most sensitive quantizers, 8 for weights and 16 for activations.
 
-Weights get 8 bits and activations 16, which NPUs and ONNX Runtime take. Quantizers that must change together form a
-group.
+NPUs and ONNX Runtime support these bit widths. Quantizer sites that share a quantizer form a group.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aimet_torch.quantsim import QuantizationSimModel
 
-from ffnet.quantization.bias_ranges import MOST_BITS
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites
+from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, sites_by_quantizer
 from ffnet.quantization.state import SimState, read_state
+from ffnet.quantization.weighted_layers import INT32_BITS
 
 RAISED_BITS = {WEIGHT: 8, ACTIVATION: 16}
 
 
 @dataclass(frozen=True, eq=False)
 class PrecisionGroup:
-    """Quantizers that get more bits together."""
+    """The sites of one quantizer, whose bit width can be raised."""
 
     sites: tuple[QuantizerSite, ...]
 
@@ -31,7 +29,7 @@ class PrecisionGroup:
 
     @property
     def bits(self) -> int:
-        """Number of bits if they are raised."""
+        """Number of bits after raising."""
         return RAISED_BITS[self.kind]
 
 
@@ -39,13 +37,13 @@ Groups = Sequence[PrecisionGroup]
 
 
 def precision_groups(sim: QuantizationSimModel) -> list[PrecisionGroup]:
-    """Return the groups whose bit width can be raised, in order of execution."""
-    sharing: dict[int, list[QuantizerSite]] = defaultdict(list)
-    for site in quantizer_sites(sim):
-        sharing[id(site.quantizer)].append(site)
-    groups = [PrecisionGroup(tuple(sites)) for sites in sharing.values()]
+    """Return the groups whose bit width can be raised, in order of execution.
+
+    Activations stay as they are if a weight is too wide for int32 arithmetic with 16-bit activations.
+    """
+    groups = [PrecisionGroup(tuple(sites)) for sites in sites_by_quantizer(sim)]
     widest_weight = max((group.sites[0].bit_width for group in groups if group.kind == WEIGHT), default=0)
-    raisable = {WEIGHT: True, ACTIVATION: widest_weight + RAISED_BITS[ACTIVATION] <= MOST_BITS}
+    raisable = {WEIGHT: True, ACTIVATION: widest_weight + RAISED_BITS[ACTIVATION] <= INT32_BITS}
     return [group for group in groups if raisable[group.kind] and group.sites[0].bit_width < group.bits]
 
 
@@ -68,13 +66,13 @@ def mixed_state(low: SimState, high: SimState, raised: Groups) -> SimState:
 
 
 def rank_groups(groups: Groups, sensitivity: Sensitivity) -> list[PrecisionGroup]:
-    """Return the groups, that of the most sensitive quantizer first, as the sensitivity analysis ranks them."""
+    """Return the groups in the order of their most sensitive quantizer, most sensitive first."""
     ranks = {(row.layer, row.kind): rank for rank, row in reversed(list(enumerate(sensitivity.rows)))}
     return sorted(groups, key=lambda group: min(ranks[site.layer, site.kind] for site in group.sites))
 
 
 def raise_until(ranked: Groups, meets: Callable[[Groups], bool]) -> Groups | None:
-    """Raise the first 1, 2, 4, ... groups until `meets` accepts them; return these, or None if all do not suffice."""
+    """Return the first 1, 2, 4, ... groups, as few as `meets` accepts; None if it does not accept all of them."""
     number = 1
     while number < 2 * len(ranked):
         if meets(ranked[:number]):
@@ -83,24 +81,23 @@ def raise_until(ranked: Groups, meets: Callable[[Groups], bool]) -> Groups | Non
     return None
 
 
-def lower_again(raised: Groups, meets: Callable[[Groups], bool]) -> Groups:
-    """Return what of the groups that `raise_until` returned is left after lowering all that `meets` does not need.
+def drop_unneeded(raised: Groups, meets: Callable[[Groups], bool]) -> Groups:
+    """Drop every group from the result of `raise_until` that `meets` does not need.
 
-    The least sensitive ones, at the end, are lowered first. Half of them are tried together, and their halves only if
-    that fails. No choice is tried twice, nor those that `raise_until` tried.
+    The less sensitive half is tried first, and the halves of a part only if the whole part is needed. No choice is
+    tried twice, nor any that `raise_until` tried.
     """
-    kept = list(raised)
-    parts = [list(raised)]
+    needed, parts = list(raised), [list(raised)]
     numbers = [0, *(1 << step for step in range((len(raised) - 1).bit_length()))]
     rejected = {tuple(raised[:number]) for number in numbers}
     while parts:
         part = parts.pop()
-        rest = [group for group in kept if group not in part]
+        rest = [group for group in needed if group not in part]
         if tuple(rest) not in rejected and meets(rest):
-            kept = rest
+            needed = rest
             continue
         rejected.add(tuple(rest))
         if len(part) > 1:
             middle = len(part) // 2
             parts += [part[:middle], part[middle:]]
-    return kept
+    return needed

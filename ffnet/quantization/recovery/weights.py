@@ -1,33 +1,52 @@
-"""AdaRound: choose for every weight whether it is rounded up or down, so that each layer's output changes least.
+"""Better weights at the same cost: AIMET's sequential MSE searches their ranges, AdaRound rounds them up or down.
 
-Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020, arXiv 2004.10568. The
-objective and its constants are those of AIMET's AdaRound, which passes all images through a layer in every iteration
-and takes hours on a CPU. Here the layers' inputs are kept from layer to layer, and every iteration takes some positions
-of them.
+AdaRound: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020, arXiv 2004.10568. The
+objective and its constants are those of AIMET's AdaRound, which takes hours on a CPU because it runs all images through
+a layer in every iteration. Here every iteration takes some positions of the layer's inputs.
 """
 
 import contextlib
+import functools
+import io
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
+from aimet_torch.seq_mse import apply_seq_mse as aimet_seq_mse
 from aimet_torch.utils import remove_activation_quantizers
 from torch import fx, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites
 
-POSITIONS = 1024  # of a layer's output that are drawn from each image
+POSITIONS = 1024  # positions of a layer's output that are drawn from each image
 BATCH = 512  # positions in one iteration
-SUMMED_LEARNING_RATE = 15.0  # over the iterations: how far Adam can move a parameter; as AIMET's 15,000 times 1e-3
+SUMMED_LEARNING_RATE = 15.0  # over all iterations: how far Adam can move a parameter; as AIMET's 15,000 times 1e-3
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched to this range and clipped, so that it reaches 0 and 1
-REGULARIZATION = 0.01  # weight of the term that drives every rounding to 0 or 1
+REGULARIZATION = 0.01  # factor of the term that drives every rounding to 0 or 1
 WARM_START = 0.2  # share of the iterations without that term
-BETA = 20.0, 2.0  # its exponent in the first and in the last iteration
+BETA = 20.0, 2.0  # exponent of that term in the first and in the last iteration
+
+
+def apply_seq_mse(sim: QuantizationSimModel, images: Sequence[torch.Tensor], progress: bool = True) -> None:
+    """Search and freeze the ranges of all weights of at most 4 bits; calibrate the activations afterwards.
+
+    For each channel, AIMET takes the one of 20 shares of the calibrated range that changes the layer's output least.
+
+    Args:
+        sim: A simulation.
+        images: Normalized (1, 3, H, W) float32 on the device of `sim`.
+        progress: Show a progress bar on stderr.
+    """
+    with quiet_aimet(), contextlib.redirect_stderr(sys.stderr if progress else io.StringIO()):
+        aimet_seq_mse(sim, DataLoader(images, batch_size=None))  # type: ignore[arg-type]
 
 
 def apply_adaround(
@@ -40,16 +59,16 @@ def apply_adaround(
     """Round the weights of every convolution anew, in order of execution; calibrate the activations afterwards.
 
     A layer's error is that of its output against the float network's, after a ReLU that follows it, for the input that
-    it gets from the layers that are rounded already. No activation is quantized meanwhile. The rounded weights take the
-    place of the float weights in `sim`, so that its quantizers return them as they are. The memory holds all values of
-    the network that later layers need, for all images.
+    it gets from the layers that are rounded already. No activation is quantized meanwhile. The rounded weights replace
+    the float weights in `sim`, so that its quantizers do not change them. Memory holds all values of the network that
+    later layers need, for all images.
 
     Args:
-        sim: a simulation whose weights have encodings, from AIMET or sequential MSE. They are kept and frozen.
-        float_network: the equalized network from which `sim` was built.
-        images: normalized images (1, 3, H, W) float32 on the device of `sim`.
-        iterations: number per layer.
-        progress: show a progress bar on stderr.
+        sim: A simulation whose weights have encodings, from AIMET or sequential MSE. These are frozen.
+        float_network: The equalized network from which `sim` was built.
+        images: Normalized (1, 3, H, W) float32 on the device of `sim`.
+        iterations: Number of iterations per layer.
+        progress: Show a progress bar on stderr.
     """
     sites = {site.node: site for site in quantizer_sites(sim) if site.kind == WEIGHT and site.key == "weight"}
     targets = _sample_targets(float_network, [site.layer for site in sites.values()], images)
@@ -82,10 +101,10 @@ class Targets:
 
 @dataclass(frozen=True)
 class LayerSamples:
-    """What a layer computes at some positions of all images."""
+    """Inputs and target outputs of a layer at some positions of all images."""
 
-    inputs: torch.Tensor  # (positions, input channels * kernel height * kernel width), of the quantized network
-    targets: torch.Tensor  # (positions, output channels), what the float network computes there
+    inputs: torch.Tensor  # (positions, input channels * kernel height * kernel width), in the quantized network
+    targets: torch.Tensor  # (positions, output channels), in the float network
     followed_by_relu: bool
 
 
@@ -93,22 +112,20 @@ class LayerSamples:
 def _sample_targets(
     network: nn.Module, layers: Sequence[str], images: Sequence[torch.Tensor]
 ) -> dict[str, list[Targets]]:
-    """Return the outputs of the given layers at random positions, always the same, of each image."""
+    """Return the outputs of the given layers for each image at random positions, the same in every run."""
     generator = torch.Generator().manual_seed(0)
     found: dict[str, list[Targets]] = {layer: [] for layer in layers}
 
-    def sample(layer: str, output: torch.Tensor) -> None:
+    def sample(layer: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         (height, width) = output.shape[2:]
         drawn = torch.randint(height * width, (POSITIONS,), generator=generator).to(output.device)
         rows, columns = drawn // width, drawn % width
         found[layer].append(Targets(rows, columns, output[0, :, rows, columns].T))
 
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as hooks:
         for layer in layers:
-            hook = network.get_submodule(layer).register_forward_hook(
-                lambda module, inputs, output, layer=layer: sample(layer, output)
-            )
-            stack.callback(hook.remove)
+            module = network.get_submodule(layer)
+            hooks.enter_context(module.register_forward_hook(functools.partial(sample, layer)))
         for image in images:
             network(image)
     return found
@@ -121,17 +138,16 @@ def _round_layer(
     targets: Sequence[Targets],
     iterations: int,
 ) -> None:
-    """Replace a convolution's weight by its rounded one; `inputs`: (1, C, H, W) of each image."""
+    """Replace a convolution's weight by its rounded one; `inputs`: (1, C, H, W) for each image."""
     layer = sim.model.get_submodule(site.layer)
-    patches = [input_patches(layer, values, each) for values, each in zip(inputs, targets, strict=True)]
-    samples = LayerSamples(
-        torch.cat(patches), torch.cat([each.values for each in targets]), is_followed_by_relu(sim.model, site.node)
-    )
+    patches = torch.cat([input_patches(layer, values, each) for values, each in zip(inputs, targets, strict=True)])
+    target_values = torch.cat([each.values for each in targets])
+    samples = LayerSamples(patches, target_values, is_followed_by_relu(sim.model, site.node))
     weight, bias = _plain(layer.weight), None if layer.bias is None else _plain(layer.bias)
     rounding = SoftRounding(weight, site.quantizer)
     with torch.enable_grad():
         optimize_rounding(rounding, bias, samples, iterations)
-    choices = rounding.hard_weight(), _plain(site.quantizer(weight))  # small layers may be better off with the nearest
+    choices = rounding.hard_weight(), _plain(site.quantizer(weight))  # to nearest can be better in small layers
     layer.weight.copy_(min(choices, key=lambda choice: output_error(choice, bias, samples).item()))
     site.quantizer.allow_overwrite(False)  # calibration would search a range for the rounded weights
 
@@ -142,9 +158,9 @@ def _plain(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def input_patches(layer: nn.Conv2d, values: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Return what a convolution without groups or dilation sees of `values` (1, C, H, W) at each position, flattened.
+    """Return the receptive field in `values` (1, C, H, W) of a convolution at each position, flattened.
 
-    All convolutions of an FFNet are of this kind.
+    The convolution has neither groups nor dilation, as in all FFNets.
     """
     vertical, horizontal = (int(length) for length in layer.padding)
     padded = functional.pad(values, (horizontal, horizontal, vertical, vertical))
@@ -153,7 +169,7 @@ def input_patches(layer: nn.Conv2d, values: torch.Tensor, targets: Targets) -> t
 
 
 def is_followed_by_relu(model: fx.GraphModule, node: fx.Node) -> bool:
-    """Return whether only a ReLU uses the output of a node, perhaps after modules that return their input."""
+    """Return whether only a ReLU uses the output of a node, perhaps after an Identity."""
     while len(node.users) == 1:
         (node,) = node.users
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -163,7 +179,7 @@ def is_followed_by_relu(model: fx.GraphModule, node: fx.Node) -> bool:
 
 
 class SoftRounding(nn.Module):
-    """A weight whose elements are rounded down or up, as a differentiable parameter says."""
+    """A weight whose elements are rounded down or up, as the differentiable parameter `alpha` says."""
 
     def __init__(self, weight: torch.Tensor, quantizer: QuantizerBase) -> None:
         super().__init__()
@@ -175,7 +191,7 @@ class SoftRounding(nn.Module):
         self.alpha = nn.Parameter(-torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1))
 
     def up(self) -> torch.Tensor:
-        """Return how far each element is rounded up, from 0 to 1; at first its fraction, so that nothing changes."""
+        """Return how far each element is rounded up, from 0 to 1; initially the fraction that `floor` removed."""
         return (torch.sigmoid(self.alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
     def weight(self, up: torch.Tensor) -> torch.Tensor:
@@ -189,7 +205,7 @@ class SoftRounding(nn.Module):
 
 
 def rounding_loss(up: torch.Tensor, progress: float) -> torch.Tensor:
-    """Return the term that drives roundings to 0 or 1; `progress`: share of the iterations that are done."""
+    """Return the term that drives roundings to 0 or 1; `progress`: share of the finished iterations."""
     if progress < WARM_START:
         return up.new_zeros(())
     first, last = BETA
@@ -197,19 +213,14 @@ def rounding_loss(up: torch.Tensor, progress: float) -> torch.Tensor:
     return REGULARIZATION * (1 - (2 * up - 1).abs().pow(beta)).sum()
 
 
-def reconstruction_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the squared error (positions, channels), summed over channels and averaged over positions."""
-    return (outputs - targets).square().sum(1).mean()
-
-
 def output_error(
     weight: torch.Tensor, bias: torch.Tensor | None, samples: LayerSamples, drawn: torch.Tensor | slice = slice(None)
 ) -> torch.Tensor:
-    """Return the reconstruction loss of a layer with the given weight, behind its ReLU, at the drawn positions."""
+    """Return a layer's squared error after its ReLU, summed over channels and averaged over the drawn positions."""
     outputs, targets = functional.linear(samples.inputs[drawn], weight.flatten(1), bias), samples.targets[drawn]
     if samples.followed_by_relu:
         outputs, targets = outputs.relu(), targets.relu()
-    return reconstruction_loss(outputs, targets)
+    return (outputs - targets).square().sum(1).mean()
 
 
 def optimize_rounding(
