@@ -6,10 +6,10 @@ from torch import nn
 
 from ffnet.config import QuantizationConfig
 from ffnet.model import BasicBlock, ConvBNReLU
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.quantization.recovery.mixed_precision import precision_groups
 from ffnet.quantization.sites import WEIGHT
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.networks import golden_state, random_batches
 
 

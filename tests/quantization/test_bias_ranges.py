@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.networks import random_batches, three_layer_network
 from tests.helpers.simulations import encodings, logits, raise_precision, simulate
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from ffnet.config import QuantizationConfig
 from ffnet.model import FFNet
-from ffnet.quantization.costs import Cost, multiply_accumulates, relative_cost, total_multiply_accumulates
 from ffnet.quantization.quantsim import build_quantsim, equalize
+from ffnet.quantization.weighted_layers import Cost, multiply_accumulates, relative_cost, total_multiply_accumulates
 from tests.helpers.networks import TOY, golden_state, three_layer_network
 from tests.helpers.simulations import small_network
 

@@ -18,13 +18,13 @@ from torch import nn
 from ffnet.config import QuantizationConfig
 from ffnet.file_names import ENCODINGS_FILE, FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.onnx.export import export
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.quantization.recovery.adaround import apply_adaround
 from ffnet.quantization.rounded_weights import rounded_layers
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
 from tests.helpers.networks import random_batches, three_layer_network
 from tests.helpers.simulations import compute_weight_encodings, encodings, logits
