@@ -33,7 +33,8 @@ def choose_compilation(runtime: Runtime, images: int, size: tuple[int, int]) -> 
     """Return whether to compile the networks, and why, as a phrase for the report.
 
     On a GPU, compiled networks were no faster (FP32 on an H200: 6.57 ms compiled, 6.40 ms eager), so that only
-    `--compile` compiles there.
+    `--compile` compiles there. The choice depends on the images alone, so that all ranks and resumed runs make the
+    same one.
 
     Args:
         runtime: `compile` holds the user's choice.

@@ -84,15 +84,22 @@ def quantize(
 
     Raises:
         UserError: If a file of `config` is wrong.
+        ValueError: If images are missing, or if `config` asks for the recovery of what encodings determine.
     """
+    if config.encodings and config.recovers:
+        raise ValueError("encodings determine what accuracy recovery would search: give one of them")
     with execution.stage("build QuantSim"):
         float_network = equalize(model, config.cle).to(runtime.device)
         sim = build_quantsim(float_network, config)
         file = read_encodings(config.encodings) if config.encodings else None
         loaded = load_encodings(sim, file, config.partial_encodings) if file else None
 
+    calibrates = loaded is None or bool(loaded.missing)
+    if calibrates and images is None:
+        raise ValueError("calibration needs images")
+
     def find() -> FoundEncodings:
-        needed = images if loaded is None or loaded.missing else None
+        needed = images if calibrates else None
         batch_size = None
         if needed is not None:
             with execution.stage("calibrate"):
