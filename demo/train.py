@@ -39,7 +39,7 @@ CROP_SIZE = (320, 640)  # height, width
 BATCH_SIZE = 4
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.02
 EMA_DECAY = 0.998
-MAX_BYTES = 4_000_000  # of a checkpoint, because it is kept in the repository
+MAX_BYTES = 4_000_000  # largest checkpoint, because the repository holds it
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from demo.streetscenes.render import render_scene
 
-VERSION = 1  # of the renderer; raise it with every change to what is drawn, so that no old folder is used
+VERSION = 1  # raise it with every change to what is drawn, so that no old folder is used
 SPLITS = {  # split -> city -> seeds of its scenes
     "train": {"ahornfeld": range(0, 12), "erlenhafen": range(12, 24)},
     "val": {"lindenbruck": range(1000, 1012), "ulmenstadt": range(1012, 1024)},

@@ -28,7 +28,7 @@ class FoundEncodings:
 
     state: SimState  # ranges, bit widths and weights, which AdaRound may have rounded
     calibration_images: int  # number of images; 0 if all encodings were loaded from a file
-    batch_size: int | None  # of the calibration, after backoff; None without calibration
+    batch_size: int | None  # batch size of the calibration, after backoff; None without it
     recovery: RecoveryOutcome | None  # None without accuracy recovery
 
 

@@ -33,7 +33,7 @@ from ffnet.system.files import read_utf8
 from ffnet.system.memory import is_out_of_gpu_memory
 from ffnet.system.text import count
 
-TRACE_SIZE = (1, 3, 64, 64)  # of the input with which AIMET traces the graph; quantizers do not depend on it
+TRACE_SIZE = (1, 3, 64, 64)  # shape of the input with which AIMET traces the graph
 
 
 @QuantizationMixin.implements(GaussianConv2D)
@@ -101,8 +101,8 @@ def without_byte_order_mark(name: str) -> Iterator[str]:
     """Yield the name of a configuration that AIMET can read: of a copy if the file has a byte order mark.
 
     Raises:
-        OSError: if there is a file and it can't be read.
-        ValueError: if it is not UTF-8.
+        OSError: If there is a file and it can't be read.
+        ValueError: If it is not UTF-8.
     """
     path = Path(name)
     text = read_utf8(path) if path.is_file() else ""  # an alias otherwise

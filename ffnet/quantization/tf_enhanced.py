@@ -19,7 +19,7 @@ from ffnet.system.errors import UserError
 # weights have 4 bits, for which fewer ranges are too narrow.
 CPU_HISTOGRAMS = 32
 OBSERVED = -2  # AIMET's candidates for a symmetric range are 1 %, 2 %, ... 101 % of the range observed
-STRIDE = 4  # of the candidates tested for being too narrow
+STRIDE = 4  # every 4th candidate is tested for being too narrow
 EXACT = 2**24  # number of values up to which histc's float32 counts are exact in any order
 
 
