@@ -363,7 +363,7 @@ def _check_combinations(given: set[str], config: Config) -> None:
         raise UserError(
             f"{FLAGS[excluded[0]]} cannot be combined with --onnx, which evaluates one file as it is. Remove it."
         )
-    if config.model.onnx and config.runtime.use_cuda:
+    if config.model.onnx and config.use_cuda:
         raise UserError("--use-cuda cannot be combined with --onnx, which runs on the CPU. Remove it.")
     for target, required in REQUIRES.items():
         if target in given and not any(_is_set(config, name) for name in required):

@@ -97,9 +97,7 @@ def analyze_sensitivity(
     return Sensitivity(rows, overall.sqnr(), overall.agreement(), sum(map(len, batches)))
 
 
-def remove_quantizers(
-    sim: QuantizationSimModel, float_network: nn.Module, lowered: fx.GraphModule
-) -> fx.GraphModule:
+def remove_quantizers(sim: QuantizationSimModel, float_network: nn.Module, lowered: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of the lowered network that quantizes nothing, with the weights of the float network.
 
     The weights of `sim` do not serve: AdaRound may have rounded them.

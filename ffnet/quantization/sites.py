@@ -87,7 +87,10 @@ def _layer_sites(node: torch.fx.Node, module: Any, is_last: bool) -> list[Quanti
     output = OUTPUT_TENSOR if is_last else layer, f"{layer}_output_quantizer"
     inputs, params, outputs = module.input_quantizers, module.param_quantizers, module.output_quantizers
     sites = [
-        *(QuantizerSite(layer, "input", i, inputs, node, input_tensor, input_name.format(i)) for i in range(len(inputs))),
+        *(
+            QuantizerSite(layer, "input", i, inputs, node, input_tensor, input_name.format(i))
+            for i in range(len(inputs))
+        ),
         *(QuantizerSite(layer, "param", name, params, node, f"{layer}.{name}", layer) for name in params),
         *(QuantizerSite(layer, "output", i, outputs, node, *output) for i in range(len(outputs))),
     ]

@@ -81,8 +81,8 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
         with run.stage("load checkpoint"):
             checkpoint = run.once(load_model, run.config.model.name, path)
         run.begin(checkpoint.sha256, inputs)
-        if run.saved_work.finished:
-            return finished_result(run, images)
+        if run.storage and run.saved_work.finished:
+            return finished_result(run.storage.output_dir, run, images)
         model = quantize_checkpoint(checkpoint, inputs, run)
         exported = export_network(model, dataset_name(run.config), images.size, run)
     backends: dict[str, Backend] = {FP32: checkpoint.model, INT8_SIMULATED: model.network.lowered}
@@ -138,7 +138,7 @@ def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, m
     """
     config = run.config
     published = _published(model, details, config) if model and not config.data.demo else Comparison()
-    checkpoint = model and model.checkpoint
+    checkpoint = model.checkpoint if model else None
     return Result(
         model=name,
         dataset=dataset_name(config),
@@ -146,9 +146,9 @@ def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, m
         device=results.device_name(run.runtime.device),
         notes=[*([results.DEMO_NOTE] if config.data.demo else []), *published.notes, *run.notes],
         published=dict(published.mious),
-        checkpoint=checkpoint and CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form),
-        calibration=model and model.calibration,
-        recovery=model and model.recovery,
+        checkpoint=CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form) if checkpoint else None,
+        calibration=model.calibration if model else None,
+        recovery=model.recovery if model else None,
         backends=results.backend_results(details.scores),
         agreement=results.agreement(details.scores),
         npu=npu,
@@ -177,10 +177,10 @@ def details_of(scores: Scores, images: CityscapesSplit, **others: Any) -> Detail
     return Details(scores, tuple(images.names), images.size, **others)
 
 
-def finished_result(run: Run, images: CityscapesSplit) -> Result:
-    """Return the Result that an earlier run has written."""
-    path = run.config.output.output_dir / RESULT_FILE
-    logger.info(f"{path.parent}: the results of an earlier run are complete.")
+def finished_result(folder: Path, run: Run, images: CityscapesSplit) -> Result:
+    """Return the Result that an earlier run has written into a folder."""
+    path = folder / RESULT_FILE
+    logger.info(f"{folder}: the results of an earlier run are complete.")
     details = details_of(run.saved_work.scores[IMAGES].scores, images, written=True)
     try:
         return Result.from_json(json.loads(read_utf8(path)), details)
@@ -219,7 +219,10 @@ def evaluate_onnx(config: Config, path: Path, ranks: Ranks) -> Iterator[Result]:
             run.notes += inputs.notes
             run.begin(sha256_of(path), inputs)
         images = inputs.images
-        result = finished_result(run, images) if run.saved_work.finished else score_onnx(path, images, run)
+        if run.storage and run.saved_work.finished:
+            result = finished_result(run.storage.output_dir, run, images)
+        else:
+            result = score_onnx(path, images, run)
         yield result
         mark_finished(run, result)
 

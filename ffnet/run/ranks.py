@@ -5,7 +5,7 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,17 +38,17 @@ class Ranks:
         """Call a function on the main process; return its result, or raise its error, on every rank."""
         if self.world_size == 1:
             return function(*arguments)
-        outcome: list[tuple[T | None, BaseException | None]] = [(None, None)]
+        outcome: list[Any] = [None, None]  # result, error
         if self.is_main:
             try:
-                outcome = [(function(*arguments), None)]
+                outcome[0] = function(*arguments)
             except BaseException as error:
-                outcome = [(None, error)]
+                outcome[1] = error
         dist.broadcast_object_list(outcome, src=0)
-        ((result, error),) = outcome
-        if error:
-            raise error
-        return result  # type: ignore[return-value]
+        result, failure = outcome
+        if failure:
+            raise failure
+        return result
 
     def main_first(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function on the main process, then on the others, which find the files that it cached."""
