@@ -71,14 +71,17 @@ def color_network(colors, end=(), pool=None):
 
 
 def normalizing_inside(proto, kind=TensorProto.FLOAT):
-    """The same network for images in 0..1, as Qualcomm AI Hub exports it; for uint8, as its --quantize_io does."""
+    """The same network for images in 0..1, as Qualcomm AI Hub exports it; for uint8, as its --quantize_io does.
+
+    The output becomes an integer only if a DequantizeLinear computes it.
+    """
     changed = onnx.ModelProto.FromString(proto.SerializeToString())
     graph = changed.graph
+    del changed.metadata_props[:]
     image, logits = graph.input[0].name, graph.output[0].name
     for node in graph.node:
         node.input[:] = ["normalized" if name == image else name for name in node.input]
-    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    for name, value in (("mean", mean), ("std", std)):
+    for name, value in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
         graph.initializer.append(constant(name, np.reshape(value, (1, 3, 1, 1))))
     real = image if kind == TensorProto.FLOAT else "real"
     graph.node.insert(0, helper.make_node("Sub", [real, "mean"], ["centred"], "sub"))
@@ -87,10 +90,9 @@ def normalizing_inside(proto, kind=TensorProto.FLOAT):
         graph.input[0].type.tensor_type.elem_type = kind
         graph.initializer.extend([constant("pixel", 1 / 255), constant("zero", 0, kind)])
         graph.node.insert(0, helper.make_node("DequantizeLinear", [image, "pixel", "zero"], ["real"], "real"))
-        dequantizer = graph.node[-1]
-        quantizer = next(node for node in graph.node if node.output[0] == dequantizer.input[0])
-        assert (quantizer.op_type, dequantizer.op_type) == ("QuantizeLinear", "DequantizeLinear")
-        quantizer.output[0] = logits
-        graph.node.remove(dequantizer)
-        graph.output[0].type.tensor_type.elem_type = kind
+        if graph.node[-1].op_type == "DequantizeLinear":
+            dequantizer = graph.node.pop()
+            quantizer = next(node for node in graph.node if node.output[0] == dequantizer.input[0])
+            quantizer.output[0] = logits
+            graph.output[0].type.tensor_type.elem_type = kind
     return changed

@@ -13,11 +13,11 @@ import torch
 from ffnet.config import QuantizationConfig
 from ffnet.file_names import EXPORT_FILES, FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx import export as export_module
-from ffnet.onnx.export import check_export, export, export_float
+from ffnet.onnx.export import check_export, export
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.system.errors import UserError
 from tests.helpers.exports import exported
-from tests.helpers.networks import DEMO, random_batches, three_layer_network, toy_model
+from tests.helpers.networks import DEMO, three_layer_network
 
 
 @pytest.fixture
@@ -221,13 +221,6 @@ def test_further_files_are_written_beside_the_models_and_described_in_the_manife
     assert (folder / "npu" / "sm8750" / "model_ctx.onnx").exists()
 
 
-def test_a_file_in_place_of_the_folder_is_refused_before_any_work(small_export, tmp_path):
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=f"--export .*{tmp_path / 'file'}"):
-            export(small_export.sim, (64, 128), folder, {})
-
-
 def test_simulations_that_no_file_can_express_are_refused(tmp_path):
     prepared = equalize(three_layer_network())
     for bit_widths, message in (((5, 8), "5 bits"), ((8, 4), "4 bits"), ((16, 16), "biases overflow")):
@@ -249,16 +242,3 @@ def test_biases_of_channels_without_weights_are_exact_in_the_file(dead_channel_e
     scale, bias = values["2.bias_scale"].astype(np.float64), fitting.model[2].bias.detach().numpy()
     assert np.abs(values["2.bias_q"] * scale - bias).max() <= 0.501 * scale.max()
     assert values["2.bias_q"][3] * scale[3] == pytest.approx(40)
-
-
-@pytest.mark.slow
-def test_a_network_with_batch_norms_is_exported_in_float(tmp_path):
-    model = toy_model()
-    export_float(model, (64, 128), tmp_path / "float.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "float.onnx", providers=["CPUExecutionProvider"])
-    image = random_batches()[0][:1]
-    (logits,) = session.run(["logits"], {"image": image.numpy()})
-    with torch.no_grad():
-        expected = model(image)
-    assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.std()
-    assert "BatchNormalization" not in {node.op_type for node in onnx.load(tmp_path / "float.onnx").graph.node}

@@ -96,13 +96,6 @@ def test_constants_of_a_float_convolution_are_folded():
     assert np.array_equal(run(proto), expected) and np.array_equal(expected, IMAGE + np.float32(0.75))
 
 
-def test_a_convolution_with_a_quantized_input_keeps_its_quantizers(small_export):
-    proto = onnx.load(small_export.folder / MODEL_FILE)
-    before = proto.SerializeToString()
-    fold_float_constants(proto.graph, {})
-    assert proto.SerializeToString() == before
-
-
 def test_a_nearest_resize_gets_the_scale_of_its_input_and_the_same_values():
     proto = resize("nearest")
     expected = run(proto)

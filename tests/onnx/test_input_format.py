@@ -65,7 +65,9 @@ def test_metadata_is_taken_without_a_trial():
 
 
 @pytest.mark.parametrize(
-    ("proto", "given"), ((FOREIGN, ("0-255", None)), (said_to_take("0-255", "CMYK"), (None, None))), ids=("option", "metadata")
+    ("proto", "given"),
+    ((FOREIGN, ("0-255", None)), (said_to_take("0-255", "CMYK"), (None, None))),
+    ids=("option", "metadata"),
 )
 def test_only_what_is_not_known_is_tried(proto, given):
     tried = []
