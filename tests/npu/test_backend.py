@@ -22,8 +22,8 @@ from ffnet.npu.backend import NpuBackend, NpuProcess, run_once, write_npu_contex
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import export
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
 from tests.helpers.exports import export_mix, scenes
 from tests.helpers.networks import DEMO, PRE_DOWN, demo_checkpoint, random_batches, three_layer_network
