@@ -1,11 +1,14 @@
-"""The chip table: names, numbers, and what is suggested for names that it lacks."""
+"""The chip table, what is suggested for names that it lacks, and what users see who lack onnxruntime-qnn."""
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 
-from ffnet.chips import ALIASES, CHIPS, DEFAULT_CHIP, find_chip, format_chips
+from ffnet import chips
+from ffnet.chips import ALIASES, CHIPS, DEFAULT_CHIP, check_npu_package, find_chip, format_chips, has_wheel
+from ffnet.system.errors import UserError
 
 # Numbers that Qualcomm's QAIRT documentation and onnxruntime-qnn list, copied by hand.
 NUMBERS = {"sm8350": 30, "qcs6490": 35, "sm8450": 36, "sm8650": 57, "sc8380xp": 60, "sm8750": 69, "sm8850": 87}
@@ -75,3 +78,37 @@ def test_the_table_lists_every_chip():
 def test_the_table_needs_neither_torch_nor_onnx():
     script = "import sys, ffnet.chips; assert not {'torch', 'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.fixture
+def missing_package(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "libc", "expected"),
+    (
+        ("linux", "x86_64", ("glibc", "2.35"), True),
+        ("linux", "x86_64", ("glibc", "2.36"), True),
+        ("linux", "x86_64", ("glibc", "2.31"), False),
+        ("linux", "x86_64", ("", ""), False),  # musl
+        ("linux", "aarch64", ("glibc", "2.39"), False),
+        ("darwin", "arm64", ("", ""), False),
+        ("win32", "AMD64", ("", ""), True),
+        ("win32", "ARM64", ("", ""), True),
+    ),
+)
+def test_the_package_has_wheels_for_some_platforms(system, machine, libc, expected):
+    assert has_wheel(system, machine, libc) is expected
+
+
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(missing_package, monkeypatch):
+    monkeypatch.setattr(chips, "has_wheel", lambda *_: True)
+    with pytest.raises(UserError, match="^--npu: .*not installed.*pip install -r requirements-npu.txt"):
+        check_npu_package()
+
+
+def test_a_platform_without_a_wheel_is_named(missing_package, monkeypatch):
+    monkeypatch.setattr(chips, "has_wheel", lambda *_: False)
+    with pytest.raises(UserError, match="^--npu: onnxruntime-qnn does not exist for .* on .*Use such a PC"):
+        check_npu_package()

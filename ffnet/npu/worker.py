@@ -103,10 +103,7 @@ def write_context(target: NpuTarget, file: Path, log: Path) -> NpuSession:
 def _compile(
     target: NpuTarget, log: Path, context: Path | None = None
 ) -> tuple[onnxruntime.InferenceSession, NpuSession]:
-    """Return a session on the NPU with its description; write the compiled network to `context`, if given.
-
-    Raise a UserError if the file can't be compiled for the chip, or if nodes would run on the CPU and must not.
-    """
+    """Return a session on the NPU with its description; write the compiled network to `context`, if given."""
     device, hardware = _device()
     provider = {"backend_path": _qnn().get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
     if not hardware:  # a PC with an NPU compiles for its own

@@ -10,11 +10,10 @@ Nodes and tensors carry the names of the network's layers, such as `head.layers.
 """
 
 import ast
-import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,8 @@ EXPORTER: dict[str, Any] = {
 LAYER_METADATA = "pkg.torch.onnx.name_scopes"  # the modules around a node, outermost first, and its operator
 SUFFIXES = ("", "_q", "_qdq", "_dq", "_scale", "_zero_point")  # suffixes in the names that AIMET derives
 
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that AIMET's operators have no type annotations
+
 
 def export(
     sim: QuantizationSimModel,
@@ -108,11 +109,10 @@ def export(
 
 def _check_sites(sim: QuantizationSimModel) -> None:
     """Raise a UserError if an exported file can't express one of the simulation's quantizers."""
-    bit_widths = {WEIGHT: 0, ACTIVATION: 0}
     sites = quantizer_sites(sim)
-    for site in sites:
-        bit_widths[site.kind] = max(bit_widths[site.kind], site.bit_width)
-    check_bit_widths(bit_widths[WEIGHT], bit_widths[ACTIVATION])
+    weights = max((site.bit_width for site in sites if site.kind == WEIGHT), default=0)
+    activations = max((site.bit_width for site in sites if site.kind == ACTIVATION), default=0)
+    check_bit_widths(weights, activations)
     if layer := next((site.layer for site in sites if site.tensor is None), None):
         raise UserError(f"--config-file: {layer} quantizes its own input, which can't be exported. Remove the option.")
 
@@ -120,7 +120,7 @@ def _check_sites(sim: QuantizationSimModel) -> None:
 def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -> None:
     """Write the two ONNX files and the encodings into the folder `work`."""
     example = _example(sim.model, size)
-    with _quiet_exporter():
+    with quiet_aimet():
         aimet_torch.onnx.export(sim.model, (example,), str(work / MODEL_FILE), **EXPORTER)
         sim.onnx.export((example,), str(work / FLOAT_MODEL_FILE), **EXPORTER)
     quantized, float_network = onnx.load(work / MODEL_FILE), onnx.load(work / FLOAT_MODEL_FILE)
@@ -140,12 +140,12 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
 
 def quantized_weights(sim: QuantizationSimModel) -> dict[str, np.ndarray]:
     """Return the quantized and dequantized weights of a simulation by their tensor in exported files."""
-    weights = {}
-    for site in quantizer_sites(sim):
-        if site.kind == WEIGHT and site.tensor:
-            weight = site_parameter(sim, site)
-            weights[site.tensor] = site.quantizer(weight).detach().as_subclass(torch.Tensor).cpu().numpy()
-    return weights
+    sites = [site for site in quantizer_sites(sim) if site.kind == WEIGHT and site.tensor]
+    return {str(site.tensor): _array(site.quantizer(site_parameter(sim, site))) for site in sites}
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().as_subclass(torch.Tensor).cpu().numpy()
 
 
 def _rename_encodings(path: Path, tensors: Mapping[str, str]) -> None:
@@ -160,31 +160,18 @@ def _restore_weights(graph: onnx.GraphProto, model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     for tensor in graph.initializer:
         if tensor.name in parameters:
-            value = parameters[tensor.name].detach().as_subclass(torch.Tensor).cpu().numpy()
-            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(_array(parameters[tensor.name]), tensor.name))
 
 
 def export_float(model: nn.Module, size: tuple[int, int], path: Path) -> None:
     """Write a float network as an ONNX file with the input, output and static shapes of an export."""
-    with _quiet_exporter():
+    with quiet_aimet():
         torch.onnx.export(model, (_example(model, size),), str(path), **EXPORTER)
     _save(onnx.load(path), path)
 
 
 def _example(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
     return torch.zeros(1, 3, *size, device=next(model.parameters()).device)
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that AIMET's operators have no type annotations
-    try:
-        with quiet_aimet():
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def layer_tensors(graph: onnx.GraphProto) -> dict[str, str]:

@@ -8,9 +8,10 @@ Found by trial with onnxruntime-qnn 2.7:
 - In some layers the steps of a bias must be the input's scale times the weight's scale.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -83,10 +84,7 @@ def node_name(node: onnx.NodeProto) -> str:
 def fold_float_constants(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> None:
     """Write the weights and biases of convolutions with a float input as float constants, in place.
 
-    Args:
-        graph: The graph of an export.
-        weights: All quantized weights by name. They are not computed from the Q/DQ nodes, because ONNX rounds values
-            halfway between two integers differently from AIMET.
+    All quantized weights are given by name: ONNX rounds values halfway between two integers differently from AIMET.
     """
     index = GraphIndex.of(graph)
     for node in graph.node:
@@ -116,17 +114,13 @@ def keep_scale_in_resizes(graph: onnx.GraphProto) -> None:
     nodes = []
     for node in graph.node:
         nodes.append(node)
-        source = index.producers.get(node.input[0]) if node.op_type == "Resize" else None
-        if source is None or source.op_type != "DequantizeLinear" or _mode(node) != b"nearest":
+        modes = {attribute.s for attribute in node.attribute if attribute.name == "mode"}  # ONNX's default is nearest
+        if node.op_type != "Resize" or index.operator(node.input[0]) != "DequantizeLinear" or modes - {b"nearest"}:
             continue
+        source = index.producers[node.input[0]]
         result, node.output[0] = node.output[0], f"{node.output[0]}_copied"
         nodes += _quantizer_pair(node.output[0], source.input[1:], result, node.output[0])
     _replace_nodes(graph, nodes)
-
-
-def _mode(resize: onnx.NodeProto) -> bytes:
-    """Return how a Resize interpolates; ONNX's default is nearest."""
-    return next((attribute.s for attribute in resize.attribute if attribute.name == "mode"), b"nearest")
 
 
 def _quantizer_pair(source: str, scale: Sequence[str], target: str, name: str) -> list[onnx.NodeProto]:
@@ -206,56 +200,43 @@ def unify_bit_widths(graph: onnx.GraphProto) -> None:
     bits of the same range first. An 8-bit step has an odd number of 16-bit steps, so that rounding twice gives what
     rounding once does.
     """
-    rewriter = _Rewriter(graph, GraphIndex.of(graph))
-    for node in list(graph.node):
-        if node.op_type == "QuantizeLinear" and node.input[0] not in rewriter.index.constants:
-            rewriter.unify(node)
-    rewriter.insert_nodes()
-
-
-@dataclass(frozen=True)
-class _Rewriter:
-    graph: onnx.GraphProto
-    index: GraphIndex  # index of the original graph
-    before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)  # new nodes before the one with this output
-    after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
-
-    def unify(self, quantizer: onnx.NodeProto) -> None:
-        """Unify the layers between a quantizer of an activation and the quantizers before it."""
-        inputs = list(_activation_inputs(quantizer.input[0], self.index))
-        sources = [self.index.producers[node.input[i]] for node, i in inputs]
-        types = {self.index.integer_type(node) for node in (quantizer, *sources)}
-        if types.isdisjoint(WIDE) or types.issubset(WIDE) or not _runs_in_integers(quantizer, self.index):
-            return
+    index = GraphIndex.of(graph)
+    before: dict[str, list[onnx.NodeProto]] = {}  # new nodes before the one with this output
+    after: dict[str, list[onnx.NodeProto]] = {}
+    for quantizer in graph.node:
+        if quantizer.op_type != "QuantizeLinear" or quantizer.input[0] in index.constants:
+            continue
+        inputs = list(_activation_inputs(quantizer.input[0], index))
+        sources = [index.producers[node.input[i]] for node, i in inputs]
+        types = {index.integer_type(node) for node in (quantizer, *sources)}
+        if types.isdisjoint(WIDE) or types.issubset(WIDE) or not _runs_in_integers(quantizer, index):
+            continue
         for (node, i), source in zip(inputs, sources, strict=True):
-            if self.index.integer_type(source) in WIDE:
+            if index.integer_type(source) in WIDE:
                 tensor, node.input[i] = node.input[i], f"{node.input[i]}_wide"
-                if tensor not in self.after:
-                    self.after[tensor] = self._wide_pair(source, tensor, node.input[i])
-        if self.index.integer_type(quantizer) in WIDE:
+                after[tensor] = _wide_pair(source, tensor, node.input[i], graph, index)
+        if index.integer_type(quantizer) in WIDE:
             tensor, quantizer.input[0] = quantizer.input[0], f"{quantizer.input[0]}_wide"
-            self.before[quantizer.output[0]] = self._wide_pair(quantizer, tensor, quantizer.input[0])
+            before[quantizer.output[0]] = _wide_pair(quantizer, tensor, quantizer.input[0], graph, index)
+    nodes = [[*before.get(node.output[0], ()), node, *after.get(node.output[0], ())] for node in graph.node]
+    _replace_nodes(graph, list(itertools.chain.from_iterable(nodes)))
 
-    def _wide_pair(self, narrow: onnx.NodeProto, source: str, target: str) -> list[onnx.NodeProto]:
-        """Return a Q/DQ pair of 16 bits from `source` to `target` with the range of an 8-bit Q or DQ node."""
-        scale, zero_point = (self.index.constants[name] for name in narrow.input[1:3])
-        wide = [f"{scale.name}_wide", f"{zero_point.name}_wide"]
-        if wide[0] not in {tensor.name for tensor in self.graph.initializer}:
-            offset = numpy_helper.to_array(zero_point)
-            dtype = WIDE[offset.dtype.name]
-            counted = offset.astype(np.int64) - np.iinfo(offset.dtype).min
-            wide_scale, wide_counted = widen(numpy_helper.to_array(scale), counted)
-            wide_offset = (wide_counted + np.iinfo(dtype).min).astype(dtype)
-            self.graph.initializer.append(numpy_helper.from_array(wide_scale, wide[0]))
-            self.graph.initializer.append(numpy_helper.from_array(wide_offset, wide[1]))
-        return _quantizer_pair(source, wide, target, target)
 
-    def insert_nodes(self) -> None:
-        """Insert the new nodes into the graph."""
-        nodes = []
-        for node in self.graph.node:
-            nodes += [*self.before.get(node.output[0], ()), node, *self.after.get(node.output[0], ())]
-        _replace_nodes(self.graph, nodes)
+def _wide_pair(
+    narrow: onnx.NodeProto, source: str, target: str, graph: onnx.GraphProto, index: GraphIndex
+) -> list[onnx.NodeProto]:
+    """Return a Q/DQ pair of 16 bits from `source` to `target` with the range of an 8-bit Q or DQ node."""
+    scale, zero_point = (index.constants[name] for name in narrow.input[1:3])
+    wide = [f"{scale.name}_wide", f"{zero_point.name}_wide"]
+    if wide[0] not in {tensor.name for tensor in graph.initializer}:
+        offset = numpy_helper.to_array(zero_point)
+        dtype = WIDE[offset.dtype.name]
+        counted = offset.astype(np.int64) - np.iinfo(offset.dtype).min
+        wide_scale, counted = widen(numpy_helper.to_array(scale), counted)
+        wide_offset = (counted + np.iinfo(dtype).min).astype(dtype)
+        graph.initializer.append(numpy_helper.from_array(wide_scale, wide[0]))
+        graph.initializer.append(numpy_helper.from_array(wide_offset, wide[1]))
+    return _quantizer_pair(source, wide, target, target)
 
 
 def _activation_inputs(tensor: str, index: GraphIndex) -> Iterator[tuple[onnx.NodeProto, int]]:

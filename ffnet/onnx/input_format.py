@@ -70,19 +70,16 @@ def choose_input(
     Args:
         proto: The file.
         given: Value range and channels that options name; None for what is not given.
-        trial: Returns the mIoU of a format on a few images, in percent. It is called only if options and metadata leave
-            a choice.
+        trial: Returns the mIoU of a format on a few images, in percent; called only if a choice is left.
     """
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     values: list[str | None] = []
     reasons = []
     for value, option, key, choices in zip(given, OPTIONS, METADATA, CHOICES, strict=True):
-        saved = metadata.get(key)
-        if value is None and saved in choices:
-            reasons.append("Its metadata says so.")
-        elif value is not None:
-            reasons.append(f"{option} says so.")
-        values.append(value or (saved if saved in choices else None))
+        saved = metadata.get(key) if metadata.get(key) in choices else None
+        values.append(value or saved)
+        if value or saved:
+            reasons.append(f"{option} says so." if value else "Its metadata says so.")
     if None in values:
         tried, reason = _try_formats(values, trial)
         values = [value or found for value, found in zip(values, tried, strict=True)]
@@ -98,14 +95,10 @@ def _try_formats(
     formats = [InputFormat(value_range, channels) for value_range, channels in itertools.product(*allowed)]
     mious = [trial(each) for each in formats]
     found = decide({(each.value_range, each.channels): miou for each, miou in zip(formats, mious, strict=True)})
-    shown = "; ".join(f"{each.short_name()}: {_percent(miou)}" for each, miou in zip(formats, mious, strict=True))
+    shown = "; ".join(f"{each.short_name()}: {miou:.2f}" for each, miou in zip(formats, mious, strict=True))
     unclear = [option for option, *values in zip(OPTIONS, known, found, strict=True) if not any(values)]
     remedy = f" This is inconclusive; if the choice is wrong, give {' and '.join(unclear)}." if unclear else ""
     return found, f"mIoU on a few images, in percent: {shown}.{remedy}"
-
-
-def _percent(miou: float) -> str:
-    return "undefined" if math.isnan(miou) else f"{miou:.2f}"
 
 
 def decide(mious: Mapping[tuple[str, str], float]) -> tuple[str | None, str | None]:

@@ -138,16 +138,11 @@ def inspect_onnx(path: Path | str) -> OnnxDescription:
     names = [node_name(node) for node in convolutions]
     for index, node in enumerate(convolutions):
         node.name = f"convolution{index}"
-    integer = _integer_convolutions(path, proto)
-    floats = [name for index, name in enumerate(names) if quantized and index not in integer]
-    return OnnxDescription(header, quantized, len(names), len(integer), tuple(floats))
-
-
-def _integer_convolutions(path: Path | str, proto: onnx.ModelProto) -> set[int]:
-    """Return the numbers i of the nodes named "convolution{i}" in `proto` that run on integer kernels."""
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         open_session(path, proto, optimized)
         nodes = [node for node in onnx.load(optimized).graph.node if node.op_type in INTEGER_CONVOLUTIONS]
-    names = (re.match(r"convolution(\d+)(_token_\d+)?$", node.name) for node in nodes)
-    return {int(name[1]) for name in names if name}
+    matches = (re.match(r"convolution(\d+)(_token_\d+)?$", node.name) for node in nodes)
+    integer = {int(match[1]) for match in matches if match}
+    floats = [name for index, name in enumerate(names) if quantized and index not in integer]
+    return OnnxDescription(header, quantized, len(names), len(integer), tuple(floats))

@@ -31,9 +31,10 @@ SHAPE_OPERATORS = ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity", "Trans
 PROBABILITIES = ("Softmax", "Sigmoid", "HardSigmoid")
 SUM_TOLERANCE = 0.05  # tolerance of the sum of a pixel's 19 probabilities, with 8 bits each
 INTEGERS = {getattr(onnx.TensorProto, name.upper()): name for name in ("uint8", "int8", "uint16", "int16")}
-WRONG_FILES = {  # first bytes -> what a file that is often given by mistake is, and what to do
-    b"PK": "is a zip archive, perhaps a torch checkpoint. Give that to --checkpoint.",
-    b"\x80": "is a pickle, perhaps a torch checkpoint. Give that to --checkpoint.",
+WRONG_FILES: dict[
+    bytes | tuple[bytes, ...], str
+] = {  # first bytes -> what a file that is often given by mistake is, and what to do
+    (b"PK", b"\x80"): "is a zip archive or pickle, perhaps a torch checkpoint. Give that to --checkpoint.",
     b"version https://git-lfs": "is a git-lfs pointer, not the file itself. Fetch that with `git lfs pull`.",
     b"<": "is an HTML page. Check the address that it came from, and whether it requires a login.",
     b"{": "is JSON, not ONNX. Give the .onnx file.",
@@ -94,11 +95,9 @@ class OnnxHeader:
 def check_onnx(path: Path | str) -> OnnxHeader:
     """Return the header of an ONNX file, or raise a UserError if it is not a network that may be run."""
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: this is a folder. Name the .onnx file in it.")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file. Check the path.")
     try:
+        _refuse_if(path.is_dir(), "is a folder. Name the .onnx file in it.")
+        _refuse_if(not path.is_file(), "does not exist. Check the path.")
         proto = _read(path)
         _check_operators(proto)
         _check_external_data(proto, path.parent)
@@ -120,8 +119,7 @@ def _read(path: Path) -> onnx.ModelProto:
         raise _InvalidError(f"can't be read ({error.strerror}). Check its permissions.") from error
     except DecodeError as error:
         raise _InvalidError(f"is not an ONNX file, or was cut off. {EXPORT_AGAIN}") from error
-    is_empty = not proto.ir_version or not proto.graph.node
-    _refuse_if(is_empty, f"is not an ONNX file: it holds no network. {EXPORT_AGAIN}")
+    _refuse_if(not (proto.ir_version and proto.graph.node), f"is not an ONNX file: it holds no network. {EXPORT_AGAIN}")
     return proto
 
 
@@ -155,8 +153,7 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
             path, size = _external_file(tensor, folder)
             sizes[path] = size
     total = sum(sizes.values())
-    too_large = f"has {total} bytes of external data, and no FFNet more than {MAX_BYTES}. Check the path."
-    _refuse_if(total > MAX_BYTES, too_large)
+    _refuse_if(total > MAX_BYTES, f"has {total} bytes of external data, more than {MAX_BYTES}. Check the path.")
 
 
 def _external_file(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int]:
@@ -271,12 +268,8 @@ def _quantized_values(
 def describe_head(proto: onnx.ModelProto, output_name: str, output: torch.Tensor) -> str | None:
     """Return a note if a network returns probabilities in place of logits; None otherwise.
 
-    A LogSoftmax needs none: it subtracts the same from all logits of a pixel, also after resizing.
-
-    Args:
-        proto: The network.
-        output_name: Name of its output.
-        output: The output (N, 19, h, w) float32 for an image.
+    A LogSoftmax needs none: it subtracts the same from all logits of a pixel, also after resizing. `output`: the
+    output (N, 19, h, w) float32 for an image.
     """
     node = GraphIndex.of(proto.graph).producer_behind(output_name, VALUE_OPERATORS)
     if node is not None and node.op_type in PROBABILITIES:

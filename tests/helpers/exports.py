@@ -12,10 +12,11 @@ from aimet_torch.quantsim import QuantizationSimModel
 from demo.streetscenes.render import render_scene
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.evaluation.loading import normalize
+from ffnet.file_names import MODEL_FILE
 from ffnet.onnx.export import export
 from ffnet.quantization.weighted_layers import raise_weight_scales
-from tests.helpers.networks import demo_checkpoint
-from tests.helpers.simulations import simulate
+from tests.helpers.networks import demo_checkpoint, random_batches
+from tests.helpers.simulations import raise_precision, simulate
 
 DEMO_SIZE = (128, 256)
 
@@ -26,7 +27,7 @@ class Exported:
     sim: QuantizationSimModel
     folder: Path
     inputs: torch.Tensor  # two normalized images; the first was used for calibration
-    logits: torch.Tensor  # of `sim` before the export
+    logits: torch.Tensor  # what `sim` computed before the export
 
     @property
     def size(self):
@@ -55,6 +56,15 @@ def exported(name, param_bw=8, output_bw=8):
     sim = simulate(model, [scenes()[:1]], param_bw=param_bw, output_bw=output_bw)
     raise_weight_scales(sim)
     return export_simulation(model, sim, scenes())
+
+
+def export_mix(model, tensors, folder, batches=None):
+    """The simulation and the file of a W4A8 network whose named activations have 16 bits, weights 8."""
+    batches = random_batches() if batches is None else batches
+    sim = simulate(model, batches, param_bw=4, quant_scheme="tf")
+    raise_weight_scales(sim)
+    raise_precision(sim, tensors)
+    return sim, export(sim, batches[0].shape[2:], folder, {}) / MODEL_FILE
 
 
 def _temporary_folder():

@@ -74,11 +74,3 @@ def test_biases_that_fit_into_int32_are_computed_as_simulated(dead_channel_expor
     overflowing, fitting = (divergences(files) for files in dead_channel_exports)
     assert [layer.layer for layer in overflowing if layer.own.largest_steps > 1] == ["3"]
     assert max(layer.own.largest_steps for layer in fitting) <= 1
-
-
-def test_a_divergence_reads_as_a_sentence():
-    divergence = LayerDivergence("head.relu", Difference(0.0123, 0.0123, 1), Difference(0.5, 0.75, 3))
-    assert divergence.describe("ONNX Runtime") == (
-        "For the same input, 1.23 % of the values of head.relu differ between ONNX Runtime and the simulation, by at "
-        "most 1 quantization step."
-    )

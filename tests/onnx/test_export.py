@@ -13,11 +13,11 @@ import torch
 from ffnet.config import QuantizationConfig
 from ffnet.file_names import EXPORT_FILES, FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx import export as export_module
-from ffnet.onnx.export import check_export, export, export_float
+from ffnet.onnx.export import check_export, export
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.system.errors import UserError
 from tests.helpers.exports import exported
-from tests.helpers.networks import DEMO, random_batches, three_layer_network, toy_model
+from tests.helpers.networks import DEMO, three_layer_network
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def check_every_quantizer(sim, path):
     """Compare the Q/DQ nodes of a file with the quantizers that a walk through AIMET's modules finds."""
     proto = onnx.load(path)
     values = constants(proto)
-    first, last = "0", "4"  # of the network of three layers
+    first, last = "0", "4"  # layers of the network of three layers
     if hasattr(sim.model, "backbone_model"):
         first = "module_pad" if hasattr(sim.model, "module_pad") else "backbone_model.conv0"
         last = "head.layers.3.last_layer.3"
@@ -104,6 +104,8 @@ def test_files_pass_the_onnx_checker_and_have_static_shapes(export_case):
         assert [d.dim_value for d in image.type.tensor_type.shape.dim] == [1, 3, *export_case.size]
         assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 21)]
         assert not {n.op_type for n in proto.graph.node} & {"Shape", "Slice", "Gather", "Reshape", "Cast"}
+        metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        assert (metadata["ffnet.input"], metadata["ffnet.channels"]) == ("normalized", "rgb")
 
 
 def test_files_hold_no_paths_of_the_machine_that_exported_them(small_export):
@@ -172,7 +174,6 @@ def test_a_new_export_removes_compiled_networks_of_the_old_one_and_no_other_file
     export_module.move_files(new, old)
     files = {str(path.relative_to(old)): path.read_text() for path in old.rglob("*") if path.is_file()}
     assert files == {"npu/sm8550/model_ctx.onnx": "new", MODEL_FILE: "new", "npu/mine/a": "old"}
-    assert sorted(path.name for path in (old / "npu").iterdir()) == ["mine", "sm8550"]
 
 
 @pytest.mark.parametrize("stage", ("write_models", "write_manifest", "move_files"))
@@ -206,18 +207,26 @@ def test_a_folder_with_other_files_requires_force_and_keeps_them(small_export, c
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
 
 
-def test_a_file_in_place_of_the_folder_is_refused_before_any_work(small_export, tmp_path):
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=f"--export .*{tmp_path / 'file'}"):
-            export(small_export.sim, (64, 128), folder, {})
+def test_further_files_are_written_beside_the_models_and_described_in_the_manifest(
+    small_export, copied_models, tmp_path
+):
+    def compile_for(work):
+        (work / "npu" / "sm8750").mkdir(parents=True)
+        (work / "npu" / "sm8750" / "model_ctx.onnx").write_bytes((work / MODEL_FILE).read_bytes())
+        return {"npu": {"chip": "sm8750"}}
+
+    folder = export(small_export.sim, (64, 128), tmp_path / "out", {}, compile_for=compile_for)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["npu"] == {"chip": "sm8750"} and "npu/sm8750/model_ctx.onnx" in manifest["files"]
+    assert (folder / "npu" / "sm8750" / "model_ctx.onnx").exists()
 
 
 def test_simulations_that_no_file_can_express_are_refused(tmp_path):
     prepared = equalize(three_layer_network())
-    sim = build_quantsim(prepared, QuantizationConfig(param_bw=5))
-    with pytest.raises(UserError, match="5 bits"):
-        export(sim, (64, 128), tmp_path / "out", {})
+    for bit_widths, message in (((5, 8), "5 bits"), ((8, 4), "4 bits"), ((16, 16), "biases overflow")):
+        sim = build_quantsim(prepared, QuantizationConfig(param_bw=bit_widths[0], output_bw=bit_widths[1]))
+        with pytest.raises(UserError, match=message):
+            export(sim, (64, 128), tmp_path / "out", {})
     sim = build_quantsim(prepared, QuantizationConfig())
     second = sim.model.get_submodule("2")
     second.input_quantizers[0] = sim.model.get_submodule("0").input_quantizers[0]
@@ -233,16 +242,3 @@ def test_biases_of_channels_without_weights_are_exact_in_the_file(dead_channel_e
     scale, bias = values["2.bias_scale"].astype(np.float64), fitting.model[2].bias.detach().numpy()
     assert np.abs(values["2.bias_q"] * scale - bias).max() <= 0.501 * scale.max()
     assert values["2.bias_q"][3] * scale[3] == pytest.approx(40)
-
-
-@pytest.mark.slow
-def test_a_network_with_batch_norms_is_exported_in_float(tmp_path):
-    model = toy_model()
-    export_float(model, (64, 128), tmp_path / "float.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "float.onnx", providers=["CPUExecutionProvider"])
-    image = random_batches()[0][:1]
-    (logits,) = session.run(["logits"], {"image": image.numpy()})
-    with torch.no_grad():
-        expected = model(image)
-    assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.std()
-    assert "BatchNormalization" not in {node.op_type for node in onnx.load(tmp_path / "float.onnx").graph.node}

@@ -1,53 +1,28 @@
-"""What files take: read from their first operations, found by a trial, and converted to."""
+"""What files take: given by options, said by their metadata, or found by a trial; and the conversion to it."""
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 
 from ffnet.evaluation.loading import normalize
-from ffnet.onnx.input_format import InputFormat, choose_input, decide, find_channels, find_value_range
-from ffnet.onnx.input_operations import FirstOperations
+from ffnet.onnx.input_format import InputFormat, choose_input, decide, write_metadata
+from tests.helpers.onnx_files import convolution_network
 
 NAN = float("nan")
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 RANGES, ORDERS = ("normalized", "0-1", "0-255"), ("rgb", "bgr")
-NOTHING = FirstOperations()
+FOREIGN = convolution_network()
 
 
-def normalizing(mean, std, **more):
-    return FirstOperations(1 / std, -mean / std, ("sub", "div"), **more)
+def said_to_take(value_range, channels):
+    """A file whose metadata says what it takes."""
+    proto = convolution_network()
+    write_metadata(proto, InputFormat(value_range, channels))
+    return proto
 
 
-def quantized(low, high):
-    return FirstOperations(quantized_range=(low, high))
-
-
-FIRST = {
-    "AI Hub's": (normalizing(MEAN, STD), "0-1", "rgb"),
-    "in bytes": (normalizing(255 * MEAN, 255 * STD), "0-255", "rgb"),
-    "mean in the order of BGR": (normalizing(255 * MEAN[::-1], 255 * STD[::-1]), "0-255", "bgr"),
-    "mean alone": (normalizing(255 * MEAN, np.ones(3)), "0-255", "rgb"),
-    "one mean for all channels": (normalizing(np.full(3, 0.5), np.full(3, 0.5)), "0-1", None),
-    "reversed": (normalizing(np.full(3, 0.5), np.full(3, 0.5), reversed_by="flip"), "0-1", "bgr"),
-    "reversed and mean in RGB": (normalizing(MEAN[::-1], STD[::-1], reversed_by="flip"), "0-1", "bgr"),
-    "divided by 255": (FirstOperations(np.full(3, 1 / 255), np.zeros(3), ("div",)), "0-255", None),
-    "quantized for 0 to 1": (quantized(0.0, 0.98), "0-1", None),
-    "symmetric for 0 to 1": (quantized(-1.008, 1.0), "0-1", None),
-    "quantized for bytes": (quantized(0.0, 255.0), "0-255", None),
-    "quantized for normalized images": (quantized(-2.118, 2.64), "normalized", None),
-    "symmetric for normalized images": (quantized(-2.66, 2.64), "normalized", None),
-    "quantized for something else": (quantized(-20.0, 20.0), None, None),
-    "nothing": (NOTHING, None, None),
-    "other scale": (FirstOperations(np.full(3, 2.0), np.zeros(3), ("mul",)), None, None),
-}
-
-
-@pytest.mark.parametrize("case", FIRST)
-def test_first_operations_tell_what_a_file_takes(case):
-    first, value_range, channels = FIRST[case]
-    assert (find_value_range(first).value, find_channels(first).value) == (value_range, channels)
+def no_trial(choice):
+    pytest.fail("was tried")
 
 
 def scores(**best):
@@ -74,28 +49,43 @@ def test_a_trial_decides_only_if_one_choice_is_clearly_right(mious, expected):
     assert decide(mious) == expected
 
 
-def test_options_are_taken_without_a_trial():
-    chosen = choose_input(normalizing(MEAN, STD), ("normalized", "bgr"), lambda _: pytest.fail("was tried"))
+def test_options_are_taken_without_a_trial_even_if_the_metadata_differs():
+    chosen = choose_input(said_to_take("0-1", "rgb"), ("normalized", "bgr"), no_trial)
     assert (chosen.value_range, chosen.channels) == ("normalized", "bgr")
     assert (
         chosen.describe() == "The file is fed images in BGR, normalized. --onnx-input says so. --onnx-channels says so."
     )
 
 
-def test_only_what_is_not_known_is_tried():
+def test_metadata_is_taken_without_a_trial():
+    chosen = choose_input(said_to_take("0-255", "bgr"), (None, None), no_trial)
+    assert chosen.describe() == "The file is fed images in BGR, 0..255. Its metadata says so."
+    chosen = choose_input(said_to_take("0-255", "bgr"), ("0-1", None), no_trial)
+    assert chosen.describe() == "The file is fed images in BGR, 0..1. --onnx-input says so. Its metadata says so."
+
+
+@pytest.mark.parametrize(
+    ("proto", "given"),
+    ((FOREIGN, ("0-255", None)), (said_to_take("0-255", "CMYK"), (None, None))),
+    ids=("option", "metadata"),
+)
+def test_only_what_is_not_known_is_tried(proto, given):
     tried = []
-    chosen = choose_input(NOTHING, ("0-255", None), lambda choice: tried.append(choice) or 90.0 - 20 * len(tried))
+    chosen = choose_input(proto, given, lambda choice: tried.append(choice) or 90.0 - 20 * len(tried))
     assert [(choice.value_range, choice.channels) for choice in tried] == [("0-255", "rgb"), ("0-255", "bgr")]
     assert (chosen.value_range, chosen.channels) == ("0-255", "rgb")
     assert "mIoU on a few images, in percent: RGB, 0..255: 70.00; BGR, 0..255: 50.00." in chosen.describe()
 
 
 def test_without_a_clear_choice_normalized_rgb_is_fed_and_the_options_are_named():
-    chosen = choose_input(NOTHING, (None, None), lambda _: 4.0)
+    chosen = choose_input(FOREIGN, (None, None), lambda _: 4.0)
     assert (chosen.value_range, chosen.channels) == ("normalized", "rgb")
     assert chosen.describe().endswith(
-        "This does not tell clearly; if it is wrong, give --onnx-input and --onnx-channels."
+        "This is inconclusive; if the choice is wrong, give --onnx-input and --onnx-channels."
     )
+    chosen = choose_input(FOREIGN, (None, "bgr"), lambda _: 4.0)
+    assert (chosen.value_range, chosen.channels) == ("normalized", "bgr")
+    assert chosen.describe().endswith("if the choice is wrong, give --onnx-input.")
 
 
 def test_every_byte_is_converted_back_exactly():

@@ -1,21 +1,24 @@
-"""Compare ONNX Runtime's integer kernels with AIMET's simulation."""
+"""ONNX Runtime's integer kernels against AIMET's simulation, and which convolutions run on them."""
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from ffnet.evaluation.postprocessing import predict
-from ffnet.file_names import MODEL_FILE
-from ffnet.onnx.runtime import OnnxBackend, open_session, resize, run_session
+from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.onnx.runtime import OnnxBackend, inspect_onnx, open_session, resize, run_session
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
-from tests.helpers.exports import exported
-from tests.helpers.networks import DEMO
+from tests.helpers.exports import export_simulation, exported
+from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.onnx_files import convolution_network, external_weight, save
+from tests.helpers.simulations import simulate, small_network
 
 
 def agreement(files):
-    """Share of pixels that ONNX Runtime and AIMET's own simulation predict alike."""
+    """Share of pixels that ONNX Runtime and AIMET's own simulation predict the same class for."""
     with torch.inference_mode():
         simulated = predict(files.sim.model(files.inputs), files.size)
         executed = predict(OnnxBackend(files.folder / MODEL_FILE)(files.inputs), files.size)
@@ -58,3 +61,76 @@ def test_errors_of_onnx_runtime_name_the_file(tmp_path):
     proto.graph.node[0].op_type = "Convolve"
     with pytest.raises(UserError, match=r"other\.onnx: ONNX Runtime [\d.]+ can't run .*Convolve"):
         open_session(path, proto)
+
+
+def test_a_file_whose_convolutions_all_run_on_integer_kernels_is_described(small_export):
+    description = inspect_onnx(small_export.folder / MODEL_FILE)
+    assert description.quantized and (description.integer, description.convolutions, description.floats) == (3, 3, ())
+    assert description.lines() == [
+        "The file is quantized (QDQ or integer operators), of opset 21.",
+        "Its input 'image' takes 64x128 pixels; other images are resized bilinearly to it, and logits to the size of "
+        "the labels.",
+        "Convolutions that run on integer kernels: 3 of 3.",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "bit_widths", "floats"),
+    ((DEMO, (8, 8), ()), (PRE_DOWN, (8, 8), ("smoothing", "backbone_model.conv0")), (DEMO, (8, 16), None)),
+    ids=str,
+)
+def test_convolutions_of_trained_networks_that_run_in_float_are_named(name, bit_widths, floats):
+    description = inspect_onnx(exported(name, *bit_widths).folder / MODEL_FILE)
+    assert description.convolutions == 31 == description.integer + len(description.floats)
+    assert description.floats == floats or (floats is None and description.integer == 0)
+
+
+def with_float_weight(proto):
+    (node,) = (node for node in proto.graph.node if node.name == "2")
+    node.input[1] = "2.weight"
+
+
+def with_another_bias_scale(proto):
+    (scale,) = (tensor for tensor in proto.graph.initializer if tensor.name == "2.bias_scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * 2, scale.name))
+
+
+@pytest.mark.parametrize("change", (with_float_weight, with_another_bias_scale))
+def test_a_convolution_that_fits_no_integer_kernel_is_named(change, small_export, tmp_path):
+    proto = onnx.load(small_export.folder / MODEL_FILE)
+    change(proto)
+    description = inspect_onnx(save(tmp_path / "other.onnx", proto))
+    assert (description.integer, description.convolutions, description.floats) == (2, 3, ("2",))
+
+
+def exported_anew(model, folder, **config):
+    sim = simulate(model, quant_scheme="tf", **config)
+    raise_weight_scales(sim)
+    return export_simulation(model, sim, random_batches()[0], folder).folder / MODEL_FILE
+
+
+def test_weights_of_4_bits_run_in_float(tmp_path):
+    description = inspect_onnx(exported_anew(three_layer_network(), tmp_path / "out", param_bw=4))
+    assert description.kernel_lines() == [
+        "Convolutions that run on integer kernels: 0 of 3.",
+        "Convolutions that run in float: 3 (0, 2, 4).",
+    ]
+
+
+@pytest.mark.parametrize(
+    "model",
+    (small_network, pytest.param(lambda: golden_model("segmentation_ffnet18_dAAC"), marks=pytest.mark.slow)),
+    ids=("small", "published"),
+)
+def test_convolutions_after_a_max_pool_run_on_integer_kernels(model, tmp_path):
+    """AIMET writes another scale for their biases, which no integer kernel takes; the export rewrites them."""
+    description = inspect_onnx(exported_anew(model(), tmp_path / "out"))
+    assert description.integer == description.convolutions and not description.floats
+
+
+def test_float_files_and_files_of_any_size_are_described(small_export, tmp_path):
+    description = inspect_onnx(small_export.folder / FLOAT_MODEL_FILE)
+    assert not description.quantized and description.integer == 0 and not description.floats
+    description = inspect_onnx(save(tmp_path / "other.onnx", convolution_network(shape=("n", 3, "h", "w"))))
+    assert description.lines()[1] == "Its input 'image0' takes any size, so images are not resized."

@@ -1,15 +1,15 @@
-"""Files that must be refused before anything in them runs."""
+"""Files that must be refused before anything in them runs, and files that return probabilities."""
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ffnet.onnx.inspection import inspect_onnx
-from ffnet.onnx.runtime import OnnxBackend
-from ffnet.onnx.validation import check_onnx
+from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
+from ffnet.onnx.validation import check_onnx, describe_head
 from ffnet.system.errors import UserError
-from tests.helpers.onnx_files import convolution_network, external_weight, save
+from tests.helpers.onnx_files import color_network, convolution_network, external_weight, save
 
 
 def branching():
@@ -36,6 +36,12 @@ def huge_inside():
     shape = numpy_helper.from_array(np.array([2**20, 2**20]), "shape")
     proto.graph.initializer.append(shape)
     proto.graph.node.append(helper.make_node("ConstantOfShape", ["shape"], ["huge"]))
+    return proto
+
+
+def sparse():
+    proto = convolution_network()
+    proto.graph.sparse_initializer.add()
     return proto
 
 
@@ -68,6 +74,7 @@ HOSTILE = {
     "zip": (b"PK\x03\x04....", "zip archive"),
     "pickle": (b"\x80\x02}.", "pickle"),
     "html": (b"<!doctype html>", "HTML page"),
+    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1", "git-lfs pointer"),
     "cut off": (convolution_network().SerializeToString()[:-40], "cut off|not an ONNX file"),
     "without nodes": (helper.make_model(helper.make_graph([], "none", [], [])), "holds no network"),
     "two inputs": (convolution_network(inputs=2), "2 inputs"),
@@ -95,6 +102,7 @@ HOSTILE = {
     "unknown operator": (convolution_network(op="Convolve"), "Convolve"),
     "branches": (branching(), "If, which branches"),
     "functions": (with_function(), "functions"),
+    "sparse tensors": (sparse(), "sparse tensors"),
     "no opset": (without_opset(), "opset"),
     "wrong attribute": (convolution_network(colour=3), "rules"),
     "huge tensor": (huge_inside(), "huge"),
@@ -134,3 +142,32 @@ def test_the_header_tells_what_the_network_takes_and_returns(tmp_path):
     header = check_onnx(save(tmp_path / "other.onnx", convolution_network(shape=("n", 3, 8, "w"))))
     assert (header.opset, header.input_name, header.output_name) == (17, "image0", "logits")
     assert header.input_shape == (None, 3, 8, None) and header.output_shape == (None, 19, 8, None)
+
+
+def described(end, path, hidden=False):
+    colors = np.random.default_rng(0).random((19, 3))
+    proto = color_network(colors, end, pool=8)
+    logits = OnnxBackend(save(path, proto))(torch.rand(1, 3, 64, 128))
+    if hidden:
+        proto.graph.node[-1].op_type = "Custom"  # as if it were computed by operators that nobody knows
+    return describe_head(proto, "logits", logits)
+
+
+def test_probabilities_are_noticed_by_the_operator_or_by_their_values(tmp_path):
+    path = tmp_path / "a.onnx"
+    assert "returns probabilities (softmax, Softmax), which are resized" in described(["Softmax"], path)
+    assert "add up to 1 per pixel, like probabilities" in described(["Softmax"], path, hidden=True)
+
+
+@pytest.mark.parametrize("end", ([], ["LogSoftmax"]), ids=str)
+def test_logits_and_their_logarithmic_probabilities_need_no_note(end, tmp_path):
+    assert described(end, tmp_path / "a.onnx") is None
+
+
+def test_resized_logarithmic_probabilities_predict_what_resized_logits_do():
+    logits = torch.randn(1, 19, 16, 32, dtype=torch.float64)
+    resized = [
+        torch.nn.functional.interpolate(values, (128, 256), mode="bilinear").argmax(1)
+        for values in (logits, logits.log_softmax(1), logits.softmax(1))
+    ]
+    assert torch.equal(resized[0], resized[1]) and not torch.equal(resized[0], resized[2])

@@ -1,18 +1,25 @@
-"""The program with --onnx: files that take other images than FFNet's own, and files that return probabilities."""
+"""Files for --onnx: some take other images than FFNet's own exports, and some return probabilities."""
 
 import itertools
-import json
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto
 from skimage.io import imread, imsave
 
-import ffnet_quanteval
-from ffnet.evaluation.backends import INT8_NPU, ONNX_FILE
+from datasets.cityscapes import CityscapesSplit
+from ffnet.chips import CHIPS
+from ffnet.config import Runtime
+from ffnet.evaluation.backends import ONNX_FILE
+from ffnet.evaluation.loading import normalize
+from ffnet.evaluation.loop import evaluate
 from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.labels import LABEL_IDS
+from ffnet.npu.backend import NpuBackend
+from ffnet.npu.worker import NpuTarget
+from ffnet.run.onnx_file import open_onnx
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.onnx_files import color_network, normalizing_inside, save
 from tests.helpers.program import run_with_result
@@ -20,19 +27,23 @@ from tests.helpers.program import run_with_result
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 TRAIN_COLORS = np.random.default_rng(1).integers(0, 256, (19, 3)).astype(np.uint8)  # color of each train id
 FORMATS = tuple(itertools.product(("normalized", "0-1", "0-255"), ("rgb", "bgr")))
+RUNTIME = Runtime(quiet=True, num_workers=0)
 
 
-def run(tree, path, *options, name="out"):
-    return run_with_result(["--dataset-path", tree, "--onnx", path, "--num-workers", "0", *options], tree / name)
+def score(tree, path, *given):
+    """The confusion matrix of a file, and the notes on it."""
+    images = CityscapesSplit(tree, "val")
+    backend, notes = open_onnx(path, images, RUNTIME, given or (None, None))
+    return evaluate({ONNX_FILE: backend}, images, RUNTIME).total(ONNX_FILE), notes
 
 
-def matrix(result):
-    return np.array(result["backends"][ONNX_FILE]["confusion_matrix"])
+def is_perfect(matrix):
+    return matrix.sum() == np.trace(matrix) > 0
 
 
-def note(result):
+def note(notes):
     """The note on what the file was fed."""
-    (found,) = (text for text in result["notes"] if text.startswith("The file is fed"))
+    (found,) = (text for text in notes if text.startswith("The file is fed"))
     return found
 
 
@@ -58,78 +69,77 @@ def colors_as(value_range, channels):
 
 @pytest.mark.parametrize("chosen", FORMATS, ids="-".join)
 def test_a_trial_finds_what_a_network_takes_that_recognizes_colors(colored, chosen):
-    result = run(colored, save(colored / "colors.onnx", color_network(colors_as(*chosen))))
-    assert result["backends"][ONNX_FILE]["miou"] == 100
+    matrix, notes = score(colored, save(colored / "colors.onnx", color_network(colors_as(*chosen))))
+    assert is_perfect(matrix)
     values = {"normalized": "normalized", "0-1": "0..1", "0-255": "0..255"}[chosen[0]]
-    assert note(result).startswith(f"The file is fed images in {chosen[1].upper()}, {values}. mIoU on a few images")
+    assert note(notes).startswith(f"The file is fed images in {chosen[1].upper()}, {values}. mIoU on a few images")
 
 
-def test_options_are_obeyed_even_if_they_are_wrong(colored):
+@pytest.mark.parametrize("kind", (TensorProto.FLOAT, TensorProto.UINT8), ids=("float", "integers"))
+def test_a_trial_finds_what_a_file_takes_that_normalizes_inside(colored, kind):
+    """The layout of Qualcomm AI Hub's exports, also with --quantize_io."""
+    proto = normalizing_inside(color_network(colors_as("normalized", "rgb")), kind)
+    matrix, notes = score(colored, save(colored / "hub.onnx", proto))
+    assert is_perfect(matrix) and note(notes).startswith("The file is fed images in RGB, 0..1. mIoU on a few images")
+
+
+def test_the_program_obeys_options_even_if_they_are_wrong(colored):
     path = save(colored / "colors.onnx", color_network(colors_as("0-1", "bgr")))
-    right = run(colored, path, "--onnx-input", "0-1", "--onnx-channels", "bgr", name="right")
-    wrong = run(colored, path, "--onnx-input", "0-1", "--onnx-channels", "rgb", name="wrong")
-    assert right["backends"][ONNX_FILE]["miou"] == 100 > 60 > wrong["backends"][ONNX_FILE]["miou"]
-    assert note(wrong) == "The file is fed images in RGB, 0..1. --onnx-input says so. --onnx-channels says so."
-
-
-def test_a_file_that_nothing_is_known_about_is_fed_normalized_rgb(tree, small_export):
-    text = note(run(tree, small_export.folder / FLOAT_MODEL_FILE))
-    assert text.startswith(
-        "The file is fed images in RGB, normalized. mIoU on a few images, in percent: RGB, normalized"
+    options = ["--dataset-path", colored, "--onnx", path, "--num-workers", "0", "--onnx-input", "0-1"]
+    right, wrong = (
+        run_with_result([*options, "--onnx-channels", channels], colored / channels) for channels in ("bgr", "rgb")
     )
-    assert text.endswith("if it is wrong, give --onnx-input and --onnx-channels.")
+    assert right["backends"][ONNX_FILE]["miou"] == 100 > 60 > wrong["backends"][ONNX_FILE]["miou"]
+    assert note(wrong["notes"]) == "The file is fed images in RGB, 0..1. --onnx-input says so. --onnx-channels says so."
 
 
 @pytest.mark.parametrize("name", (FLOAT_MODEL_FILE, MODEL_FILE))
-def test_a_file_that_normalizes_inside_scores_like_the_plain_export(tree, small_export, name):
-    """The layout of Qualcomm AI Hub's exports."""
-    plain = onnx.load(small_export.folder / name)
-    expected = matrix(
-        run(tree, save(tree / "plain.onnx", plain), "--onnx-input", "normalized", "--onnx-channels", "rgb")
-    )
-    result = run(tree, save(tree / "hub.onnx", normalizing_inside(plain)), name="hub")
-    assert np.array_equal(matrix(result), expected)
-    assert note(result).startswith(
-        "The file is fed images in RGB, 0..1. Its first operations (sub, div) subtract a mean of 0.485, 0.456, 0.406."
-    )
+def test_exports_of_this_project_need_no_trial(tree, small_export, name):
+    _, notes = score(tree, small_export.folder / name)
+    assert note(notes) == "The file is fed images in RGB, normalized. Its metadata says so."
 
 
-def test_integers_in_and_out_score_like_real_numbers(tree, small_export):
-    """As AI Hub writes them with --quantize_io."""
-    plain = onnx.load(small_export.folder / MODEL_FILE)
-    expected = matrix(run(tree, save(tree / "plain.onnx", plain)))
-    result = run(tree, save(tree / "integers.onnx", normalizing_inside(plain, TensorProto.UINT8)), name="integers")
-    assert np.array_equal(matrix(result), expected) and "RGB, 0..1" in note(result)
+def test_a_file_that_nothing_is_known_about_is_fed_normalized_rgb(tree, small_export):
+    proto = onnx.load(small_export.folder / FLOAT_MODEL_FILE)
+    del proto.metadata_props[:]
+    matrix, notes = score(tree, save(tree / "other.onnx", proto))
+    assert note(notes).startswith("The file is fed images in RGB, normalized. mIoU on a few images, in percent: RGB, n")
+    assert note(notes).endswith("if the choice is wrong, give --onnx-input and --onnx-channels.")
+    assert np.array_equal(matrix, score(tree, small_export.folder / FLOAT_MODEL_FILE)[0])
 
 
-@pytest.mark.parametrize("size", ((32, 64), (128, 256)), ids=str)
-def test_images_of_another_size_are_resized_alike(tmp_path, small_export, size):
-    write_tree(tmp_path, "val", 2, size)
-    plain = onnx.load(small_export.folder / FLOAT_MODEL_FILE)
-    expected = matrix(run(tmp_path, save(tmp_path / "plain.onnx", plain)))
-    found = matrix(run(tmp_path, save(tmp_path / "hub.onnx", normalizing_inside(plain)), name="hub"))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    ((FLOAT_MODEL_FILE, TensorProto.FLOAT), (MODEL_FILE, TensorProto.FLOAT), (MODEL_FILE, TensorProto.UINT8)),
+)
+def test_a_file_that_normalizes_inside_scores_like_the_plain_export(tree, small_export, name, kind):
+    path = save(tree / "hub.onnx", normalizing_inside(onnx.load(small_export.folder / name), kind))
+    matrix, _ = score(tree, path, "0-1", "rgb")
+    assert np.array_equal(matrix, score(tree, small_export.folder / name)[0])
+
+
+def test_images_of_another_size_are_resized_alike(tmp_path, small_export):
+    write_tree(tmp_path, "val", 2, (128, 256))
+    plain = small_export.folder / FLOAT_MODEL_FILE
+    expected, _ = score(tmp_path, plain)
+    found, _ = score(tmp_path, save(tmp_path / "hub.onnx", normalizing_inside(onnx.load(plain))), "0-1", "rgb")
     assert np.abs(found - expected).sum() <= 0.002 * expected.sum()  # two roundings in another order
 
 
 def test_a_softmax_that_is_resized_is_reported(colored):
-    colors = colors_as("0-1", "rgb")
-    fed = ("--onnx-input", "0-1", "--onnx-channels", "rgb")
     for pool, expected in ((8, 1), (None, 0)):  # without a pool nothing is resized
-        path = save(colored / f"softmax{pool}.onnx", color_network(colors, ["Softmax"], pool))
-        notes = run(colored, path, *fed, name=f"out{pool}")["notes"]
+        path = save(colored / f"softmax{pool}.onnx", color_network(colors_as("0-1", "rgb"), ["Softmax"], pool))
+        _, notes = score(colored, path, "0-1", "rgb")
         assert sum("probabilities (softmax, Softmax)" in text for text in notes) == expected
-
-
-def test_a_network_that_returns_class_ids_is_refused(colored, capsys):
-    proto = color_network(colors_as("0-1", "rgb"), ["ArgMax"])
-    proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("logits", TensorProto.INT64, (1, 1, 64, 128)))
-    path = save(colored / "ids.onnx", proto)
-    assert ffnet_quanteval.main(["--dataset-path", str(colored), "--onnx", str(path)]) == 2
-    assert "ids.onnx: this file has the output 'logits' of class ids (argmax, ArgMax)" in capsys.readouterr().err
 
 
 @pytest.mark.npu
 def test_the_npu_is_fed_what_onnx_runtime_is(tree, small_export):
     path = save(tree / "hub.onnx", normalizing_inside(onnx.load(small_export.folder / MODEL_FILE)))
-    npu = run(tree, path, "--npu", "--npu-images", "2", "--npu-fallback")["npu"]
-    assert npu["agreement"][f"{ONNX_FILE}|{INT8_NPU}"] > 97, json.dumps(npu["cpu_nodes"])
+    images = CityscapesSplit(tree, "val")
+    backend, _ = open_onnx(path, images, RUNTIME, ("0-1", "rgb"))
+    inputs = normalize(images[0][0][None])
+    target = NpuTarget(path, CHIPS["sm8750"], fallback=True)
+    with NpuBackend(target, input_format=backend.input_format) as npu, torch.inference_mode():
+        agreement = (npu(inputs).argmax(1) == backend(inputs).argmax(1)).float().mean()
+    assert agreement > 0.97
