@@ -25,8 +25,8 @@ from ffnet.npu import worker as npu_worker
 from ffnet.npu.backend import NpuProcess
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from ffnet.quantization.weighted_layers import raise_weight_scales
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.model import FFNet, build_model
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quantize
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.run.inputs import allow_tf32
 from ffnet.system.text import count
 from ffnet.variants import VARIANTS

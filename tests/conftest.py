@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ffnet.config import QuantizationConfig
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.variants import VARIANTS
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.exports import export_simulation

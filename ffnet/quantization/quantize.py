@@ -10,7 +10,6 @@ from torch import fx, nn
 
 from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation.loading import Images
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
@@ -18,6 +17,7 @@ from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equ
 from ffnet.quantization.recovery.search import RecoveryOutcome, recover
 from ffnet.quantization.state import SimState, read_state, write_state
 from ffnet.quantization.tf_enhanced import Exchange
+from ffnet.quantization.weighted_layers import raise_weight_scales
 
 T = TypeVar("T")
 

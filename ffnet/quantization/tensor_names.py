@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
-from torch import nn
 
 from ffnet.checkpoints.prefixes import common_prefix
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile

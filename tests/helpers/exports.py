@@ -13,7 +13,7 @@ from demo.streetscenes.render import render_scene
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.evaluation.loading import normalize
 from ffnet.onnx.export import export
-from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.networks import demo_checkpoint
 from tests.helpers.simulations import simulate
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.exports import export_simulation, exported
 from tests.helpers.networks import DEMO, PRE_DOWN, random_batches, three_layer_network, toy_model
 from tests.helpers.simulations import simulate

@@ -6,7 +6,7 @@ from onnx import numpy_helper
 
 from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx.inspection import inspect_onnx
-from ffnet.quantization.bias_ranges import raise_weight_scales
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.exports import export_simulation, exported
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.onnx_files import convolution_network, save

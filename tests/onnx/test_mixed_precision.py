@@ -15,8 +15,8 @@ from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import check_export, export
 from ffnet.onnx.graph_index import GraphIndex
 from ffnet.onnx.mixed_precision import unify_bit_widths, widen
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.exports import scenes
 from tests.helpers.networks import DEMO, PRE_DOWN, demo_checkpoint, random_batches, three_layer_network
 from tests.helpers.onnx_files import constant

@@ -12,7 +12,6 @@ from aimet_torch.common.quantsim_config.quantsim_config import _get_config_file
 from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation.loading import normalize
 from ffnet.model import FFNet
-from ffnet.quantization.bias_ranges import raise_weight_scales
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import (
     build_quantsim,
@@ -24,6 +23,7 @@ from ffnet.quantization.quantsim import (
     quantize,
     quiet_aimet,
 )
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
 from tests.helpers.networks import (
     DEMO,

@@ -23,17 +23,15 @@ from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import Images, evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import Scores
-from ffnet.quantization.bias_ranges import raise_weight_scales
-from ffnet.quantization.costs import Cost, multiply_accumulates, relative_cost
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
-from ffnet.quantization.recovery.adaround import BATCH, apply_adaround
-from ffnet.quantization.recovery.mixed_precision import Groups
-from ffnet.quantization.recovery.seq_mse import apply_seq_mse
+from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
+from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.sensitivity import analyze_sensitivity
 from ffnet.quantization.sites import WEIGHT
 from ffnet.quantization.state import SimState, read_state, write_state
+from ffnet.quantization.weighted_layers import Cost, multiply_accumulates, raise_weight_scales, relative_cost
 from ffnet.system.errors import UserError
 from ffnet.system.memory import is_out_of_memory
 from ffnet.system.process import Terminated
@@ -215,9 +213,9 @@ class RecoverySearch:
             steps=[self._measured(each) for each in self.tried if each.shown or each is best],
             chosen=best.name,
             raised=[
-                RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, group.bits)
-                for group in best.raised
-                for site in group.sites
+                RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, RAISED_BITS[site.kind])
+                for sites in best.raised
+                for site in sites
             ],
             interrupted=interrupted,
         )
@@ -282,7 +280,7 @@ class RecoverySearch:
 
         raised = mixed_precision.raise_until(ranked, lambda raised: meets(raised, shown=True))
         if raised:
-            mixed_precision.lower_again(raised, meets)
+            mixed_precision.drop_unneeded(raised, meets)
 
     def _calibrate(self) -> None:
         calibrate_on_images(self.sim, self.images, self.runtime)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import _score
 from ffnet.evaluation.postprocessing import agreeing_pixels
-from ffnet.quantization.bias_ranges import _scale_factors
 from ffnet.quantization.lowering import _plain_layer
+from ffnet.quantization.weighted_layers import _scale_factors
 from ffnet.run.diagnostics import diagnose
 from ffnet.run.records import ScoreCollector
 
