@@ -32,7 +32,11 @@ from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import quantize
+<<<<<<< HEAD
 from ffnet.quantization.weighted_layers import total_multiply_accumulates
+=======
+from ffnet.quantization.weighted_layers import multiply_accumulates
+>>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5
 from ffnet.run.inputs import allow_tf32
 from ffnet.system.memory import is_out_of_memory
 
@@ -192,7 +196,8 @@ class Bench:
     @functools.cached_property
     def multiply_accumulates(self) -> int:
         """Number of multiply-accumulates of the network per image."""
-        return total_multiply_accumulates(speed.random_model(self.settings.model_name), self.settings.size)
+        network = speed.random_model(self.settings.model_name)
+        return sum(multiply_accumulates(network, self.settings.size).values())
 
     def network(self, backend: str) -> nn.Module:
         """Return the network of a backend that torch runs."""

@@ -43,3 +43,8 @@ def image_mious(matrices: np.ndarray) -> np.ndarray:
     ious = image_ious(matrices)
     counts = (~np.isnan(ious)).sum(1)
     return np.divide(np.nansum(ious, 1), counts, out=np.full(len(ious), np.nan), where=counts > 0)
+
+
+def percent(share: float) -> float | None:
+    """Return a share in percent; None for nan."""
+    return None if np.isnan(share) else 100 * float(share)

@@ -4,17 +4,17 @@ Bit widths and symmetry are those of the file, whatever the quantization config 
 weights are rounded: weights that AdaRound rounded are read from the float network that was exported with the encodings.
 """
 
+import copy
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from aimet_torch.quantization.affine import QuantizeDequantize
 from aimet_torch.quantsim import QuantizationSimModel
 from google.protobuf.message import DecodeError
 from torch import nn
@@ -55,8 +55,9 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
         UserError: If entries are missing, unexpected, contradictory, or do not suit their quantizer, or if rounded
             weights are missing or belong to another network.
     """
-    found, unexpected = match_encodings(sim, quantizer_sites(sim), file)
-    chosen, missing, separated = _choose(sites_by_quantizer(sim), found)
+    sites = quantizer_sites(sim)
+    found, unexpected = match_encodings(sim, sites, file)
+    chosen, missing, separated = _choose(sites_by_quantizer(sites), found)
     for site, encoding in chosen.items():
         _check_suitable(site, encoding, file.path)
     if not chosen:
@@ -73,14 +74,14 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
         )
     for site, encoding in chosen.items():
         if site.name in separated:
-            site.container[site.key] = _new_quantizer(site.quantizer)
+            site.container[site.key] = copy.deepcopy(site.quantizer)
         _set_encoding(site, encoding, file.path)
     rounded = _load_rounded_weights(sim, file.path)
     return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated), wrapper_prefix(file), rounded)
 
 
 def _choose(
-    groups: Iterable[list[QuantizerSite]], found: Mapping[QuantizerSite, Encoding]
+    groups: Iterable[Sequence[QuantizerSite]], found: Mapping[QuantizerSite, Encoding]
 ) -> tuple[dict[QuantizerSite, Encoding], list[str], list[str]]:
     """Return which of the encodings `found` to set, the missing quantizers, and the sites to separate.
 
@@ -102,19 +103,15 @@ def _choose(
 
 def _check_suitable(site: QuantizerSite, encoding: Encoding, path: Path) -> None:
     """Raise a UserError if the quantizer of a site can't hold the encoding."""
-    quantizer = site.quantizer
-    if type(quantizer) is not QuantizeDequantize or quantizer.block_size:
-        raise UserError(f"--encodings {path}: {site.name} is {quantizer}, which is not supported. Check --config-file.")
-    scales, wanted = len(encoding.scales), math.prod(quantizer.shape)
+    scales, wanted = len(encoding.scales), math.prod(site.quantizer.shape)
     if scales != wanted:
         raise UserError(
             f"--encodings {path}: {site.name} needs {count(wanted, 'scale')}, but the file has {scales}. Give the "
             "encodings of this network, made with the same choice of per-channel or per-tensor quantization."
         )
     if encoding.qmax - encoding.qmin >= 1 << 31:
-        raise UserError(
-            f"--encodings {path}: {site.name} has 32 bits, but AIMET simulates at most 31. Give encodings of fewer bits."
-        )
+        problem = f"{site.name} has 32 bits, but AIMET simulates at most 31"
+        raise UserError(f"--encodings {path}: {problem}. Give encodings of fewer bits.")
 
 
 def _set_encoding(site: QuantizerSite, encoding: Encoding, path: Path) -> None:
@@ -158,12 +155,6 @@ def _moved(value: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
     return (value.view(torch.int32) + units.int()).view(torch.float32)
 
 
-def _new_quantizer(quantizer: QuantizeDequantize) -> QuantizeDequantize:
-    """Return a quantizer of the same kind, not yet calibrated, that is not shared."""
-    new = QuantizeDequantize(quantizer.shape, quantizer.qmin, quantizer.qmax, quantizer.symmetric)
-    return new.to(next(quantizer.parameters()).device)
-
-
 def rounded_layers(sim: QuantizationSimModel, float_network: nn.Module) -> list[str]:
     """Return the layers of a simulation whose weights are not those of its float network."""
     originals = dict(float_network.named_parameters())
@@ -177,11 +168,8 @@ def rounded_layers(sim: QuantizationSimModel, float_network: nn.Module) -> list[
 def _load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[str, ...]:
     """Load the rounded weights that belong to an encodings file, and return the names of the rounded layers.
 
-    They are in the float network beside it, if the manifest there lists rounded layers and describes this file.
-
-    Args:
-        sim: A simulation whose weights have their encodings; its weights are changed.
-        encodings: The encodings file.
+    They are in the float network beside it, if the manifest there lists rounded layers and describes this file. The
+    weights of `sim` must have their encodings already.
 
     Raises:
         UserError: If the float network is missing, was changed after the export, or is not that of `sim`.
@@ -223,12 +211,13 @@ def _replace_weight(
     sim: QuantizationSimModel, site: QuantizerSite, tensor: onnx.TensorProto | None, encodings: Path
 ) -> None:
     """Replace a weight by `tensor`, which must be at most one step away from it wherever its range is not exceeded."""
-    parameter = site_parameter(sim, site)
-    weight, quantizer = parameter.detach().as_subclass(torch.Tensor).cpu(), site.quantizer
+    parameter, quantizer = site_parameter(sim, site), site.quantizer
+    weight, scale, low, high = (
+        value.detach().as_subclass(torch.Tensor).cpu()
+        for value in (parameter, quantizer.get_scale(), quantizer.get_min(), quantizer.get_max())
+    )
     rounded = torch.empty(0) if tensor is None else torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-    scale, low, high = (bound.cpu() for bound in (quantizer.get_scale(), quantizer.get_min(), quantizer.get_max()))
-    within = lambda: ((rounded - weight.clamp(low, high)).abs() / scale <= 1 + TOLERANCE).all()
-    if rounded.shape != weight.shape or not within():
+    if rounded.shape != weight.shape or ((rounded - weight.clamp(low, high)).abs() / scale > 1 + TOLERANCE).any():
         raise UserError(
             f"--encodings {encodings}: the rounded weights of {site.layer} in {FLOAT_MODEL_FILE} are not those of this "
             "network. Give the checkpoint and the options of the run that exported them."

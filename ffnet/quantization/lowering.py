@@ -5,6 +5,7 @@ and every activation quantizer becomes one module. In eager mode, the logits are
 """
 
 import copy
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -19,28 +20,22 @@ from ffnet.system.errors import UserError
 class FakeQuantize(nn.Module):
     """Quantizes and dequantizes a float32 tensor to integers from qmin to qmax: round half to even, then clamp.
 
-    `scale` (float32) and `zero_point` (int32) have one element per channel along `axis`, or one if `axis` is None.
+    `scale` (float32) and `zero_point` (int32) are scalar tensors.
     """
 
     scale: torch.Tensor
     zero_point: torch.Tensor
 
-    def __init__(
-        self, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int, axis: int | None = None
-    ) -> None:
+    def __init__(self, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int) -> None:
         super().__init__()
-        self.qmin, self.qmax, self.axis = qmin, qmax, axis
+        self.qmin, self.qmax = qmin, qmax
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        if axis is None:  # numbers, so that compiled code holds them as constants
-            self.step, self.zero = scale.item(), int(zero_point.item())
-            self.reciprocal = (1 / scale).item()  # in float32, by which torch's own kernel multiplies
+        self.step, self.zero = scale.item(), int(zero_point.item())  # numbers, which compiled code holds as constants
+        self.reciprocal = (1 / scale).item()  # float32, by which torch's own kernel multiplies
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the quantized and dequantized tensor."""
-        if self.axis is not None:
-            scales = self.scale, self.zero_point, self.axis
-            return torch.fake_quantize_per_channel_affine(x, *scales, self.qmin, self.qmax)
         if torch.compiler.is_compiling():  # one fused kernel; the operator would be a separate call
             rounded = torch.round(x * self.reciprocal) + self.zero
             return (rounded.clamp(self.qmin, self.qmax) - self.zero) * self.step
@@ -56,67 +51,38 @@ def lower(sim: QuantizationSimModel) -> torch.fx.GraphModule:
     graph = torch.fx.Graph()
     modules: dict[str, nn.Module] = {}
     values: dict[torch.fx.Node, torch.fx.Node] = {}  # node of the simulation -> node of `graph`
-    sites = _sites_by_node(sim)
+    sites: dict[tuple[torch.fx.Node, str], list[QuantizerSite]] = defaultdict(list)
+    for site in quantizer_sites(sim):
+        sites[site.node, site.role].append(site)
     for node in sim.model.graph.nodes:
-        own = sites.get(node, [])
         module = sim.model.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, nn.Identity):  # of a folded batch norm
+        if isinstance(module, nn.Identity):  # a folded batch norm
             values[node] = values[node.args[0]]
             continue
         if module is not None:
-            modules[node.target] = _plain_layer(module, [site for site in own if site.role == "param"])
+            modules[node.target] = _plain_layer(module, sites[node, "param"])
         sources = dict(values)
-        for site in own:
-            if site.role == "input":
-                source = tensor_arguments(node)[int(site.key)]
-                sources[source] = _insert(graph, site, values[source], modules)
+        for site in sites[node, "input"]:
+            source = tensor_arguments(node)[int(site.key)]
+            sources[source] = _insert(graph, site, values[source], modules)
         values[node] = graph.node_copy(node, sources.__getitem__)
-        for site in own:
-            if site.role == "output":
-                values[node] = _insert(graph, site, values[node], modules)
+        for site in sites[node, "output"]:
+            values[node] = _insert(graph, site, values[node], modules)
     graph.lint()
     return torch.fx.GraphModule(modules, graph).eval()
-
-
-def _sites_by_node(sim: QuantizationSimModel) -> dict[torch.fx.Node, list[QuantizerSite]]:
-    found: dict[torch.fx.Node, list[QuantizerSite]] = {}
-    for site in quantizer_sites(sim):
-        tensors = {"input": len(tensor_arguments(site.node)), "output": 1}
-        if site.role in tensors and int(site.key) >= tensors[site.role]:
-            raise UserError(f"{site.name}: the layer has no such {site.role}. Check --config-file.")
-        found.setdefault(site.node, []).append(site)
-    return found
 
 
 def _insert(
     graph: torch.fx.Graph, site: QuantizerSite, value: torch.fx.Node, modules: dict[str, nn.Module]
 ) -> torch.fx.Node:
     """Append the FakeQuantize of a site to the graph and the modules; return its node."""
-    modules[site.lowered_name] = fake_quantizer(site)
-    return graph.create_node("call_module", site.lowered_name, (value,))
-
-
-def fake_quantizer(site: QuantizerSite) -> FakeQuantize:
-    """Return the FakeQuantize that computes what AIMET's quantizer of a site does."""
     quantizer = _checked_quantizer(site)
-    scale = quantizer.get_scale().detach().float()
-    zero_point = -quantizer.get_offset().detach().to(torch.int32)
-    if scale.numel() == 1:
-        return FakeQuantize(scale.reshape(()), zero_point.reshape(()), quantizer.qmin, quantizer.qmax)
-    wide = [i - scale.dim() for i, length in enumerate(scale.shape) if length > 1]
-    if len(wide) > 1 or wide[0] < -3:
-        raise UserError(f"{site.name}: scales of shape {tuple(scale.shape)} do not lie along one channel axis.")
-    return FakeQuantize(scale.flatten(), zero_point.flatten(), quantizer.qmin, quantizer.qmax, axis=4 + wide[0])
-
-
-def _checked_quantizer(site: QuantizerSite) -> QuantizeDequantize:
-    """Return the quantizer of a site; raise a UserError unless it is affine, calibrated and without blocks."""
-    quantizer = site.quantizer
-    if type(quantizer) is not QuantizeDequantize or quantizer.block_size or quantizer.zero_point_shift:
-        raise UserError(f"{site.name}: {quantizer} is not supported. Use affine quantizers without blocks.")
-    if not quantizer.is_initialized():
-        raise UserError(f"{site.name}: this quantizer has no encodings. Calibrate the simulation first.")
-    return quantizer
+    scale, offset = quantizer.get_scale().detach(), quantizer.get_offset().detach()
+    if scale.numel() > 1:
+        raise UserError(f"{site.name}: an activation with {scale.numel()} scales is not supported. Use one per tensor.")
+    scale, zero_point = scale.float().reshape(()), -offset.to(torch.int32).reshape(())
+    modules[site.lowered_name] = FakeQuantize(scale, zero_point, quantizer.qmin, quantizer.qmax)
+    return graph.create_node("call_module", site.lowered_name, (value,))
 
 
 def _plain_layer(module: Any, sites: list[QuantizerSite]) -> nn.Module:
@@ -129,3 +95,13 @@ def _plain_layer(module: Any, sites: list[QuantizerSite]) -> nn.Module:
             value = quantizer(getattr(module, str(site.key))).as_subclass(torch.Tensor).clone()
         setattr(plain, str(site.key), nn.Parameter(value, requires_grad=False))
     return plain
+
+
+def _checked_quantizer(site: QuantizerSite) -> QuantizeDequantize:
+    """Return the quantizer of a site; raise a UserError unless it is affine, calibrated and without blocks."""
+    quantizer = site.quantizer
+    if type(quantizer) is not QuantizeDequantize or quantizer.block_size or quantizer.zero_point_shift:
+        raise UserError(f"{site.name}: {quantizer} is not supported. Use affine quantizers without blocks.")
+    if not quantizer.is_initialized():
+        raise UserError(f"{site.name}: this quantizer has no encodings. Calibrate the simulation first.")
+    return quantizer

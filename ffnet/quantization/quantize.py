@@ -14,7 +14,8 @@ from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
-from ffnet.quantization.recovery.search import RecoveryOutcome, recover
+from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.quantization.recovery.search import recover
 from ffnet.quantization.state import SimState, read_state, write_state
 from ffnet.quantization.tf_enhanced import Exchange
 from ffnet.quantization.weighted_layers import raise_weight_scales
@@ -29,7 +30,7 @@ class FoundEncodings:
     state: SimState  # ranges, bit widths and weights, which AdaRound may have rounded
     calibration_images: int  # number of images; 0 if all encodings were loaded from a file
     batch_size: int | None  # batch size of the calibration, after backoff; None without it
-    recovery: RecoveryOutcome | None  # None without accuracy recovery
+    recovery: Recovery | None  # None without accuracy recovery
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ quantizers around GaussianConv2D.
 
 import contextlib
 import copy
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,6 @@ from ffnet.model import GaussianConv2D
 from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.tf_enhanced import Exchange, can_share_batches, share_batches, use_fast_analyzers
 from ffnet.system.errors import UserError
-from ffnet.system.files import read_utf8
 from ffnet.system.memory import is_out_of_gpu_memory
 from ffnet.system.text import count
 
@@ -80,39 +78,20 @@ def build_quantsim(prepared: nn.Module, config: QuantizationConfig) -> Quantizat
     kernels of its own that round them up, so that some weights would be one step off those of a CPU or an ONNX file.
     """
     set_backend("torch_builtins")
-    with quiet_aimet(), without_byte_order_mark(config.config_file) as config_file:
+    with quiet_aimet():
         sim = QuantizationSimModel(
             prepared,
             dummy_input=_trace_input(prepared),
             quant_scheme=config.quant_scheme,
             default_output_bw=config.output_bw,
             default_param_bw=config.param_bw,
-            config_file=config_file,
+            config_file=config.config_file,
         )
     for module in sim.model.modules():
         if isinstance(module, QuantizedGaussianConv2D):
             # The published configuration quantizes nothing between the model's input and the output of conv0.
             module.output_quantizers[0] = None
     return sim
-
-
-@contextlib.contextmanager
-def without_byte_order_mark(name: str) -> Iterator[str]:
-    """Yield the name of a configuration that AIMET can read: of a copy if the file has a byte order mark.
-
-    Raises:
-        OSError: If there is a file and it can't be read.
-        ValueError: If it is not UTF-8.
-    """
-    path = Path(name)
-    text = read_utf8(path) if path.is_file() else ""  # an alias otherwise
-    if not text or path.read_bytes() == text.encode():
-        yield name
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / path.name
-        copied.write_text(text, encoding="utf-8")
-        yield str(copied)
 
 
 def check_config_file(name: str) -> None:

@@ -21,10 +21,6 @@ def quiet_aimet() -> Iterator[None]:
             for handler in logger.handlers:
                 if isinstance(handler, TqdmStreamHandler):
                     handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
-        logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).addFilter(_is_relevant)
+        # It warns about every FFNet, whose sizes are taken at run time; this matters only to tools that reorder hooks.
+        logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).setLevel(logging.ERROR)
         yield
-
-
-def _is_relevant(record: logging.LogRecord) -> bool:
-    # Logged for every FFNet, whose sizes are taken at run time; it matters only to tools that reorder hooks.
-    return record.getMessage() != "Unable to isolate model outputs."

@@ -72,7 +72,7 @@ def analyze_sensitivity(
         float_network: The equalized network from which `sim` was built.
         lowered: `lower(sim)`, not compiled.
         batches: Normalized images (N, 3, H, W) float32 on the device of `lowered`.
-        progress: Show a progress bar on stderr.
+        progress: Whether to show a progress bar on stderr.
     """
     sites: dict[str, list[QuantizerSite]] = defaultdict(list)
     for site in quantizer_sites(sim):
@@ -141,17 +141,7 @@ class LogitsComparison:
 def _switch_each(
     run: fx.Interpreter, other: fx.Interpreter, batch: torch.Tensor, names: Container[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the logits of a network with one module taken from another network of the same graph.
-
-    Args:
-        run: The network.
-        other: The other network.
-        batch: Normalized images (N, 3, H, W).
-        names: Modules to take, one after the other.
-
-    Yields:
-        The name of the module, and the logits.
-    """
+    """Yield each module name and the logits of `run` with that module taken from `other`, in order of execution."""
     values: dict[fx.Node, Any] = {}  # values of the nodes so far; None if no later node needs them
     for node in run.graph.nodes:
         if node.op == "call_module" and node.target in names:

@@ -142,22 +142,11 @@ def relative_cost(sim: QuantizationSimModel, operations: Mapping[str, int]) -> C
 
 
 def multiply_accumulates(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Return {layer: number of multiply-accumulates} of a network's convolutions for one image of `size` (H, W)."""
-    counts = _count_operations(network, size).get_flop_counts()
-    operations = {name.partition(".")[2]: sum(by_kind.values()) for name, by_kind in counts.items()}
-    convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
-    return {name: number // 2 for name, number in operations.items() if name in convolutions}
-
-
-def total_multiply_accumulates(network: nn.Module, size: tuple[int, int]) -> int:
-    """Return the number of multiply-accumulates of a network, also those that smooth its input, for one image."""
-    return _count_operations(network, size).get_total_flops() // 2
-
-
-def _count_operations(network: nn.Module, size: tuple[int, int]) -> FlopCounterMode:
-    """Return torch's counter of additions and multiplications after one image of `size` (H, W), without its data."""
+    """Return {layer: number of multiply-accumulates for one image of `size` (H, W)}; layers without any are omitted."""
     shapes_only = copy.deepcopy(network).to("meta")
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         shapes_only(torch.empty(1, 3, *size, device="meta"))
-    return counter
+    counts = {name.partition(".")[2]: sum(by_kind.values()) for name, by_kind in counter.get_flop_counts().items()}
+    layers = (name for name, module in network.named_modules() if not any(module.children()))
+    return {name: counts[name] // 2 for name in layers if counts.get(name)}

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from ffnet.evaluation.backends import FP32
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
+from ffnet.quantization.recovery.outcome import CHOSEN, KEPT, NOT_KEPT, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
-from ffnet.results.recovery import CHOSEN, KEPT, NOT_KEPT, Recovery, RecoveryStep
 from ffnet.results.result import Result
 
 WIDTH = 5.2  # inches; a phone shrinks an SVG as a whole, which makes the text of a wider one too small

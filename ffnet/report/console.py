@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from ffnet.evaluation.backends import FP32
 from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
+from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.results.ai_hub import MIOU_IMAGES, SOURCE, galaxy_s25
-from ffnet.results.recovery import Recovery
 from ffnet.results.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
 from ffnet.system.text import Rows, count, format_number, format_table, interval_column, join_columns
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant

@@ -14,10 +14,10 @@ from ffnet.evaluation import metrics
 from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import Difference, LayerDivergence
+from ffnet.quantization.recovery.outcome import Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.ai_hub import ByRuntime, PublishedLatency
 from ffnet.results.comparison import COSTS, ComparedModel, ModelComparison
-from ffnet.results.recovery import Recovery, RecoveryStep
 from ffnet.results.result import BackendResult, Result, miou_drops, percent
 from ffnet.system.files import write_atomically
 

@@ -16,9 +16,9 @@ from ffnet.evaluation.bootstrap import Interval, MiouIntervals, miou_intervals
 from ffnet.evaluation.scores import Scores
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
+from ffnet.quantization.recovery.outcome import Recovery, recovery_from_json, with_tuples
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.images import ImageComparison
-from ffnet.results.recovery import Recovery, recovery_from_json, with_tuples
 from ffnet.system.text import count, list_names
 
 DEMO_NOTE = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."

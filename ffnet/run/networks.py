@@ -12,7 +12,7 @@ from ffnet.onnx.export import export
 from ffnet.options import option_values
 from ffnet.quantization.encodings import LoadedEncodings, rounded_layers
 from ffnet.quantization.quantize import QuantizedNetwork, quantize
-from ffnet.results.recovery import Recovery, describe_recovery
+from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.results.result import Calibration, versions
 from ffnet.run.inputs import Inputs
 from ffnet.run.session import Run
@@ -37,9 +37,11 @@ def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Mod
     fp32 = checkpoint.model.to(run.runtime.device)
     network = quantize(fp32, inputs.calibration_images, config, run.runtime, inputs.selection_images, run)
     found = network.found
-    recovery = None
-    if found.recovery and inputs.selection_images:
-        recovery = describe_recovery(found.recovery, inputs.selection_images.names, inputs.images.names)
+    recovery = found.recovery
+    if recovery and inputs.selection_images:
+        names = inputs.selection_images.names
+        scored_too = not set(names).isdisjoint(inputs.images.names)
+        recovery = replace(recovery, selection_images=names, scored_too=scored_too)
         run.notes.append(recovery.describe())
     description = describe_encodings(run.config, found.calibration_images, network.loaded)
     if found.batch_size is not None and found.batch_size < run.runtime.batch_size:

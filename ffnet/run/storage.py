@@ -10,6 +10,7 @@ Every rank appends to record files of its own; the main process writes everythin
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -27,7 +28,7 @@ from ffnet.evaluation.scores import Shard, merge_shards
 from ffnet.file_names import PROGRESS_FOLDER, RESULT_FILES
 from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.quantize import FoundEncodings
-from ffnet.quantization.recovery.search import RecoveryOutcome
+from ffnet.quantization.recovery.outcome import recovery_from_json
 from ffnet.quantization.state import load_state, save_state
 from ffnet.results.result import processor_name, versions
 from ffnet.run.records import RecordFile, read_records
@@ -146,7 +147,7 @@ class Storage:
         description = {
             "calibration_images": found.calibration_images,
             "batch_size": found.batch_size,
-            "recovery": found.recovery and found.recovery.to_json(),
+            "recovery": found.recovery and dataclasses.asdict(found.recovery),
         }
         with self.errors_named():
             write_atomically(self.folder / NETWORK, save_state(found.state, description, found.recovery is not None))
@@ -156,9 +157,8 @@ class Storage:
         path = self.folder / NETWORK
         try:
             state, description = load_state(path)
-            recovery = description["recovery"]
-            outcome = recovery and RecoveryOutcome.from_json(recovery)
-            return FoundEncodings(state, description["calibration_images"], description["batch_size"], outcome)
+            recovery = recovery_from_json(description["recovery"])
+            return FoundEncodings(state, description["calibration_images"], description["batch_size"], recovery)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: this file is damaged ({error}). Delete it and start again with --resume."

@@ -57,11 +57,11 @@ def compute_weight_encodings(sim):
 
 def raise_precision(sim, tensors):
     """Give activations 16 bits and weights 8 bits, in the range that they have; `tensors`: one of each group's."""
-    for group in precision_groups(sim):
-        if not {site.tensor for site in group.sites}.isdisjoint(tensors):
-            quantizer = group.sites[0].quantizer
+    for sites in precision_groups(sim):
+        if not {site.tensor for site in sites}.isdisjoint(tensors):
+            quantizer = sites[0].quantizer
             low, high = (bound.detach().clone() for bound in (quantizer.min, quantizer.max))
-            is_weight = group.kind == WEIGHT
+            is_weight = sites[0].kind == WEIGHT
             quantizer.qmin, quantizer.qmax = (-128, 127) if is_weight else (0, 65535)
             quantizer.set_range(low, -low * 127 / 128 if is_weight else high)
     raise_weight_scales(sim)

@@ -23,7 +23,7 @@ SHARED = ("adapter.layers.2", "module_interpolate", "module_cat")  # layers whos
 
 @pytest.fixture(
     scope="module",
-    params=["small", pytest.param(DEMO, marks=pytest.mark.slow), pytest.param(PRE_DOWN, marks=pytest.mark.slow)],
+    params=["small", pytest.param(PRE_DOWN, marks=pytest.mark.slow)],
 )
 def case(request, tmp_path_factory):
     if request.param == "small":
@@ -39,8 +39,7 @@ def test_files_that_aimet_wrote_give_the_same_bits(case, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", (DEMO, PRE_DOWN, "segmentation_ffnet18_dAAC"))
-@pytest.mark.parametrize("dynamo", (True, False))
+@pytest.mark.parametrize(("name", "dynamo"), ((DEMO, True), (PRE_DOWN, True), ("segmentation_ffnet18_dAAC", False)))
 def test_names_of_both_exporters_in_other_networks_are_matched(name, dynamo, tmp_path):
     prepared = equalize(golden_model(name))
     case = Case(prepared, build_quantsim(prepared, QuantizationConfig()), tmp_path, random_batches(3)[2])
@@ -87,28 +86,22 @@ class Wrapper(torch.nn.Module):
         return getattr(self, self.name)(x)
 
 
-NESTED = pytest.param(("module", "_orig_mod", "net"), marks=pytest.mark.slow)
-
-
-@pytest.fixture(scope="module", params=[("model",), NESTED], ids=".".join)
-def wrapped(request, tmp_path_factory):
-    """The prefix, and the Case with all files that AIMET writes of the small network in wrappers."""
-    folder = tmp_path_factory.mktemp("wrapped")
-    return ".".join((*request.param, "")), make_case(Wrapper(request.param, small_network()).eval(), folder)
+@pytest.fixture(scope="module")
+def wrapped(tmp_path_factory):
+    """The Case with all files that AIMET writes of the small network in wrappers."""
+    return make_case(Wrapper(("module", "net"), small_network()).eval(), tmp_path_factory.mktemp("wrapped"))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_that_aimet_wrote_of_a_wrapped_network_give_the_same_bits_without_its_prefix(small_case, wrapped, name):
-    prefix, case = wrapped
-    sim, loaded = small_case.load(case.folder / name)
-    assert (loaded.missing, loaded.unexpected, loaded.separated, loaded.prefix) == ((), (), (), prefix)
+    sim, loaded = small_case.load(wrapped.folder / name)
+    assert (loaded.missing, loaded.unexpected, loaded.separated, loaded.prefix) == ((), (), (), "module.net.")
     small_case.assert_same(sim)
 
 
 def test_layers_as_aimet_1_wrote_them_of_a_wrapped_network_are_read(small_case, wrapped):
-    prefix, case = wrapped
-    sim, loaded = small_case.load(names_of_aimet_1(case.content()))
-    assert loaded.prefix == prefix
+    sim, loaded = small_case.load(names_of_aimet_1(wrapped.content()))
+    assert loaded.prefix == "module.net."
     small_case.assert_same(sim)
 
 

@@ -35,24 +35,22 @@ MALFORMED = (
     ("", "not valid JSON"),
     ("\xff\xfe", "not valid JSON|contains"),
     ('{"encodings": [', "not valid JSON"),
-    ("[" * 100_000, "nested too deeply"),
+    ("[" * 100_000, "not valid JSON"),
     (json.dumps(legacy()).replace("0.01", "9" * 5000), "digits"),
-    (json.dumps(legacy()).replace("0.01", "NaN"), "contains NaN"),
-    (json.dumps(legacy()).replace("0.01", "-Infinity"), "contains -Infinity"),
-    (json.dumps(legacy()).replace("0.01", "1e999"), "beyond the range of float32"),
-    ('{"encodings": [], "encodings": []}', "'encodings' twice"),
+    (json.dumps(legacy()).replace("0.01", "NaN"), "'nan', which is not a number"),
+    (json.dumps(legacy()).replace("0.01", "-Infinity"), "'-inf', which is not a number"),
+    (json.dumps(legacy()).replace("0.01", "1e999"), "in the range of float32"),
     ([], "contains no encodings"),
-    ({}, "has neither"),
-    ({"conv.weight": [PLAIN]}, "has neither"),
+    ({"conv.weight": [PLAIN]}, "contains no encodings"),
     ({"activation_encodings": {}, "param_encodings": {}}, "contains no encodings"),
-    ({"activation_encodings": {}, "param_encodings": []}, "neither two objects nor two lists"),
+    ({"activation_encodings": 3, "param_encodings": []}, "has 3 in place of encodings"),
     ({"version": "3.0.0", "encodings": []}, "version '3.0.0'"),
     ({"version": "2.0.0", "encodings": {}}, "contains no encodings"),
     ({"version": "2.0.0", "encodings": [{"y_scale": 1}]}, "without a name"),
     ({"version": "2.0.0", "encodings": newest()["encodings"] * 2}, "'x' twice"),
-    ({"activation_encodings": {"a": {"output": 3}}, "param_encodings": {}}, "'a' has an 'output'"),
-    ({"activation_encodings": {"a": {"output": {"x": PLAIN}}}, "param_encodings": {}}, "'a' has an 'output'"),
-    ({"activation_encodings": {"a": {"output": {}, "b": 1}}, "param_encodings": {}}, "'a' does not consist of"),
+    ({"activation_encodings": {"a": {"output": 3}}, "param_encodings": {}}, "'a' has no tensors under 'output'"),
+    ({"activation_encodings": {"a": {"output": {}, "b": 1}}, "param_encodings": {}}, "'a' has no tensors under 'b'"),
+    ({"activation_encodings": {"a": {"output": {}}}, "param_encodings": {}}, "contains no encodings"),
     ({"activation_encodings": {"a": [], "b": [PLAIN]}, "param_encodings": {}}, "'a' is neither an object"),
     ({"activation_encodings": {"a": ["b"]}, "param_encodings": {}}, "'a' is neither an object"),
     ({"activation_encodings": {}, "param_encodings": {"a": [PLAIN, PLAIN | {"bitwidth": 4}]}}, "'a' has channels"),
@@ -63,11 +61,10 @@ MALFORMED = (
     (legacy(offset=-1.5), "'offset' -1.5, which is not an integer"),
     (legacy(offset=1, min=0.01, max=2.56), "leaves 0 outside"),
     (legacy(offset=-300, min=-3.0, max=-0.45), "leaves 0 outside"),
-    (legacy(min=-2.0), "a min of -2.0, but scale and offset give -1"),
     (legacy(bitwidth=1), "bit width of 1"),
     (legacy(bitwidth=33), "bit width of 33"),
-    (legacy(bitwidth=8.5), "not an integer"),
-    (legacy(bitwidth=None), "'bitwidth' 'None'"),
+    (legacy(bitwidth=8.5), "bit width of 8.5"),
+    (legacy(bitwidth=None), "bit width of None"),
     (legacy(dtype="float", bitwidth=16), "dtype 'float'"),
     (legacy(is_symmetric="perhaps"), "neither true nor false"),
     (listed(enc_type="PER_BLOCK"), "neither PER_TENSOR"),
@@ -96,22 +93,14 @@ def test_files_in_every_format_are_read(tmp_path):
         assert (entry.qmin, entry.qmax) == (0, 255)
 
 
-@pytest.mark.parametrize("content", (legacy(), listed(), newest()))
-def test_files_are_read_alike_with_and_without_a_byte_order_mark(content, tmp_path):
-    plain = read_encodings(write(tmp_path, content)).entries
-    (tmp_path / "marked").write_text(json.dumps(content), encoding="utf-8-sig")
-    assert read_encodings(tmp_path / "marked").entries == plain
-
-
-@pytest.mark.parametrize(
-    "encoding, reason", (("utf-16", "UTF-16 text"), ("utf-32", "UTF-16 text"), ("latin-1", "not UTF-8 text"))
-)
-def test_files_in_another_encoding_are_refused_in_one_line(encoding, reason, tmp_path):
+def test_files_in_another_encoding_are_refused_except_for_a_byte_order_mark(tmp_path):
     path = tmp_path / "x"
-    path.write_bytes(json.dumps(newest(name="é"), ensure_ascii=False).encode(encoding))
-    with pytest.raises(UserError, match=f"--encodings {re.escape(str(path))}: the file is {reason}") as caught:
-        read_encodings(path)
-    assert "\n" not in str(caught.value)
+    path.write_text(json.dumps(newest()), encoding="utf-8-sig")
+    assert list(read_encodings(path).entries) == ["x"]
+    for encoding, reason in (("utf-16", "UTF-16 text"), ("utf-32", "UTF-16 text"), ("latin-1", "not UTF-8 text")):
+        path.write_bytes(json.dumps(newest(name="é"), ensure_ascii=False).encode(encoding))
+        with pytest.raises(UserError, match=f"--encodings {re.escape(str(path))}: the file is {reason}"):
+            read_encodings(path)
 
 
 def test_files_that_are_too_large_or_missing_are_refused(tmp_path):

@@ -11,14 +11,6 @@ from ffnet.system.errors import UserError
 from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.simulations import logits, simulate, small_network
 
-PUBLISHED = (
-    "segmentation_ffnet78S_dBBB_mobile",
-    "segmentation_ffnet54S_dBBB_mobile",
-    "segmentation_ffnet40S_dBBB_mobile",
-    "segmentation_ffnet78S_BCC_mobile_pre_down",
-    "segmentation_ffnet122NS_CCC_mobile_pre_down",
-)
-
 
 def assert_same_bits(sim, lowered=None):
     x = random_batches(3)[2]
@@ -30,9 +22,8 @@ def test_logits_of_the_toy_network_are_the_simulations_bit_for_bit(toy_sim, toy_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "cle"), [*((name, True) for name in (DEMO, PRE_DOWN, *PUBLISHED)), (DEMO, False), (PRE_DOWN, False)]
-)
+@pytest.mark.parametrize("name", (DEMO, PRE_DOWN, "segmentation_ffnet40S_dBBB_mobile"))
+@pytest.mark.parametrize("cle", (True, False))
 def test_logits_are_the_simulations_bit_for_bit(name, cle):
     assert_same_bits(simulate(golden_model(name), cle=cle))
 
@@ -51,19 +42,13 @@ def test_other_configs_give_the_same_bits_too(config):
     assert_same_bits(simulate(three_layer_network(), random_batches(1), **config))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", (CONFIGS[0], CONFIGS[3]), ids=str)
-def test_other_configs_of_a_large_network_give_the_same_bits_too(config):
-    assert_same_bits(simulate(golden_model(DEMO), **config))
-
-
 @pytest.fixture
 def sim():
     return simulate(three_layer_network(), random_batches(1))
 
 
 @pytest.mark.slow
-def test_disabled_and_added_quantizers_are_read_off_the_simulation():
+def test_disabled_and_added_quantizers_of_the_simulation_are_lowered():
     sim = simulate(small_network(), random_batches(1))
     model = sim.model
     model.block.relu.output_quantizers[0] = None
@@ -71,24 +56,16 @@ def test_disabled_and_added_quantizers_are_read_off_the_simulation():
     addition = model.get_submodule("block.module_add")
     addition.input_quantizers[1] = QuantizeDequantize((), 0, 15, False)
     calibrate(sim, random_batches(1))
-    channels = QuantizeDequantize((16, 1, 1), -8, 7, True)
-    channels.set_range(*(sign * torch.linspace(0.5, 2, 16).view(16, 1, 1) for sign in (-1, 1)))
-    model.block.conv1.output_quantizers[0] = channels
-    kinds = [(m.qmin, m.qmax, m.axis) for m in lower(sim).modules() if isinstance(m, FakeQuantize)]
-    assert (0, 15, None) in kinds and (-8, 7, 1) in kinds
+    assert (0, 15) in [
+        (module.qmin, module.qmax) for module in lower(sim).modules() if isinstance(module, FakeQuantize)
+    ]
     assert_same_bits(sim)
 
 
-def test_each_activation_quantizer_becomes_one_fake_quantizer(toy_sim, toy_lowered):
-    quantizers = [
-        quantizer
-        for module in toy_sim.model.modules()
-        if hasattr(module, "param_quantizers")
-        for quantizer in (*module.input_quantizers, *module.output_quantizers)
-        if quantizer is not None
-    ]
-    assert len(quantizers) > 30
-    assert sum(isinstance(module, FakeQuantize) for module in toy_lowered.modules()) == len(quantizers)
+def calibrated_channels():
+    quantizer = QuantizeDequantize((8, 1, 1), -8, 7, True)
+    quantizer.set_range(-torch.ones(8, 1, 1), torch.ones(8, 1, 1))
+    return quantizer
 
 
 def test_unsupported_and_uncalibrated_quantizers_are_errors(sim):
@@ -96,18 +73,11 @@ def test_unsupported_and_uncalibrated_quantizers_are_errors(sim):
         FloatQuantizeDequantize(exponent_bits=4, mantissa_bits=3),
         QuantizeDequantize((4, 1, 1), 0, 255, False, block_size=(4, 1, 1)),
         QuantizeDequantize((), 0, 255, False),
+        calibrated_channels(),
     ):
         sim.model.get_submodule("1").output_quantizers[0] = quantizer
         with pytest.raises(UserError, match="1.output_quantizers.0"):
             lower(sim)
-
-
-@pytest.mark.slow
-def test_quantizers_of_tensors_that_a_layer_does_not_have_are_errors(sim):
-    relu = sim.model.get_submodule("1")
-    relu.input_quantizers.append(relu.output_quantizers[0])
-    with pytest.raises(UserError, match="no such input"):
-        lower(sim)
 
 
 def test_lowering_does_not_change_the_simulation(sim):

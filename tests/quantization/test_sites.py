@@ -5,7 +5,7 @@ from torch import nn
 
 from ffnet.quantization.lowering import FakeQuantize
 from ffnet.quantization.sites import ACTIVATION, quantizer_sites
-from tests.helpers.networks import DEMO, PRE_DOWN, golden_model, random_batches, three_layer_network
+from tests.helpers.networks import PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.simulations import logits, simulate
 
 # AIMET's name, kind, tensor in the ONNX file, name in the lowered network, bits
@@ -22,7 +22,7 @@ THREE_LAYERS = [
 
 @pytest.fixture(
     scope="module",
-    params=["toy", pytest.param(DEMO, marks=pytest.mark.slow), pytest.param(PRE_DOWN, marks=pytest.mark.slow)],
+    params=["toy", pytest.param(PRE_DOWN, marks=pytest.mark.slow)],
 )
 def sim(request, toy_sim):
     return toy_sim if request.param == "toy" else simulate(golden_model(request.param), random_batches(1))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ffnet.evaluation.backends import FP32, INT8_NPU
+from ffnet.quantization.recovery.outcome import RaisedQuantizer
 from ffnet.report import console
 from ffnet.report.console import format_console, format_models
 from ffnet.results.ai_hub import ByRuntime, galaxy_s25
-from ffnet.results.recovery import RaisedQuantizer
 from ffnet.results.result import Diagnostics
 from ffnet.variants import VARIANTS
 from tests.helpers.results import (

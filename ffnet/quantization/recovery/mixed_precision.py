@@ -4,71 +4,52 @@ NPUs and ONNX Runtime support these bit widths. Quantizer sites that share a qua
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from aimet_torch.quantsim import QuantizationSimModel
 
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, sites_by_quantizer
+from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites, sites_by_quantizer
 from ffnet.quantization.state import SimState, read_state
 from ffnet.quantization.weighted_layers import INT32_BITS
 
 RAISED_BITS = {WEIGHT: 8, ACTIVATION: 16}
 
 
-@dataclass(frozen=True, eq=False)
-class PrecisionGroup:
-    """The sites of one quantizer, whose bit width can be raised."""
-
-    sites: tuple[QuantizerSite, ...]
-
-    @property
-    def kind(self) -> str:
-        """WEIGHT or ACTIVATION."""
-        return self.sites[0].kind
-
-    @property
-    def bits(self) -> int:
-        """Number of bits after raising."""
-        return RAISED_BITS[self.kind]
+Groups = Sequence[tuple[QuantizerSite, ...]]
 
 
-Groups = Sequence[PrecisionGroup]
-
-
-def precision_groups(sim: QuantizationSimModel) -> list[PrecisionGroup]:
-    """Return the groups whose bit width can be raised, in order of execution.
+def precision_groups(sim: QuantizationSimModel) -> list[tuple[QuantizerSite, ...]]:
+    """Return the sites of each quantizer whose bit width can be raised, in order of execution.
 
     Activations stay as they are if a weight is too wide for int32 arithmetic with 16-bit activations.
     """
-    groups = [PrecisionGroup(tuple(sites)) for sites in sites_by_quantizer(sim)]
-    widest_weight = max((group.sites[0].bit_width for group in groups if group.kind == WEIGHT), default=0)
+    groups = sites_by_quantizer(quantizer_sites(sim))
+    widest_weight = max((sites[0].bit_width for sites in groups if sites[0].kind == WEIGHT), default=0)
     raisable = {WEIGHT: True, ACTIVATION: widest_weight + RAISED_BITS[ACTIVATION] <= INT32_BITS}
-    return [group for group in groups if raisable[group.kind] and group.sites[0].bit_width < group.bits]
+    return [sites for sites in groups if raisable[sites[0].kind] and sites[0].bit_width < RAISED_BITS[sites[0].kind]]
 
 
 def raised_state(sim: QuantizationSimModel, groups: Groups, calibrate: Callable[[], object]) -> SimState:
     """Return the encodings of all groups with raised bits, as `calibrate` finds them; `sim` is changed."""
-    for group in groups:
-        for site in group.sites:
-            quantizer = site.quantizer
-            lowest = -(1 << (group.bits - 1)) if quantizer.qmin < 0 else 0
-            quantizer.qmin, quantizer.qmax = lowest, lowest + (1 << group.bits) - 1
-            quantizer.allow_overwrite(True)
+    for site, *_ in groups:
+        quantizer, bits = site.quantizer, RAISED_BITS[site.kind]
+        lowest = -(1 << (bits - 1)) if quantizer.qmin < 0 else 0
+        quantizer.qmin, quantizer.qmax = lowest, lowest + (1 << bits) - 1
+        quantizer.allow_overwrite(True)
     calibrate()
     return read_state(sim)
 
 
 def mixed_state(low: SimState, high: SimState, raised: Groups) -> SimState:
     """Return the state `low` with the quantizers of the raised groups, and their weights, as in `high`."""
-    names = {site.name for group in raised for site in group.sites}
+    names = {site.name for sites in raised for site in sites}
     return {name: high[name] if name in names else state for name, state in low.items()}
 
 
-def rank_groups(groups: Groups, sensitivity: Sensitivity) -> list[PrecisionGroup]:
+def rank_groups(groups: Groups, sensitivity: Sensitivity) -> Groups:
     """Return the groups in the order of their most sensitive quantizer, most sensitive first."""
     ranks = {(row.layer, row.kind): rank for rank, row in reversed(list(enumerate(sensitivity.rows)))}
-    return sorted(groups, key=lambda group: min(ranks[site.layer, site.kind] for site in group.sites))
+    return sorted(groups, key=lambda sites: min(ranks[site.layer, site.kind] for site in sites))
 
 
 def raise_until(ranked: Groups, meets: Callable[[Groups], bool]) -> Groups | None:

@@ -4,13 +4,11 @@ Sequential MSE and AdaRound cost nothing on a device. More bits for the most sen
 Every configuration is measured on selection images, which are not used for calibration.
 """
 
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from aimet_torch.quantsim import QuantizationSimModel
@@ -19,6 +17,7 @@ from torch import fx
 from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
+from ffnet.evaluation.bootstrap import miou_intervals
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import Images, evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
@@ -26,8 +25,15 @@ from ffnet.evaluation.scores import Scores
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
+<<<<<<< HEAD
+from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.recovery.mixed_precision import Groups
+=======
+from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
+from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
+from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
+>>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5
 from ffnet.quantization.sensitivity import analyze_sensitivity
 from ffnet.quantization.sites import WEIGHT
 from ffnet.quantization.state import SimState, read_state, write_state
@@ -48,55 +54,6 @@ ADAROUND_OVERHEAD = 3.0  # AdaRound's time over that of its multiply-accumulates
 ADAROUND_SECONDS = 1.5e-3  # its least time per layer and iteration
 
 
-@dataclass(frozen=True)
-class RaisedQuantizer:
-    """A quantizer that got more bits than the quantization config says."""
-
-    layer: str
-    tensor: str  # tensor of the layer: "weight", "output" or "input"
-    bits: int
-
-
-@dataclass(frozen=True)
-class MeasuredStep:
-    """A configuration, measured on the selection images."""
-
-    name: str
-    confusion_matrices: dict[str, np.ndarray]  # FP32 and INT8_SIMULATED -> (images, 19, 19) int64
-    bit_operations: float  # as a share of those at W8A8
-    weight_bytes: float  # likewise
-    seconds: float  # time to find and to measure it
-    kept: bool  # whether it is chosen or later steps started from it
-
-
-@dataclass(frozen=True)
-class RecoveryOutcome:
-    """What a search tried and chose."""
-
-    target: float | None  # --max-drop in percentage points; None if the options name the steps
-    steps: list[MeasuredStep]
-    chosen: str  # name of the step whose configuration is used
-    raised: list[RaisedQuantizer]  # in that configuration
-    interrupted: bool  # by Ctrl-C
-
-    def to_json(self) -> dict[str, Any]:
-        """Return an object that JSON can hold."""
-        content = dataclasses.asdict(self)
-        for step in content["steps"]:
-            step["confusion_matrices"] = {name: m.tolist() for name, m in step["confusion_matrices"].items()}
-        return content
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "RecoveryOutcome":
-        """Return the outcome that `to_json` turned into `content`."""
-        steps = []
-        for step in content["steps"]:
-            matrices = {name: np.array(counts, np.int64) for name, counts in step["confusion_matrices"].items()}
-            steps.append(MeasuredStep(**{**step, "confusion_matrices": matrices}))
-        raised = [RaisedQuantizer(**quantizer) for quantizer in content["raised"]]
-        return cls(**{**content, "steps": steps, "raised": raised})
-
-
 def recover(
     sim: QuantizationSimModel,
     float_network: fx.GraphModule,
@@ -104,7 +61,7 @@ def recover(
     selection: Images,
     config: QuantizationConfig,
     runtime: Runtime,
-) -> RecoveryOutcome:
+) -> Recovery:
     """Take the steps that `config` asks for, and leave `sim` in the best configuration.
 
     After Ctrl-C the search ends with the best configuration so far.
@@ -152,6 +109,10 @@ class Candidate:
         """The mIoU drop in percentage points; nan if no pixel is labelled."""
         fp32, int8 = (metrics.mean_iou(self.matrices[name].sum(0)) for name in (FP32, INT8_SIMULATED))
         return 100 * (fp32 - int8)
+
+    def miou(self, backend: str) -> float | None:
+        """Return the mIoU of FP32 or INT8_SIMULATED in percent; None if no pixel is labelled."""
+        return metrics.percent(metrics.mean_iou(self.matrices[backend].sum(0)))
 
 
 class RecoverySearch:
@@ -205,12 +166,13 @@ class RecoverySearch:
         if self.config.max_drop is not None and not self._is_met():
             self._mix()
 
-    def outcome(self, interrupted: bool) -> RecoveryOutcome:
+    def outcome(self, interrupted: bool) -> Recovery:
         """Return the candidates that the report shows, and the best one's bit widths."""
         best = self.best
-        return RecoveryOutcome(
+        return Recovery(
             target=self.config.max_drop,
-            steps=[self._measured(each) for each in self.tried if each.shown or each is best],
+            fp32_miou=best.miou(FP32),
+            steps=[self._step(each) for each in self.tried if each.shown or each is best],
             chosen=best.name,
             raised=[
                 RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, group.bits)
@@ -220,10 +182,18 @@ class RecoverySearch:
             interrupted=interrupted,
         )
 
-    def _measured(self, candidate: Candidate) -> MeasuredStep:
-        cost, kept = candidate.cost, candidate is self.best or candidate in self.bases
-        return MeasuredStep(
-            candidate.name, candidate.matrices, cost.bit_operations, cost.weight_bytes, candidate.seconds, kept
+    def _step(self, candidate: Candidate) -> RecoveryStep:
+        intervals = miou_intervals(candidate.matrices, FP32)[INT8_SIMULATED]
+        return RecoveryStep(
+            name=candidate.name,
+            miou=candidate.miou(INT8_SIMULATED),
+            miou_interval=intervals.miou,
+            drop=None if math.isnan(candidate.drop) else candidate.drop,
+            drop_interval=intervals.drop,
+            bit_operations=candidate.cost.bit_operations,
+            weight_bytes=candidate.cost.weight_bytes,
+            seconds=candidate.seconds,
+            kept=candidate is self.best or candidate in self.bases,
         )
 
     def _steps(self) -> dict[str, Callable[[], None]]:

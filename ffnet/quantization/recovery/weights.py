@@ -92,20 +92,10 @@ def apply_adaround(
 
 @dataclass(frozen=True)
 class Targets:
-    """What the float network computes at some positions of a layer's output on one image."""
+    """Outputs of a layer of the float network at some positions on one image."""
 
-    rows: torch.Tensor  # (POSITIONS,) int64
-    columns: torch.Tensor
+    positions: torch.Tensor  # (POSITIONS,) int64: row * width + column
     values: torch.Tensor  # (POSITIONS, output channels) float32
-
-
-@dataclass(frozen=True)
-class LayerSamples:
-    """Inputs and target outputs of a layer at some positions of all images."""
-
-    inputs: torch.Tensor  # (positions, input channels * kernel height * kernel width), in the quantized network
-    targets: torch.Tensor  # (positions, output channels), in the float network
-    followed_by_relu: bool
 
 
 @torch.no_grad()
@@ -117,10 +107,9 @@ def _sample_targets(
     found: dict[str, list[Targets]] = {layer: [] for layer in layers}
 
     def sample(layer: str, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        (height, width) = output.shape[2:]
-        drawn = torch.randint(height * width, (POSITIONS,), generator=generator).to(output.device)
-        rows, columns = drawn // width, drawn % width
-        found[layer].append(Targets(rows, columns, output[0, :, rows, columns].T))
+        outputs = output[0].flatten(1)
+        positions = torch.randint(outputs.shape[1], (POSITIONS,), generator=generator).to(output.device)
+        found[layer].append(Targets(positions, outputs[:, positions].T))
 
     with contextlib.ExitStack() as hooks:
         for layer in layers:
@@ -140,15 +129,19 @@ def _round_layer(
 ) -> None:
     """Replace a convolution's weight by its rounded one; `inputs`: (1, C, H, W) for each image."""
     layer = sim.model.get_submodule(site.layer)
-    patches = torch.cat([input_patches(layer, values, each) for values, each in zip(inputs, targets, strict=True)])
-    target_values = torch.cat([each.values for each in targets])
-    samples = LayerSamples(patches, target_values, is_followed_by_relu(sim.model, site.node))
-    weight, bias = _plain(layer.weight), None if layer.bias is None else _plain(layer.bias)
+    patches = [input_patches(layer, values, each.positions) for values, each in zip(inputs, targets, strict=True)]
+    samples = LayerSamples(
+        torch.cat(patches),
+        torch.cat([each.values for each in targets]),
+        None if layer.bias is None else _plain(layer.bias),
+        is_followed_by_relu(sim.model, site.node),
+    )
+    weight = _plain(layer.weight)
     rounding = SoftRounding(weight, site.quantizer)
     with torch.enable_grad():
-        optimize_rounding(rounding, bias, samples, iterations)
+        optimize_rounding(rounding, samples, iterations)
     choices = rounding.hard_weight(), _plain(site.quantizer(weight))  # to nearest can be better in small layers
-    layer.weight.copy_(min(choices, key=lambda choice: output_error(choice, bias, samples).item()))
+    layer.weight.copy_(min(choices, key=lambda choice: samples.error(choice).item()))
     site.quantizer.allow_overwrite(False)  # calibration would search a range for the rounded weights
 
 
@@ -157,15 +150,16 @@ def _plain(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.detach().as_subclass(torch.Tensor)
 
 
-def input_patches(layer: nn.Conv2d, values: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Return the receptive field in `values` (1, C, H, W) of a convolution at each position, flattened.
+def input_patches(layer: nn.Conv2d, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the receptive field in `values` (1, C, H, W) of each position of a convolution's output, flattened.
 
     The convolution has neither groups nor dilation, as in all FFNets.
     """
     vertical, horizontal = (int(length) for length in layer.padding)
     padded = functional.pad(values, (horizontal, horizontal, vertical, vertical))
     windows = padded.unfold(2, layer.kernel_size[0], layer.stride[0]).unfold(3, layer.kernel_size[1], layer.stride[1])
-    return windows[0, :, targets.rows, targets.columns].transpose(0, 1).flatten(1)
+    width = windows.shape[3]
+    return windows[0, :, positions // width, positions % width].transpose(0, 1).flatten(1)
 
 
 def is_followed_by_relu(model: fx.GraphModule, node: fx.Node) -> bool:
@@ -176,6 +170,23 @@ def is_followed_by_relu(model: fx.GraphModule, node: fx.Node) -> bool:
         if not isinstance(module, nn.Identity):
             return isinstance(module, nn.ReLU)
     return False
+
+
+@dataclass(frozen=True)
+class LayerSamples:
+    """Inputs and target outputs of a layer at some positions of all images."""
+
+    inputs: torch.Tensor  # (positions, input channels * kernel height * kernel width), in the quantized network
+    targets: torch.Tensor  # (positions, output channels), in the float network
+    bias: torch.Tensor | None
+    followed_by_relu: bool
+
+    def error(self, weight: torch.Tensor, drawn: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Return the squared error with a weight, summed over channels and averaged over the drawn positions."""
+        outputs, targets = functional.linear(self.inputs[drawn], weight.flatten(1), self.bias), self.targets[drawn]
+        if self.followed_by_relu:
+            outputs, targets = outputs.relu(), targets.relu()
+        return (outputs - targets).square().sum(1).mean()
 
 
 class SoftRounding(nn.Module):
@@ -213,19 +224,7 @@ def rounding_loss(up: torch.Tensor, progress: float) -> torch.Tensor:
     return REGULARIZATION * (1 - (2 * up - 1).abs().pow(beta)).sum()
 
 
-def output_error(
-    weight: torch.Tensor, bias: torch.Tensor | None, samples: LayerSamples, drawn: torch.Tensor | slice = slice(None)
-) -> torch.Tensor:
-    """Return a layer's squared error after its ReLU, summed over channels and averaged over the drawn positions."""
-    outputs, targets = functional.linear(samples.inputs[drawn], weight.flatten(1), bias), samples.targets[drawn]
-    if samples.followed_by_relu:
-        outputs, targets = outputs.relu(), targets.relu()
-    return (outputs - targets).square().sum(1).mean()
-
-
-def optimize_rounding(
-    rounding: SoftRounding, bias: torch.Tensor | None, samples: LayerSamples, iterations: int
-) -> None:
+def optimize_rounding(rounding: SoftRounding, samples: LayerSamples, iterations: int) -> None:
     """Minimize the error of a layer's output over the roundings of its weight, in place."""
     optimizer = torch.optim.Adam([rounding.alpha], lr=SUMMED_LEARNING_RATE / iterations)
     generator = torch.Generator().manual_seed(0)
@@ -233,7 +232,7 @@ def optimize_rounding(
     for iteration in range(iterations):
         drawn = torch.randint(number, (min(BATCH, number),), generator=generator).to(samples.inputs.device)
         up = rounding.up()
-        loss = output_error(rounding.weight(up), bias, samples, drawn) + rounding_loss(up, iteration / iterations)
+        loss = samples.error(rounding.weight(up), drawn) + rounding_loss(up, iteration / iterations)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,13 +1,10 @@
 """What accuracy recovery did, for the report. The fields are part of the schema of `result.json`."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
-from ffnet.evaluation.bootstrap import Interval, miou_intervals
-from ffnet.quantization.recovery.search import MeasuredStep, RaisedQuantizer, RecoveryOutcome
+from ffnet.evaluation.bootstrap import Interval
 from ffnet.system.text import count
 
 CHOSEN, KEPT, NOT_KEPT = "chosen", "kept", "not kept"  # outcomes of a step
@@ -24,8 +21,17 @@ class RecoveryStep:
     drop_interval: Interval | None
     bit_operations: float  # as a share of those at W8A8
     weight_bytes: float  # likewise
-    seconds: float  # that it took to find and to measure
+    seconds: float  # time to find and to measure it
     kept: bool  # whether it is chosen or later steps started from it
+
+
+@dataclass(frozen=True)
+class RaisedQuantizer:
+    """A quantizer that got more bits than the quantization config says."""
+
+    layer: str
+    tensor: str  # tensor of the layer: "weight", "output" or "input"
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,9 @@ class Recovery:
     steps: list[RecoveryStep]
     chosen: str  # name of the step whose configuration is used
     raised: list[RaisedQuantizer]  # in that configuration
-    selection_images: list[str]  # names of the images that the steps were measured on
-    scored_too: bool  # whether these belong to the split that is scored
     interrupted: bool  # by Ctrl-C
+    selection_images: list[str] = field(default_factory=list)  # names of the images that the steps were measured on
+    scored_too: bool = False  # whether these belong to the split that is scored
 
     @property
     def chosen_step(self) -> RecoveryStep:
@@ -90,44 +96,3 @@ def recovery_from_json(content: Mapping[str, Any] | None) -> Recovery | None:
 def with_tuples(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return a JSON object with some of its lists as tuples."""
     return {**content, **{name: content[name] and tuple(content[name]) for name in names}}
-
-
-def describe_recovery(outcome: RecoveryOutcome, selection: Sequence[str], scored: Collection[str]) -> Recovery:
-    """Return what a search did, with confidence intervals.
-
-    Args:
-        outcome: What the search tried and chose.
-        selection: Names of the selection images.
-        scored: Names of the images that are scored.
-    """
-    return Recovery(
-        target=outcome.target,
-        fp32_miou=_miou(outcome.steps[0], FP32),
-        steps=[_recovery_step(step) for step in outcome.steps],
-        chosen=outcome.chosen,
-        raised=outcome.raised,
-        selection_images=list(selection),
-        scored_too=not set(selection).isdisjoint(scored),
-        interrupted=outcome.interrupted,
-    )
-
-
-def _recovery_step(step: MeasuredStep) -> RecoveryStep:
-    intervals = miou_intervals(step.confusion_matrices, FP32)[INT8_SIMULATED]
-    fp32, miou = _miou(step, FP32), _miou(step, INT8_SIMULATED)
-    return RecoveryStep(
-        name=step.name,
-        miou=miou,
-        miou_interval=intervals.miou,
-        drop=None if fp32 is None or miou is None else fp32 - miou,
-        drop_interval=intervals.drop,
-        bit_operations=step.bit_operations,
-        weight_bytes=step.weight_bytes,
-        seconds=step.seconds,
-        kept=step.kept,
-    )
-
-
-def _miou(step: MeasuredStep, backend: str) -> float | None:
-    share = metrics.mean_iou(step.confusion_matrices[backend].sum(0))
-    return None if share != share else 100 * share
