@@ -32,11 +32,7 @@ from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import quantize
-<<<<<<< HEAD
 from ffnet.quantization.weighted_layers import total_multiply_accumulates
-=======
-from ffnet.quantization.weighted_layers import multiply_accumulates
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5
 from ffnet.run.inputs import allow_tf32
 from ffnet.system.memory import is_out_of_memory
 

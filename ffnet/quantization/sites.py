@@ -98,26 +98,3 @@ def site_parameter(sim: QuantizationSimModel, site: QuantizerSite) -> nn.Paramet
 def tensor_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
     """Return the nodes whose tensors a layer takes; AIMET numbers its input quantizers in this order."""
     return [argument for argument in node.args if isinstance(argument, torch.fx.Node)]
-<<<<<<< HEAD
-
-
-def _layer_sites(node: torch.fx.Node, module: Any, is_last: bool) -> list[QuantizerSite]:
-    """Return the sites of one layer; `is_last`: its output is the network's output."""
-    if not hasattr(module, "param_quantizers"):
-        return []
-    layer, arguments = str(node.target), tensor_arguments(node)
-    input_tensor = INPUT_TENSOR if [source.op for source in arguments] == ["placeholder"] else None
-    input_name = f"{layer}_input_quantizer" + ("_{}" if len(arguments) > 1 else "")
-    output = OUTPUT_TENSOR if is_last else layer, f"{layer}_output_quantizer"
-    inputs, params, outputs = module.input_quantizers, module.param_quantizers, module.output_quantizers
-    sites = [
-        *(
-            QuantizerSite(layer, "input", i, inputs, node, input_tensor, input_name.format(i))
-            for i in range(len(inputs))
-        ),
-        *(QuantizerSite(layer, "param", name, params, node, f"{layer}.{name}", layer) for name in params),
-        *(QuantizerSite(layer, "output", i, outputs, node, *output) for i in range(len(outputs))),
-    ]
-    return [site for site in sites if site.quantizer is not None]
-=======
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5

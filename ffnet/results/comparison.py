@@ -14,11 +14,7 @@ from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import Interval, difference_interval, resampled_mious
 from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
-<<<<<<< HEAD
-from ffnet.quantization.weighted_layers import total_multiply_accumulates
-=======
 from ffnet.quantization.weighted_layers import multiply_accumulates
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5
 from ffnet.results.ai_hub import PublishedLatency, published_latency
 from ffnet.results.result import BackendResult, NpuResult, Result, miou_drops
 from ffnet.system.text import count, format_interval, format_number

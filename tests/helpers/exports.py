@@ -15,13 +15,8 @@ from ffnet.evaluation.loading import normalize
 from ffnet.file_names import MODEL_FILE
 from ffnet.onnx.export import export
 from ffnet.quantization.weighted_layers import raise_weight_scales
-<<<<<<< HEAD
 from tests.helpers.networks import demo_checkpoint, random_batches
 from tests.helpers.simulations import raise_precision, simulate
-=======
-from tests.helpers.networks import demo_checkpoint
-from tests.helpers.simulations import simulate
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5
 
 DEMO_SIZE = (128, 256)
 

@@ -10,20 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from ffnet.file_names import MODEL_FILE
 from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import check_export, export
-<<<<<<< HEAD:tests/onnx/test_graph.py
 from ffnet.onnx.graph import GraphIndex, fold_float_constants, keep_scale_in_resizes, unify_bit_widths, widen
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.exports import export_mix, exported
 from tests.helpers.networks import DEMO, PRE_DOWN, random_batches, three_layer_network
-=======
-from ffnet.onnx.graph_index import GraphIndex
-from ffnet.onnx.mixed_precision import unify_bit_widths, widen
-from ffnet.quantization.lowering import lower
-from ffnet.quantization.weighted_layers import raise_weight_scales
-from tests.helpers.exports import scenes
-from tests.helpers.networks import DEMO, PRE_DOWN, demo_checkpoint, random_batches, three_layer_network
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5:tests/onnx/test_mixed_precision.py
 from tests.helpers.onnx_files import constant
 from tests.helpers.simulations import simulate, small_network
 

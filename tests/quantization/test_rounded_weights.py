@@ -18,20 +18,11 @@ from torch import nn
 from ffnet.config import QuantizationConfig
 from ffnet.file_names import ENCODINGS_FILE, FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.onnx.export import export
-<<<<<<< HEAD
-from ffnet.quantization.encodings import load_encodings
-from ffnet.quantization.encodings_file import read_encodings
-from ffnet.quantization.lowering import lower
-from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
-from ffnet.quantization.recovery.adaround import apply_adaround
-from ffnet.quantization.rounded_weights import rounded_layers
-=======
 from ffnet.quantization.encodings import load_encodings, rounded_layers
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.quantization.recovery.weights import apply_adaround
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
 from tests.helpers.networks import random_batches, three_layer_network

@@ -9,18 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-<<<<<<< HEAD:tests/quantization/test_bias_ranges.py
-from ffnet.quantization.weighted_layers import raise_weight_scales
-from tests.helpers.networks import random_batches, three_layer_network
-from tests.helpers.simulations import encodings, logits, raise_precision, simulate
-=======
 from ffnet.config import QuantizationConfig
 from ffnet.model import FFNet
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.weighted_layers import Cost, multiply_accumulates, raise_weight_scales, relative_cost
 from tests.helpers.networks import TOY, golden_state, random_batches, three_layer_network
 from tests.helpers.simulations import encodings, logits, raise_precision, simulate, small_network
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5:tests/quantization/test_weighted_layers.py
 
 CHANNEL = 3
 PER_TENSOR = str(Path(aimet_torch.__file__).parent / "common" / "quantsim_config" / "default_config.json")

@@ -25,15 +25,9 @@ from ffnet.evaluation.scores import Scores
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
-<<<<<<< HEAD
-from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
-from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.recovery.mixed_precision import Groups
-=======
-from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
->>>>>>> 0b6ba5361ce361348f8b985d272c8a477ef468b5
 from ffnet.quantization.sensitivity import analyze_sensitivity
 from ffnet.quantization.sites import WEIGHT
 from ffnet.quantization.state import SimState, read_state, write_state
