@@ -1,5 +1,7 @@
 """Confidence intervals against plain loops over the resamples, and against a simulated population."""
 
+import statistics
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from ffnet.evaluation.bootstrap import (
     resampling_weights,
 )
 
-CLASSES = 4  # that occur in the random matrices
+CLASSES = 4  # number of classes in the random matrices
 
 
 def random_matrices(seed, images=6):
@@ -35,12 +37,9 @@ def miou_of(weights, matrices):
 
 
 def percentiles(values):
-    """Return the 2.5th and the 97.5th percentile, which lie between neighbors of the sorted values."""
-    ordered = sorted(values)
-    return tuple(
-        ordered[int(place)] + (place % 1) * (ordered[int(place) + 1] - ordered[int(place)])
-        for place in (0.025 * (len(values) - 1), 0.975 * (len(values) - 1))
-    )
+    """Return the 2.5th and the 97.5th percentile."""
+    cuts = statistics.quantiles(values, n=40, method="inclusive")
+    return cuts[0], cuts[-1]
 
 
 def test_every_resample_draws_as_many_images_as_there_are_and_each_equally_often():
@@ -56,21 +55,11 @@ def test_intervals_equal_those_of_plain_loops_over_the_resamples():
     mious = {name: [miou_of(row, counts.tolist()) for row in weights] for name, counts in matrices.items()}
     drops = [before - after for before, after in zip(*mious.values(), strict=True)]
 
+    assert np.allclose([resampled_mious(counts) for counts in matrices.values()], list(mious.values()), atol=1e-9)
     found = miou_intervals(matrices, "FP32")
     assert found["FP32"].miou == pytest.approx(percentiles(mious["FP32"]), abs=1e-9)
     assert found["INT8"].miou == pytest.approx(percentiles(mious["INT8"]), abs=1e-9)
     assert found["INT8"].drop == pytest.approx(percentiles(drops), abs=1e-9)
-
-
-def test_resamples_and_the_interval_of_a_difference_equal_plain_loops():
-    first, second = random_matrices(0), random_matrices(1)
-    weights = resampling_weights(6).astype(int).tolist()
-    mious = [[miou_of(row, counts.tolist()) for row in weights] for counts in (first, second)]
-    found = resampled_mious(first), resampled_mious(second)
-    assert found[0].shape == (RESAMPLES,)
-    assert np.allclose(found, mious, rtol=0, atol=1e-9)
-    differences = [before - after for before, after in zip(*mious, strict=True)]
-    assert difference_interval(*found) == pytest.approx(percentiles(differences), abs=1e-9)
 
 
 def test_two_models_are_paired_by_the_images_that_both_resample():
@@ -85,19 +74,10 @@ def test_two_models_are_paired_by_the_images_that_both_resample():
     assert own_high - own_low > 1
 
 
-def test_the_drop_of_a_backend_that_equals_the_baseline_is_exactly_zero():
-    matrices = random_matrices(0)
-    assert miou_intervals({"FP32": matrices, "INT8": matrices.copy()}, "FP32")["INT8"].drop == (0, 0)
-
-
 def test_the_baseline_and_backends_without_a_baseline_have_no_drop():
     assert miou_intervals({"FP32": random_matrices(0)}, "FP32")["FP32"].drop is None
     alone = miou_intervals({"ONNX file": random_matrices(0)}, "FP32")["ONNX file"]
     assert alone.drop is None and alone.miou is not None
-
-
-def test_the_same_images_always_give_the_same_interval():
-    assert miou_intervals({"FP32": random_matrices(0)}, "FP32") == miou_intervals({"FP32": random_matrices(0)}, "FP32")
 
 
 def test_images_without_a_labelled_pixel_change_nothing():
@@ -111,9 +91,7 @@ def test_fewer_than_two_labelled_images_have_no_interval(labelled):
     matrices = np.concatenate([random_matrices(0)[:labelled], np.zeros((2, 19, 19), np.int64)])
     undefined = MiouIntervals(None, None)
     assert miou_intervals({"FP32": matrices, "INT8": matrices}, "FP32") == {"FP32": undefined, "INT8": undefined}
-    assert miou_intervals({"FP32": matrices[:1]}, "FP32") == {"FP32": undefined}
-    nothing = resampled_mious(matrices)
-    assert nothing.size == 0 and difference_interval(nothing, nothing) is None
+    assert resampled_mious(matrices).size == 0
 
 
 def population(rng, images):
