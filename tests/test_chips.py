@@ -23,13 +23,6 @@ def test_a_chip_is_found_by_part_or_marketing_name_in_any_case(name):
     assert (chip.part, chip.soc_model, chip.architecture) == ("sm8750", 69, "v79")
 
 
-def test_every_name_of_the_table_is_found():
-    for chip in CHIPS.values():
-        assert find_chip(chip.part.upper()) == chip
-        if chip.name.startswith("Snapdragon "):
-            assert find_chip(chip.name) == chip
-
-
 def test_aliases_are_no_names_of_the_table():
     marketing = {chip.name.lower().replace(" ", "-") for chip in CHIPS.values()}
     assert not ALIASES.keys() & (CHIPS.keys() | marketing)
@@ -41,12 +34,9 @@ def test_aliases_are_no_names_of_the_table():
     [("sm8570", "sm8750"), ("snapdragon-8-elit", "snapdragon-8-elite"), ("8 Elite Gen 5", "snapdragon-8-elite-gen-5")],
 )
 def test_the_closest_names_are_suggested_for_a_typo(typo, meant):
-    with pytest.raises(ValueError, match="is not a known chip") as error:
+    message = rf"^{typo!r} is not a known chip. Did you mean .*\b{meant}\b.*\? --npu list prints the table.$"
+    with pytest.raises(ValueError, match=message):
         find_chip(typo)
-    question, remedy = str(error.value).removeprefix(f"{typo!r} is not a known chip. ").split("? ")
-    assert remedy == "--npu list prints the table."
-    suggested = question.removeprefix("Did you mean ").replace(" or ", ", ").split(", ")
-    assert meant in suggested and len(suggested) <= 3
 
 
 @pytest.mark.parametrize("name", ["", "automotive", "\u2603" * 1000])
@@ -70,7 +60,6 @@ def test_the_table_lists_every_chip():
         ("linux", "x86_64", ("glibc", "2.31"), False),
         ("linux", "x86_64", ("", ""), False),  # musl
         ("linux", "aarch64", ("glibc", "2.39"), False),
-        ("darwin", "arm64", ("", ""), False),
         ("win32", "ARM64", ("", ""), True),
     ),
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ffnet.model import build_without_weights, count_parameters
-from ffnet.variants import VARIANTS, closest_names
+from ffnet.variants import VARIANTS
 from tests.helpers.networks import golden_model
 
 DATA = Path(__file__).parent / "data"
@@ -57,9 +57,3 @@ def test_table_has_every_published_variant_and_its_number_of_parameters():
         if variant.published.int8 is None:  # the model zoo measured the others itself, in FP32 too
             assert variant.published.fp32 == row["published_fp32_miou"]
         assert count_parameters(build_without_weights(name)) == row["parameters"]
-
-
-def test_closest_names_correct_a_typing_error():
-    for typed in ("segmentation_ffnet78s_dBBB_mobil", "ffnet78S_dBBB_m"):
-        assert closest_names(typed)[0] == "segmentation_ffnet78S_dBBB_mobile"
-    assert all("ffnet78S" in name for name in closest_names("ffnet78S"))
