@@ -67,8 +67,8 @@ def test_a_third_of_the_val_scenes_show_each_class():
     seen = dict.fromkeys(EVALUATED, 0)
     seeds = [seed for seeds in streetscenes.SPLITS["val"].values() for seed in seeds]
     for seed in seeds:
-        ids, counts = np.unique(render_scene(seed)[1], return_counts=True)
-        for label in EVALUATED.intersection(ids[counts >= 200].tolist()):
+        ids, counts = np.unique(render_scene(seed, 256, 512)[1], return_counts=True)
+        for label in EVALUATED.intersection(ids[counts >= 50].tolist()):
             seen[label] += 1
     assert min(seen.values()) >= len(seeds) / 3
 
