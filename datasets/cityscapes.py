@@ -18,7 +18,7 @@ from ffnet.system.files import ignored_files, visible_files
 if TYPE_CHECKING:
     import torch
 
-FOLDERS = ("leftImg8bit", "gtFine")  # of images and of labels
+FOLDERS = ("leftImg8bit", "gtFine")  # folders of images and of labels
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
 
@@ -26,7 +26,7 @@ LABEL_SUFFIX = "_gtFine_labelIds.png"
 # train ids.
 _SUSPICIOUS_IDS = sorted(set(range(5, NUM_CLASSES)) - set(LABEL_IDS.tolist()))
 
-_REMEDIES = {  # by what a file has to hold
+_REMEDIES = {  # required color mode or content of a file -> remedy
     "RGB": "Images are 8-bit RGB PNG files, as in leftImg8bit_trainvaltest.zip.",
     "L": "Labels are 8-bit grey PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
     "label ids": "Use the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py wrote.",
@@ -43,7 +43,7 @@ class CityscapesSplit:
     Args:
         root: Folder that holds `leftImg8bit` and `gtFine`.
         split: "train", "val" or "test".
-        limit: Number of pairs to keep, from the first on; None keeps all.
+        limit: Use only the first `limit` pairs; None: all.
 
     Raises:
         DatasetError: If a file or folder is missing or wrong.
@@ -86,9 +86,9 @@ class CityscapesSplit:
         return selection
 
     def keep_decoded(self, most_bytes: int) -> None:
-        """Keep decoded samples in memory from now on, up to `most_bytes`; these tensors must not be changed.
+        """Cache decoded samples, up to `most_bytes`; these tensors must not be changed.
 
-        The first samples that are read are kept; the others are decoded every time.
+        The first samples that are read are cached; the others are decoded every time.
         """
         self._most_decoded = most_bytes // (4 * self.height * self.width)  # RGB and train ids, a byte each
 
@@ -191,8 +191,8 @@ def _decode(path: str) -> torch.Tensor:
     """Return the pixels (channels, H, W) uint8.
 
     Raises:
-        DatasetError: if the file can't be read, or if its checksums are wrong.
-        MemoryError: if the memory does not suffice.
+        DatasetError: If the file can't be read, or if its checksums are wrong.
+        MemoryError: If the memory does not suffice.
     """
     import torch
     from torchvision.io import ImageReadMode, decode_image

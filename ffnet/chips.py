@@ -1,4 +1,4 @@
-"""Qualcomm's chips whose NPU (Hexagon Tensor Processor) can be named, and the optional package that runs them.
+"""The Qualcomm chips that --npu can name, and the optional package that runs their NPU (Hexagon Tensor Processor).
 
 Sources: ExecuTorch's qc_schema.py for the chip numbers; for SC8380XP, SA8540, SA8797 and QCS6490, which it lacks, and
 for the aliases of parts, Qualcomm's QAIRT documentation (2.47); Qualcomm's product pages for the marketing names.
@@ -14,17 +14,17 @@ from ffnet.system.errors import UserError
 from ffnet.system.text import format_table
 
 DEFAULT_CHIP = "sm8750"
-LEAST_GLIBC = (2, 35)  # of the wheel of onnxruntime-qnn for Linux
+LEAST_GLIBC = (2, 35)  # lowest version that the Linux wheel of onnxruntime-qnn supports
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, as Qualcomm's runtime distinguishes them."""
+    """A chip that Qualcomm's runtime distinguishes from the others."""
 
     part: str  # part name in lower case
     name: str  # "Snapdragon ..." if the chip is sold under such a name, otherwise what it is built into
     soc_model: int  # the runtime's number of the chip
-    architecture: str  # of the Hexagon Tensor Processor
+    architecture: str  # version of the Hexagon Tensor Processor
 
 
 _CHIPS = (
@@ -111,9 +111,9 @@ def has_wheel(system: str, machine: str, libc: tuple[str, str]) -> bool:
     """Return whether PyPI has an onnxruntime-qnn wheel for a platform.
 
     Args:
-        system: as sys.platform.
-        machine: as platform.machine().
-        libc: as platform.libc_ver().
+        system: Value of sys.platform.
+        machine: Value of platform.machine().
+        libc: Value of platform.libc_ver().
     """
     if system == "win32":
         return machine.upper() in ("AMD64", "ARM64")

@@ -1,4 +1,4 @@
-"""What a run is asked to do, as frozen dataclasses; `ffnet.options` builds them. Needs no torch."""
+"""The configuration of a run as frozen dataclasses, which `ffnet.options` builds. Needs no torch."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Literal
 from ffnet.variants import DEFAULT_MODEL
 
 LIST_CHIPS = "list"  # in place of a chip: print the table of chips
-VALUE_RANGES = ("normalized", "0-1", "0-255")  # of an ONNX file's input
+VALUE_RANGES = ("normalized", "0-1", "0-255")  # ranges of the values that an ONNX file takes
 CHANNEL_ORDERS = ("rgb", "bgr")
 ADAROUND_ITERATIONS = 500  # per layer
 SEQ_MSE_BITS = 4  # AIMET's sequential MSE searches the ranges of weights with at most this many bits
@@ -21,8 +21,8 @@ class ModelConfig:
     names: tuple[str, ...] = (DEFAULT_MODEL,)  # keys of VARIANTS; not used with `onnx`
     checkpoint: Path | None = None  # file or folder of files; None: the published file, or the demo's
     onnx: Path | None = None  # evaluate this ONNX file instead of a checkpoint
-    onnx_input: str | None = None  # one of VALUE_RANGES; None: find out
-    onnx_channels: str | None = None  # one of CHANNEL_ORDERS; None: find out
+    onnx_input: str | None = None  # one of VALUE_RANGES; None: detect it
+    onnx_channels: str | None = None  # one of CHANNEL_ORDERS; None: detect it
     cache_dir: Path | None = None  # for downloads and rendered scenes; None: torch hub's folder
 
     @property
@@ -64,7 +64,7 @@ class QuantizationConfig:
 
     @property
     def recovers(self) -> bool:
-        """Whether anything is done about lost accuracy."""
+        """Whether any step of accuracy recovery is requested."""
         return self.seq_mse or self.adaround is not None or self.max_drop is not None
 
 
@@ -112,7 +112,7 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that one run of the program is asked to do."""
+    """The configuration of one run of the program."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,4 +1,4 @@
-"""The options: one table of where each value goes in Config, and the command line. Needs no torch."""
+"""The command-line options: their table, the parser, and checks of combinations. Needs no torch."""
 
 import argparse
 import itertools
@@ -33,7 +33,7 @@ from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, VARIANTS,
 
 PROGRAM = "ffnet_quanteval.py"
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
-PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # for which ONNX has integers and ONNX Runtime kernels
+PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # ONNX has integers for them, and ONNX Runtime kernels
 EXPORT_REMEDY = "remove --export, --execute and --npu (with --demo: add --no-execute)"
 SECTIONS = {
     "model": ModelConfig,
@@ -166,12 +166,12 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by "
                "their content (default: the published files, downloaded once)",
                {"type": _path, "metavar": "FILE_OR_DIR"}),
-        Option("--cache-dir", "model.cache_dir", "for downloads and rendered scenes (default: $TORCH_HOME/hub/ffnet)",
-               FOLDER),
+        Option("--cache-dir", "model.cache_dir", "folder for downloads and rendered scenes (default: "
+               "$TORCH_HOME/hub/ffnet)", FOLDER),
         Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),
-        Option("--onnx-input", "model.onnx_input", "range of the values that the ONNX file takes (default: found out)",
+        Option("--onnx-input", "model.onnx_input", "range of the values that the ONNX file takes (default: detected)",
                {"choices": VALUE_RANGES}),
-        Option("--onnx-channels", "model.onnx_channels", "order of the channels that it takes (default: found out)",
+        Option("--onnx-channels", "model.onnx_channels", "order of the channels that it takes (default: detected)",
                {"choices": CHANNEL_ORDERS}),
     ),
     "images": (
@@ -193,7 +193,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--calibration-split", "data.calibration_split", "the split of the calibration images", SPLIT),
         Option("--calibration-images", "data.calibration_images",
                "number of calibration images, drawn with --seed (default: all, as published)", COUNT),
-        Option("--seed", "data.seed", "seed of that draw", COUNT_OR_ZERO),
+        Option("--seed", "data.seed", "seed for drawing the calibration images", COUNT_OR_ZERO),
         Option("--encodings", "quantization.encodings", "load AIMET encodings instead of calibrating", FILE),
         Option("--partial-encodings", "quantization.partial_encodings",
                "calibrate the quantizers that --encodings does not cover, and ignore its unexpected entries", FLAG),
@@ -233,12 +233,12 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
     ),
     "results": (
         Option("--output-dir", "output.output_dir", "write report.html, result.json and CSV files", FOLDER),
-        Option("--resume", "output.resume", "go on where a run with the same options and --output-dir stopped; without "
-               "one, start from the beginning", FLAG),
+        Option("--resume", "output.resume", "continue a run with the same options and --output-dir where it stopped; "
+               "if there is none, start from the beginning", FLAG),
         Option("--worst", "output.worst", "number of images with the largest mIoU drop in the report", COUNT_OR_ZERO),
         Option("--sensitivity", "output.sensitivity", "rank quantizers by their effect on the logits: with only one "
                "enabled, and with only one disabled", FLAG),
-        Option("--sensitivity-images", "output.sensitivity_images", "calibration images used for that", COUNT),
+        Option("--sensitivity-images", "output.sensitivity_images", "number of calibration images for it", COUNT),
         Option("--save-predictions", "output.save_predictions", "write predictions as PNGs of label ids", FOLDER),
         Option("--export", "output.export", "write ONNX files, encodings and a manifest for device runtimes", FOLDER),
         Option("--execute", "output.execute", "add a backend: the exported file on ONNX Runtime's integer kernels "
@@ -319,7 +319,7 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
         defaults["data.dataset_path"] = Path(os.environ[DATASET_VARIABLE])
     values: dict[str, dict[str, Any]] = defaultdict(dict)
     for target, value in (defaults | dict(given)).items():
-        if target == "model.names":  # of lists of names
+        if target == "model.names":  # a list for each --model-name
             value = tuple(dict.fromkeys(itertools.chain(*value)))
         section, _, name = target.rpartition(".")
         values[section][name] = value
@@ -340,7 +340,7 @@ ANSWERED_BY_ENCODINGS = (
     "quantization.output_bw",
 )  # fmt: skip
 RECOVERY = ("quantization.max_drop", "quantization.seq_mse", "quantization.adaround")
-REQUIRES = {  # option -> the options without any of which it has no effect
+REQUIRES = {  # option -> options; it has no effect without at least one of them
     "quantization.partial_encodings": ("quantization.encodings",),
     "output.sensitivity_images": ("output.sensitivity",),
     "output.worst": ("output.output_dir",),
@@ -421,7 +421,7 @@ def _check_images(config: Config) -> None:
 def check_bit_widths(param_bw: int, output_bw: int, remedy: str = EXPORT_REMEDY) -> None:
     """Raise a UserError unless ONNX Runtime can run weights and activations of these bit widths.
 
-    `remedy` says what else the user can do than choose other bit widths.
+    `remedy` names the alternative to other bit widths.
     """
     for what, bits, supported in (("param", param_bw, PARAM_BIT_WIDTHS), ("output", output_bw, OUTPUT_BIT_WIDTHS)):
         if bits not in supported:

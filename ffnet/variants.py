@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 DEFAULT_MODEL = "segmentation_ffnet78S_dBBB_mobile"
 INPUT_SIZE = (1024, 2048)  # height, width of a Cityscapes image, which the published weights were trained on
-NUM_CLASSES = 19
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Variant:
-    """What is needed to build a network and to find its weights."""
+    """Everything that is needed to build a network and to find its weights."""
 
     name: str
     stem: str  # letter in the name: A plain, B slim, C narrow
     bottleneck: bool
     blocks: tuple[int, ...]  # residual blocks per stage
     strides: tuple[int, ...]  # per stage
-    channels: tuple[int, int, int, int]  # of the four feature maps, finest first
+    channels: tuple[int, int, int, int]  # channels of the four feature maps, finest first
     up_head: UpHead
     seg_head: SegHead
     upsampling: str  # "nearest" or "bilinear" (align_corners=True) inside the head
@@ -62,7 +61,7 @@ class Variant:
         return not self.release_file
 
 
-CHANNELS = {  # of the four feature maps, finest first, by family
+CHANNELS = {  # family -> channels of the four feature maps, finest first
     "": (64, 128, 256, 512),
     "S": (64, 128, 192, 320),
     "N": (64, 96, 160, 320),
@@ -123,7 +122,7 @@ def _variant(backbone: str, suffix: str, fp32: float | None) -> Variant:
     heads = suffix.split("_")[0]
     stem, up, seg = tuple(heads[-3:])
     family = backbone.lstrip("0123456789")
-    divisor = 2 if family == "T" else 1  # of the heads' widths
+    divisor = 2 if family == "T" else 1  # the tiny family halves the widths of the heads
     up_head, seg_head = UP_HEADS[up], SEG_HEADS[seg]
     mobile = "_mobile" in suffix
     gpu = "_gpu" if family == "S" and not mobile else ""

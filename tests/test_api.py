@@ -31,6 +31,10 @@ def test_every_public_name_can_be_imported_and_is_documented():
         assert getattr(ffnet, name).__doc__, name
 
 
+def test_dir_lists_the_public_api():
+    assert dir(ffnet) == sorted([*ffnet.__all__, "__version__"])
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         ffnet.nonsense  # noqa: B018

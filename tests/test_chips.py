@@ -1,13 +1,11 @@
-"""The chip table, what is suggested for names that it lacks, and what users see who lack onnxruntime-qnn."""
+"""The table of chips: names, numbers, and what users learn whose chip or package is missing."""
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 
 from ffnet import chips
-from ffnet.chips import ALIASES, CHIPS, DEFAULT_CHIP, check_npu_package, find_chip, format_chips, has_wheel
+from ffnet.chips import ALIASES, CHIPS, check_npu_package, find_chip, format_chips, has_wheel
 from ffnet.system.errors import UserError
 
 # Numbers that Qualcomm's QAIRT documentation and onnxruntime-qnn list, copied by hand.
@@ -16,29 +14,13 @@ NUMBERS = {"sm8350": 30, "qcs6490": 35, "sm8450": 36, "sm8650": 57, "sc8380xp": 
 
 def test_chips_have_the_numbers_that_the_runtime_expects():
     assert {part: CHIPS[part].soc_model for part in NUMBERS} == NUMBERS
-
-
-def test_no_two_chips_share_a_number():
     assert len({chip.soc_model for chip in CHIPS.values()}) == len(CHIPS) == 21
-    assert all(part == chip.part == part.lower() for part, chip in CHIPS.items())
 
 
-@pytest.mark.parametrize("name", ["sm8750", "SM8750", " snapdragon-8-elite ", "Snapdragon 8 Elite"])
+@pytest.mark.parametrize("name", ["SM8750", " snapdragon-8-elite ", "Snapdragon 8 Elite"])
 def test_a_chip_is_found_by_part_or_marketing_name_in_any_case(name):
     chip = find_chip(name)
-    assert (chip.part, chip.soc_model, chip.architecture) == ("sm8750", 69, "v79") == (DEFAULT_CHIP, 69, "v79")
-
-
-def test_marketing_names_that_begin_alike_are_kept_apart():
-    names = ("snapdragon-8-elite-gen-5", "snapdragon-8-gen-5", "snapdragon-8-gen-1", "snapdragon-8+-gen-1")
-    assert [find_chip(name).part for name in names] == ["sm8850", "sm8845", "sm8450", "sm8475"]
-
-
-def test_every_name_of_the_table_is_found():
-    for chip in CHIPS.values():
-        assert find_chip(chip.part.upper()) == chip
-        if chip.name.startswith("Snapdragon "):
-            assert find_chip(chip.name) == chip
+    assert (chip.part, chip.soc_model, chip.architecture) == ("sm8750", 69, "v79")
 
 
 def test_aliases_are_no_names_of_the_table():
@@ -52,63 +34,48 @@ def test_aliases_are_no_names_of_the_table():
     [("sm8570", "sm8750"), ("snapdragon-8-elit", "snapdragon-8-elite"), ("8 Elite Gen 5", "snapdragon-8-elite-gen-5")],
 )
 def test_the_closest_names_are_suggested_for_a_typo(typo, meant):
-    with pytest.raises(ValueError, match="is not a known chip") as error:
+    message = rf"^{typo!r} is not a known chip. Did you mean .*\b{meant}\b.*\? --npu list prints the table.$"
+    with pytest.raises(ValueError, match=message):
         find_chip(typo)
-    question, remedy = str(error.value).removeprefix(f"{typo!r} is not a known chip. ").split("? ")
-    assert remedy == "--npu list prints the table."
-    suggested = question.removeprefix("Did you mean ").replace(" or ", ", ").split(", ")
-    assert meant in suggested and len(suggested) <= 3
 
 
 @pytest.mark.parametrize("name", ["", "automotive", "\u2603" * 1000])
 def test_names_that_resemble_nothing_are_refused_without_a_suggestion(name):
     with pytest.raises(ValueError, match="--npu list prints the table") as error:
         find_chip(name)
-    assert len(str(error.value)) < 200
+    assert "Did you mean" not in str(error.value) and len(str(error.value)) < 200
 
 
 def test_the_table_lists_every_chip():
     heading, *rows = format_chips().splitlines()
     assert heading.split() == ["part", "name", "soc_model", "architecture"]
     assert [row.split()[0] for row in rows] == list(CHIPS)
-    (row,) = [row for row in rows if row.startswith("sm8750 ")]
-    assert row.split() == ["sm8750", "Snapdragon", "8", "Elite", "69", "v79"]
-
-
-def test_the_table_needs_neither_torch_nor_onnx():
-    script = "import sys, ffnet.chips; assert not {'torch', 'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
-@pytest.fixture
-def missing_package(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert ["sm8750", "Snapdragon", "8", "Elite", "69", "v79"] in [row.split() for row in rows]
 
 
 @pytest.mark.parametrize(
     ("system", "machine", "libc", "expected"),
     (
         ("linux", "x86_64", ("glibc", "2.35"), True),
-        ("linux", "x86_64", ("glibc", "2.36"), True),
         ("linux", "x86_64", ("glibc", "2.31"), False),
         ("linux", "x86_64", ("", ""), False),  # musl
         ("linux", "aarch64", ("glibc", "2.39"), False),
-        ("darwin", "arm64", ("", ""), False),
-        ("win32", "AMD64", ("", ""), True),
         ("win32", "ARM64", ("", ""), True),
     ),
 )
-def test_the_package_has_wheels_for_some_platforms(system, machine, libc, expected):
+def test_the_npu_package_has_wheels_for_some_platforms(system, machine, libc, expected):
     assert has_wheel(system, machine, libc) is expected
 
 
-def test_a_missing_package_is_reported_with_the_command_that_installs_it(missing_package, monkeypatch):
-    monkeypatch.setattr(chips, "has_wheel", lambda *_: True)
-    with pytest.raises(UserError, match="^--npu: .*not installed.*pip install -r requirements-npu.txt"):
-        check_npu_package()
-
-
-def test_a_platform_without_a_wheel_is_named(missing_package, monkeypatch):
-    monkeypatch.setattr(chips, "has_wheel", lambda *_: False)
-    with pytest.raises(UserError, match="^--npu: onnxruntime-qnn does not exist for .* on .*Use such a PC"):
+@pytest.mark.parametrize(
+    ("wheel", "message"),
+    (
+        (True, "^--npu: .*not installed.*pip install -r requirements-npu.txt"),
+        (False, "^--npu: onnxruntime-qnn does not exist for .* on .*Use such a PC"),
+    ),
+)
+def test_a_missing_npu_package_is_an_error_that_says_what_to_do(monkeypatch, wheel, message):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(chips, "has_wheel", lambda *_: wheel)
+    with pytest.raises(UserError, match=message):
         check_npu_package()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ffnet.model import build_model
-from ffnet.variants import VARIANTS, closest_names
+from ffnet.model import build_without_weights, count_parameters
+from ffnet.variants import VARIANTS
 from tests.helpers.networks import golden_model
 
 DATA = Path(__file__).parent / "data"
@@ -36,8 +36,7 @@ def test_outputs_equal_those_of_the_original_implementation(name):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_keys_are_the_published_ones(name):
-    with torch.device("meta"):
-        state = build_model(name).state_dict()
+    state = build_without_weights(name).state_dict()
     entries = sorted((key, list(t.shape)) for key, t in state.items() if not key.endswith("num_batches_tracked"))
     assert hashlib.sha256(json.dumps(entries).encode()).hexdigest() == GOLDEN[name]["keys_sha256"]
 
@@ -55,17 +54,6 @@ def test_table_has_every_published_variant_and_its_number_of_parameters():
         assert variant.upsampling == row["upsampling"].split(",")[0]
         assert variant.pre_down == row["pre_down"]
         assert variant.release_file == row["ffnet_release_file"]
-        assert variant.published.int8 or variant.published.fp32 == row["published_fp32_miou"]
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in build_model(name).parameters())
-        assert parameters == row["parameters"]
-
-
-def test_build_model_returns_a_network_in_eval_mode():
-    assert not build_model("segmentation_ffnet18_dAAC").training
-
-
-def test_closest_names_correct_a_typing_error():
-    for typed in ("segmentation_ffnet78s_dBBB_mobil", "ffnet78S_dBBB_m"):
-        assert closest_names(typed)[0] == "segmentation_ffnet78S_dBBB_mobile"
-    assert all("ffnet78S" in name for name in closest_names("ffnet78S"))
+        if variant.published.int8 is None:  # the model zoo measured the others itself, in FP32 too
+            assert variant.published.fp32 == row["published_fp32_miou"]
+        assert count_parameters(build_without_weights(name)) == row["parameters"]

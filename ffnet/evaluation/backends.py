@@ -13,7 +13,7 @@ INT8_SIMULATED = "INT8 simulated"  # AIMET's simulation, lowered to plain torch 
 INT8_ONNX_RUNTIME = "INT8 ONNX Runtime"  # the exported file on ONNX Runtime's integer kernels
 INT8_NPU = "INT8 NPU"  # the exported file on Qualcomm's NPU
 ONNX_FILE = "ONNX file"  # a file that was given with --onnx
-SAVED_BACKENDS = (INT8_SIMULATED, ONNX_FILE)  # whose predictions --save-predictions writes
+SAVED_BACKENDS = (INT8_SIMULATED, ONNX_FILE)  # --save-predictions writes their predictions
 
 
 class Backend(Protocol):

@@ -62,7 +62,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> Interval | Non
 
     Args:
         first: `resampled_mious` of one backend or model.
-        second: That of another one on the same images.
+        second: `resampled_mious` of another one on the same images.
     """
     return _interval(first - second)
 

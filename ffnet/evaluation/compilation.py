@@ -85,7 +85,7 @@ def _prepare(backend: Backend, runtime: Runtime, compiled: bool) -> Backend:
 
 @functools.cache
 def compiled_kernel() -> Kernel:
-    """Return `two_largest`, compiled; the same for all models, so that it is compiled once for a size of logits."""
+    """Return the compiled `two_largest`; cached, so that torch compiles it only once per size of logits."""
     return torch.compile(two_largest, dynamic=False, options=dict.fromkeys(THRESHOLDS, 10**6))
 
 

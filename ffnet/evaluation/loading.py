@@ -19,9 +19,9 @@ from ffnet.config import Runtime
 from ffnet.system.errors import UserError
 from ffnet.system.memory import is_out_of_memory
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1; the published weights were trained with them
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB in 0..1; the published weights were trained with them
 STD = (0.229, 0.224, 0.225)
-MOST_THREADS, MOST_THREADS_GPU = 4, 16  # that decode images; a GPU evaluates one faster than a thread decodes it
+MOST_THREADS, MOST_THREADS_GPU = 4, 16  # decoding threads; a GPU evaluates an image faster than one decodes it
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
 
@@ -54,7 +54,7 @@ class Selection:
 
 @contextlib.contextmanager
 def open_batches(images: Images, runtime: Runtime, title: str) -> Iterator["tqdm[Sample]"]:
-    """Open what `load_batches` yields, with a progress bar; at the end, also an early one, its threads end."""
+    """Open `load_batches` with a progress bar. Worker threads stop on exit, even after an error."""
     total = math.ceil(len(images) / runtime.batch_size)
     with (
         contextlib.closing(load_batches(images, runtime)) as batches,
@@ -69,8 +69,8 @@ def load_batches(images: Images, runtime: Runtime) -> Generator[Sample, None, No
     The batches are in pinned memory if the device is a GPU.
 
     Raises:
-        DatasetError: if an image or a label is wrong, once its batch is due.
-        UserError: if the memory does not suffice, or if the threads can't be started.
+        DatasetError: If an image or a label is wrong, once its batch is due.
+        UserError: If the memory does not suffice, or if the threads can't be started.
     """
     threads = decoding_threads(runtime)
     try:
@@ -111,7 +111,7 @@ def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
 
 
 def _load_samples(images: Images, threads: int, batch_size: int) -> Generator[Sample, None, None]:
-    """Yield every sample, decoded by `threads` threads that are one batch ahead; 0: by the caller's thread."""
+    """Yield every sample, decoded one batch ahead by `threads` threads, or by the caller's thread if there are 0."""
     if not threads:
         yield from (images[index] for index in range(len(images)))
         return

@@ -90,7 +90,7 @@ def calibration_batches(images: Images, runtime: Runtime) -> Generator[torch.Ten
 
 
 def with_backoff(work: Callable[[int], T], batch_size: int) -> tuple[T, int]:
-    """Call `work` with a batch size that is halved as often as the GPU runs out of memory.
+    """Call `work` with a batch size, which is halved whenever the GPU runs out of memory.
 
     Returns:
         The result of `work`, and the batch size that sufficed.
@@ -108,7 +108,7 @@ def with_backoff(work: Callable[[int], T], batch_size: int) -> tuple[T, int]:
                 raise UserError(
                     f"GPU: its memory does not suffice for one image ({first_sentence(error)}). Use --use-cuda false."
                 ) from error
-            traceback.clear_frames(error.__traceback__)  # which hold the tensors of the batch that did not fit
+            traceback.clear_frames(error.__traceback__)  # frees the tensors of the batch that did not fit
         torch.cuda.empty_cache()
         batch_size //= 2
         tqdm.write(f"Out of GPU memory: continuing with batches of {count(batch_size, 'image')}.", file=sys.stderr)
@@ -130,7 +130,7 @@ def warm_up(prepared: PreparedBackends, size: tuple[int, int], runtime: Runtime)
     try:
         _score(prepared, (images, images[:, 0]), runtime)
     except RuntimeError as error:
-        if not is_out_of_gpu_memory(error):  # which the evaluation loop handles
+        if not is_out_of_gpu_memory(error):  # the evaluation loop handles it
             raise
 
 
@@ -154,7 +154,7 @@ def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple
         seconds[name] = synchronized_clock(device) - before
         if not logits.sum().isfinite():
             raise UserError(f"{name}: the logits of this backend are not finite. Use another checkpoint or ONNX file.")
-        logits = logits.to(device)  # those of ONNX Runtime and the NPU: a CPU upsamples a hundred times slower
+        logits = logits.to(device)  # from ONNX Runtime and the NPU: a CPU upsamples a hundred times slower
         predictions[name] = predict(logits, labels.shape[1:], prepared.kernel)
     matrices = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
     pairs = itertools.combinations(predictions, 2)

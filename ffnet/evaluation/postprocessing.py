@@ -18,8 +18,8 @@ from ffnet.labels import NUM_CLASSES
 Kernel = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]  # `two_largest`, compiled
 
 FACTORS = (4, 8)  # upsampling factors for which the kernel's weights are exact in float32
-TOLERANCE = 2e-6  # of a near tie, relative to the largest logit: above the rounding errors of upsampling
-MAX_NEAR_TIES = 1 / 256  # of the pixels: computing one again takes 256 times the memory of upsampling one
+TOLERANCE = 2e-6  # for a near tie, relative to the largest logit: above the rounding errors of upsampling
+MAX_NEAR_TIES = 1 / 256  # share of pixels: computing one again takes 256 times the memory of upsampling one
 NEAR_TIE = 128  # added to the train id of a pixel that is a near tie
 SMALL = 128  # output rows plus columns up to which torch upsamples by other code, which rounds differently
 MIN_PATCHES = 16  # patches side by side whose upsampled rows plus columns exceed SMALL

@@ -1,4 +1,4 @@
-"""What the evaluation loop measures: pixel counts per image for every backend, and times."""
+"""The results of the evaluation loop: pixel counts per image for every backend, and times."""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from ffnet.labels import NUM_CLASSES
 
 @dataclass(frozen=True)
 class Scores:
-    """Confusion matrices per image and backend, and the pixels that each two backends predict alike."""
+    """Confusion matrices per image and backend, and the number of pixels on which two backends agree."""
 
     confusion_matrices: dict[str, np.ndarray]  # backend -> (images, 19, 19) int64, row = label, column = prediction
     agreeing_pixels: dict[tuple[str, str], np.ndarray]  # two backends -> (images,) int64
@@ -44,7 +44,7 @@ class Scores:
 class Shard:
     """The scores of some images of a split."""
 
-    indices: np.ndarray  # (images,) int64, of these images in the split
+    indices: np.ndarray  # (images,) int64, indices of these images in the split
     scores: Scores
 
 
@@ -73,7 +73,7 @@ def merge_shards(shards: Sequence[Shard], reduce_times: Callable[[Iterable[float
     """Merge shards in the order of their images' indices; an image that is in several counts once.
 
     Args:
-        shards: at least one.
+        shards: At least one.
         reduce_times: `max` for ranks that worked at the same time, `sum` for shards that were computed one after the
             other.
     """
@@ -84,13 +84,13 @@ def merge_shards(shards: Sequence[Shard], reduce_times: Callable[[Iterable[float
 
 
 def without(shard: Shard, indices: np.ndarray) -> Shard:
-    """Return the scores of all images of a shard but those with some indices."""
+    """Return a shard without the images at `indices`."""
     positions = (~np.isin(shard.indices, indices)).nonzero()[0]
     return Shard(shard.indices[positions], _take(shard.scores, positions))
 
 
 def _take(scores: Scores, order: np.ndarray) -> Scores:
-    """Return the scores of the images at some positions, in this order."""
+    """Return the scores of the images at the positions `order`, in this order."""
     return replace(
         scores,
         confusion_matrices={name: matrices[order] for name, matrices in scores.confusion_matrices.items()},

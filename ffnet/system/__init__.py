@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files, memory, streams, signals and text: nothing about networks."""

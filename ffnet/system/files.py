@@ -1,4 +1,4 @@
-"""Files and folders: which ones are ignored, and output that is written whole or not at all."""
+"""Files and folders: which ones to ignore, checks of output folders, and writing files atomically."""
 
 import codecs
 import hashlib
@@ -50,17 +50,17 @@ def check_output_folder(
 ) -> None:
     """Check, without changing anything, that an option's output folder can be created and written to.
 
-    Files that operating systems leave behind do not count, nor unfinished ones of a run that was killed.
+    Files of operating systems and unfinished files of a run that was killed do not count.
 
     Args:
-        option: name of the option, for the error.
-        folder: may be missing.
-        own_files: names of files that an earlier run may have left there and that may be replaced.
-        force: accept other files in the folder.
-        remedy: what to do about other files, apart from --force.
+        option: Name of the option, for the error.
+        folder: May be missing.
+        own_files: Names of files that an earlier run may have left there and that may be replaced.
+        force: Accept other files in the folder.
+        remedy: What to do about other files, apart from --force.
 
     Raises:
-        UserError: if the folder holds other files, is not a folder, or can't be written to.
+        UserError: If the folder holds other files, is not a folder, or can't be written to.
     """
     if folder.is_dir():
         names = [path.name for path in folder.iterdir()]
@@ -81,18 +81,18 @@ def check_output_folder(
 
 
 def _is_own(name: str, own_files: Collection[str]) -> bool:
-    """Return whether a file is one of `own_files`, or what a killed process left of one: see `unfinished_name`."""
+    """Return whether a file is one of `own_files`, or an unfinished one (see `unfinished_name`)."""
     unfinished = re.fullmatch(r"\.(.+)\.\d+", name)
     return name in own_files or (unfinished is not None and unfinished[1] in own_files)
 
 
 def unfinished_name(name: str) -> str:
-    """Return the name that a file or folder has until this process has written it whole."""
+    """Return the temporary name of a file or folder while this process writes it."""
     return f".{name}.{os.getpid()}"
 
 
 def remove_unfinished(folder: Path, own_files: Collection[str]) -> None:
-    """Remove what killed processes left of some files in a folder in which no other process writes them."""
+    """Remove unfinished files that killed processes left in a folder; no other process may be writing them."""
     for path in folder.iterdir():
         if path.name not in own_files and _is_own(path.name, own_files):
             path.unlink()
@@ -102,11 +102,11 @@ def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
     """Create an option's output folder and check that it can be written to.
 
     Raises:
-        UserError: if the folder can't be written to, or if its disk has less than `megabytes` (10**6 bytes) left.
+        UserError: If the folder can't be written to, or if its disk has less than `megabytes` (10**6 bytes) left.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:  # permission bits alone do not tell
+        with tempfile.TemporaryFile(dir=folder) as file:  # permission bits alone do not show it
             file.write(b"x")
         free = shutil.disk_usage(folder).free / 1e6
     except OSError as error:
@@ -121,10 +121,10 @@ def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str, durable: bool = False) -> Path:
-    """Write `data`, text as UTF-8, so that `path` never holds half of it; return `path`.
+    """Write `data`, text as UTF-8, so that `path` is either complete or unchanged; return `path`.
 
-    Bytes of file names that are not valid UTF-8 are written as they are on the disk. A `durable` file is whole also if
-    the machine loses its power.
+    Bytes of file names that are not valid UTF-8 are written as they are on the disk. A `durable` file is complete even
+    after a power failure.
     """
     data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     temporary = path.with_name(unfinished_name(path.name))
@@ -143,11 +143,11 @@ def read_utf8(path: Path) -> str:
     """Return the text of a UTF-8 file without the byte order mark that some editors write.
 
     Raises:
-        OSError: if the file can't be read.
-        ValueError: if it is not UTF-8.
+        OSError: If the file can't be read.
+        ValueError: If it is not UTF-8.
     """
     data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # also begins UTF-32
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-32 begins with it too
         raise ValueError("the file is UTF-16 text. Save it as UTF-8")
     try:
         return data.decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""How much memory there is, the errors that report a lack of it, and what a user can do about it."""
+"""The size of the memory, and the errors that report a lack of it."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ import torch
 
 from ffnet.system.errors import UserError
 
-# Where Linux tells the limit of a container's memory: control groups of version 2 and of version 1.
+# Files in which Linux states the memory limit of a container: control groups of version 2 and of version 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-CPU_MESSAGE = "can't allocate memory"  # of torch, which has no class of its own for it
+CPU_MESSAGE = "can't allocate memory"  # torch has no class for this error
 GPU_MESSAGES = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -49,7 +49,7 @@ def first_sentence(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def enough_memory() -> Iterator[None]:
-    """Say what to do if the memory does not suffice to load and quantize a model.
+    """Report a lack of memory while a model is loaded and quantized as an error that says what to do.
 
     Raises:
         UserError: In place of an error that reports a lack of memory.

@@ -1,4 +1,4 @@
-"""The process as a whole: its streams, the signals that end it, and its home folder. Needs no torch."""
+"""The process: its standard streams, the signals that terminate it, and its home folder. Needs no torch."""
 
 import atexit
 import contextlib
@@ -21,11 +21,11 @@ from ffnet.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-REPEAT_SECONDS = 5.0  # `timeout`, for one, sends its signal twice; a repetition must not interrupt the cleaning up
+REPEAT_SECONDS = 5.0  # `timeout`, for one, sends its signal twice; the second must not interrupt the cleanup
 
 
 class Terminated(KeyboardInterrupt):
-    """The program got a signal that asks it to end; handled wherever Ctrl-C is."""
+    """The program received a signal that asks it to terminate; handled like Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -33,7 +33,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def interrupt_status(interrupt: KeyboardInterrupt) -> int:
-    """Return the exit status after an interrupt, as shells have it: 128 and the number of the signal."""
+    """Return the exit status after an interrupt, as in shells: 128 plus the number of the signal."""
     return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
@@ -41,8 +41,8 @@ def interrupt_status(interrupt: KeyboardInterrupt) -> int:
 def prepared_streams() -> Iterator[None]:
     """Prepare stdout and stderr for the duration of the program.
 
-    Streams that were closed lead to the null device. Characters that a stream can't encode are escaped. What can't be
-    written to stderr is dropped, because progress and messages must not cost results.
+    Closed streams are replaced by the null device. Characters that a stream can't encode are escaped. What can't be
+    written to stderr is discarded, so that a problem with progress and messages loses no results.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -59,11 +59,11 @@ def prepared_streams() -> Iterator[None]:
         try:
             sys.stdout.flush()
         except OSError:
-            discard_output(sys.stdout)  # otherwise Python tries again at its end, with a message and another status
+            discard_output(sys.stdout)  # otherwise Python tries again at exit, with a message and another status
 
 
 class _DroppingStream:
-    """A text stream without its errors: from the first one on, everything is dropped."""
+    """A text stream that discards everything after its first error instead of raising it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -86,10 +86,10 @@ class _DroppingStream:
 
 
 def print_lines(*lines: str) -> None:
-    """Print lines to stdout. It is no error if the reader has closed its end of the pipe.
+    """Print lines to stdout; discard them if the reader has closed its end of the pipe.
 
     Raises:
-        UserError: if stdout can't be written, for instance because its disk is full.
+        UserError: If stdout can't be written, for instance because its disk is full.
     """
     try:
         print(*lines, sep="\n", flush=True)
@@ -102,16 +102,16 @@ def print_lines(*lines: str) -> None:
 
 
 def discard_output(stream: TextIO) -> None:
-    """Have a stream lead to the null device, also what it still buffers."""
+    """Redirect a stream, including what it has buffered, to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Have the signals that ask the program to end raise Terminated, and restore their handling afterwards.
+    """Raise Terminated on signals that ask the program to terminate; restore their handling afterwards.
 
-    A signal that is ignored, as under `nohup`, or that has a handler already is left alone. Python allows handlers in
-    its main thread only, so that nothing changes in another one.
+    Signals that are ignored, as under `nohup`, or that already have a handler are left alone. Python allows handlers in
+    the main thread only, so nothing changes in another thread.
     """
     numbers = [getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
@@ -128,7 +128,7 @@ def signals_as_interrupts() -> Iterator[None]:
 
 
 class _Handler:
-    """Raises Terminated in this process; a process that was forked from it ends as without a handler."""
+    """Raises Terminated in this process; a forked process terminates as it would without a handler."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -157,7 +157,7 @@ def ensure_home() -> None:
     Call it before AIMET is imported. A HOME that is an absolute path stays as it is.
 
     Raises:
-        OSError: if no temporary folder can be created.
+        OSError: If no temporary folder can be created.
     """
     if Path(os.environ.get("HOME", "")).is_absolute():
         return

@@ -1,9 +1,9 @@
-"""Numbers, names and tables in messages."""
+"""Format numbers, names and tables for messages."""
 
 import re
 from collections.abc import Sequence
 
-Rows = Sequence[Sequence[str]]  # of cells; the first one is the heading
+Rows = Sequence[Sequence[str]]  # cells as text; the first row is the heading
 
 
 def count(number: int, noun: str) -> str:
@@ -43,12 +43,12 @@ def interval_column(intervals: Sequence[tuple[float, float] | None]) -> list[str
 
 
 def join_columns(columns: Sequence[Sequence[str]]) -> Rows:
-    """Return the rows of a table that is given by its columns; empty columns are left out."""
+    """Return the rows of a table that is given by its columns, without the empty ones."""
     return list(zip(*filter(None, columns), strict=True))
 
 
 def format_table(rows: Rows) -> str:
-    """Return rows as aligned lines: the first column to the left, the others to the right."""
+    """Return rows as lines with aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join((row[0].ljust(widths[0]), *line[1:])) for row, line in zip(rows, lines, strict=True))

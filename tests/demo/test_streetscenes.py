@@ -1,23 +1,17 @@
-"""The rendered scenes against torchvision's Cityscapes reader and classes; the demo's checkpoints against FFNet."""
+"""The rendered scenes against torchvision's Cityscapes reader and classes."""
 
-import ast
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from skimage.draw import polygon2mask
 from torchvision.datasets import Cityscapes
 
 from demo.streetscenes import scenes as streetscenes
 from demo.streetscenes.canvas import Camera, Canvas, Light, rasterize
 from demo.streetscenes.render import render_scene
-from ffnet.model import build_model
-from ffnet.variants import DEMO_VARIANTS
-from tests.helpers.networks import demo_checkpoint
 
-ROOT = Path(__file__).parents[2]
 EVALUATED = {c.id for c in Cityscapes.classes if not c.ignore_in_eval}
 
 
@@ -29,15 +23,6 @@ def scenes(tmp_path_factory):
         patch.setattr(streetscenes, "SPLITS", cities)
         patch.setattr(streetscenes, "process_pool", lambda: ThreadPoolExecutor(1))
         return streetscenes.ensure_scenes(tmp_path_factory.mktemp("cache"), progress=False)
-
-
-@pytest.mark.slow
-def test_a_seed_always_gives_the_same_scene():
-    image, label = render_scene(3, 128, 256)
-    again, label_again = render_scene(3, 128, 256)
-    assert image.dtype == label.dtype == np.uint8 and image.shape == (128, 256, 3) and label.shape == (128, 256)
-    assert (image == again).all() and (label == label_again).all()
-    assert (render_scene(4, 128, 256)[0] != image).mean() > 0.5
 
 
 @pytest.mark.slow
@@ -58,14 +43,11 @@ def test_the_files_hold_the_rendered_pixels(scenes):
     assert (np.asarray(pairs[found][0]) == image).all() and (np.asarray(pairs[found][1]) == label).all()
 
 
-def test_an_existing_folder_is_not_rendered_again(scenes, monkeypatch):
-    monkeypatch.setattr(streetscenes, "render_files", None)
+@pytest.mark.slow
+def test_an_existing_folder_is_not_rendered_again(scenes):
+    before = {path: path.stat().st_mtime_ns for path in scenes.rglob("*")}
     assert streetscenes.ensure_scenes(scenes.parent) == scenes
-
-
-def test_no_two_scenes_share_a_seed():
-    seeds = [seed for cities in streetscenes.SPLITS.values() for seeds in cities.values() for seed in seeds]
-    assert len(set(seeds)) == len(seeds) == 48 and max(seeds) < streetscenes.FIRST_FREE_SEED
+    assert before == {path: path.stat().st_mtime_ns for path in scenes.rglob("*")}
 
 
 def test_an_interrupted_rendering_leaves_no_files(tmp_path, monkeypatch):
@@ -80,41 +62,15 @@ def test_an_interrupted_rendering_leaves_no_files(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_slower_of_two_processes_uses_the_folder_of_the_faster(tmp_path, monkeypatch):
-    def overtaken(rows, progress):
-        rows[0][1].parent.mkdir(parents=True)
-        (tmp_path / f"streetscenes-v{streetscenes.VERSION}" / "leftImg8bit").mkdir(parents=True)
-
-    monkeypatch.setattr(streetscenes, "render_files", overtaken)
-    folder = streetscenes.ensure_scenes(tmp_path)
-    assert list(tmp_path.iterdir()) == [folder] and (folder / "leftImg8bit").is_dir()
-
-
-@pytest.mark.slow
-def test_several_processes_render_the_same_pixels(scenes, tmp_path):
-    seed, *rendered = streetscenes.scene_files(tmp_path)[-12]
-    streetscenes.render_files([(seed, *rendered)], progress=False)
-    for path in rendered:
-        assert path.read_bytes() == (scenes / path.relative_to(tmp_path)).read_bytes()
-
-
 @pytest.mark.slow
 def test_a_third_of_the_val_scenes_show_each_class():
     seen = dict.fromkeys(EVALUATED, 0)
     seeds = [seed for seeds in streetscenes.SPLITS["val"].values() for seed in seeds]
     for seed in seeds:
-        ids, counts = np.unique(render_scene(seed)[1], return_counts=True)
-        for label in EVALUATED.intersection(ids[counts >= 200].tolist()):
+        ids, counts = np.unique(render_scene(seed, 256, 512)[1], return_counts=True)
+        for label in EVALUATED.intersection(ids[counts >= 50].tolist()):
             seen[label] += 1
     assert min(seen.values()) >= len(seeds) / 3
-
-
-def test_datasets_import_nothing_of_ffnet():
-    for path in (ROOT / "datasets").glob("**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.partition(".")[0] == "ffnet"], path
 
 
 @pytest.fixture
@@ -131,38 +87,9 @@ def test_the_camera_projects_by_similar_triangles(canvas):
     assert np.allclose(canvas.depth[canvas.label > 0], 10)
 
 
-def test_near_polygons_hide_far_ones_in_any_order_of_painting(canvas):
-    near, far = [[(-s, 0, s), (s, 0, s), (s, 3, s), (-s, 3, s)] for s in (5, 10)]
-    canvas.fill(near, "car")
-    canvas.fill(far, "bus")
-    assert canvas.label[50, 100] == next(c.id for c in Cityscapes.classes if c.name == "car")
-
-
-def test_texture_coordinates_are_metres_on_the_ground(canvas):
-    seen = {}
-
-    def material(u, v, depth):
-        seen.update(u=u, v=v, depth=depth)
-        return np.ones(3)
-
-    canvas.fill([(-2, 0, 5), (2, 0, 5), (2, 0, 20), (-2, 0, 20)], "road", material)
-    assert np.allclose(seen["v"], seen["depth"] - 5, atol=1e-3)
-    assert seen["u"].min() > -0.01 and 3.9 < seen["u"].max() < 4.01
-
-
-@pytest.mark.parametrize("turn", (1, -1))
-def test_large_polygons_have_the_same_pixels_as_in_scikit_image(turn):
-    angles = turn * np.linspace(0.1, 6, 7)
+def test_large_polygons_have_the_same_pixels_as_in_scikit_image():
+    angles = np.linspace(0.1, 6, 7)
     rows, columns = 60 + 90 * np.sin(angles), 80 + 70 * np.cos(angles)
     mask = np.zeros((128, 160), bool)
     mask[rasterize(rows, columns, mask.shape)] = True
     assert (mask != polygon2mask(mask.shape, np.stack([rows, columns], axis=1))).sum() <= 3  # on the very edge
-
-
-@pytest.mark.parametrize("name", DEMO_VARIANTS)
-def test_the_demos_checkpoints_are_small_and_load(name):
-    path = demo_checkpoint(name)
-    assert path.stat().st_size <= 4_000_000
-    state = torch.load(path, weights_only=True)
-    build_model(name).load_state_dict(state)
-    assert all(tensor.dtype in (torch.float32, torch.int64) and tensor.is_contiguous() for tensor in state.values())

@@ -1,33 +1,53 @@
 """When backends are compiled, and that neither preparing nor compiling them changes their predictions."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from ffnet.config import Runtime
-from ffnet.evaluation import compilation
-from ffnet.evaluation.compilation import PreparedBackends, compile_backends, prepare_backends
-from ffnet.evaluation.loop import warm_up
-from ffnet.model import FFNet
-from ffnet.system.errors import UserError
-from tests.helpers.networks import TOY, random_batches, three_layer_network, toy_model
+from ffnet.evaluation.compilation import choose_compilation, prepare_backends
+from ffnet.evaluation.loop import evaluate, warm_up
+from ffnet.model import ConvBNReLU
+from ffnet.quantization.lowering import lower
+from tests.helpers.networks import random_batches, three_layer_network, toy_model
+from tests.helpers.simulations import simulate
+
+SIZE = (1024, 2048)
+WITHOUT_COMPILER = f"""
+from ffnet.config import Runtime
+from ffnet.evaluation.compilation import choose_compilation
+print(*choose_compilation(Runtime(), 500, {SIZE}))
+choose_compilation(Runtime(compile=True), 1, {SIZE})
+"""
 
 
-def test_short_runs_are_not_compiled_and_long_ones_are(monkeypatch):
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
-    backends = {"FP32": three_layer_network()}
-    for count, wish, compiled in ((10, None, False), (500, None, True), (10, True, True), (500, False, False)):
-        prepared = prepare_backends(backends, Runtime(), wish, count, (1024, 2048))
-        assert bool(prepared.compiled) is compiled and (prepared.kernel is not None) is compiled
-        assert prepared.reason.startswith("compiled: " if compiled else "not compiled: ")
+@pytest.mark.parametrize(
+    ("runtime", "images", "compiled"),
+    (
+        (Runtime(), 10, False),
+        (Runtime(compile=False), 500, False),
+        (Runtime("cuda:0"), 500, False),
+        pytest.param(Runtime(), 500, True, marks=pytest.mark.slow),
+        pytest.param(Runtime(compile=True), 1, True, marks=pytest.mark.slow),
+    ),
+)
+def test_networks_are_compiled_on_request_and_in_long_runs_on_a_cpu(runtime, images, compiled):
+    chosen, reason = choose_compilation(runtime, images, SIZE)
+    assert chosen is compiled and reason.startswith("compiled: " if compiled else "not compiled: ")
 
 
-def test_without_a_compiler_backends_are_not_compiled_and_the_reason_says_so(monkeypatch):
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "no compiler")
-    assert "no compiler" in prepare_backends({}, Runtime(), None, 10**6, (1024, 2048)).reason
-    with pytest.raises(UserError, match="no compiler"):
-        prepare_backends({}, Runtime(), True)
+@pytest.mark.slow
+def test_without_a_compiler_networks_are_compiled_on_request_only_which_is_an_error(tmp_path):
+    environment = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=environment, capture_output=True, text=True)
+    assert ran.stdout.startswith("False not compiled: torch.compile does not work here (")
+    error = ran.stderr.splitlines()[-1]
+    assert error.startswith("ffnet.system.errors.UserError: --compile: torch.compile does not work here (")
 
 
 def test_the_batch_size_does_not_change_a_bit_of_an_ffnets_logits():
@@ -40,118 +60,30 @@ def test_the_batch_size_does_not_change_a_bit_of_an_ffnets_logits():
             assert torch.equal(torch.cat([backend(batch) for batch in images.split(size)]), logits)
 
 
+@pytest.mark.slow
+def test_compiled_backends_and_the_compiled_kernel_agree_with_eager_ones(cityscapes):
+    runtime, network = Runtime(batch_size=3, quiet=True), three_layer_network()
+    eager = {"FP32": network, "INT8": lower(simulate(network, quant_scheme="tf"))}
+    prepared = prepare_backends(eager, runtime, compiled=True)
+    warm_up(prepared, cityscapes.size, runtime)
+    compiled = {f"{name} compiled": backend for name, backend in prepared.backends.items()}
+    scores = evaluate(replace(prepared, backends=eager | compiled), cityscapes, runtime)
+    expected = evaluate(eager, cityscapes, runtime)  # upsampled by torch
+    for name in eager:
+        assert np.array_equal(scores.confusion_matrices[name], expected.confusion_matrices[name])
+        assert scores.agreement(name, f"{name} compiled") >= 99.9
+
+
 def test_more_models_are_compiled_than_torch_keeps_versions_of_one_function(monkeypatch):
-    """All FFNets share `forward`; torch's tracer alone takes seconds where its compiler takes minutes."""
+    """All FFNets share the code of `forward`, of which torch compiles 8 versions by default."""
     compile, graphs = torch.compile, []
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        lambda backend, **_: compile(backend, dynamic=False, backend=lambda g, _: graphs.append(g) or g),
-    )
-    for width in range(8, 18):
-        network = FFNet(replace(TOY, channels=(width,) * 4)).eval()
-        prepared = prepare_backends({"FP32": network}, Runtime(), True)
-        with torch.inference_mode():
-            prepared.backends["FP32"](torch.zeros(1, 3, 64, 128))
-    assert len(graphs) == 10
 
+    def trace(backend, dynamic):
+        return compile(backend, dynamic=dynamic, backend=lambda graph, _: graphs.append(graph) or graph)
 
-def test_backends_that_are_not_compiled_are_not_warmed_up_on_a_cpu():
-    prepared = PreparedBackends({"FP32": None})
-    warm_up(prepared, (64, 128), Runtime())
-
-
-GPU = Runtime(torch.device("cuda"), batch_size=2)
-
-
-@pytest.fixture
-def pretended_times(monkeypatch):
-    """Eager networks take 10 ms an image; compiled ones what a test says, by name. Nothing runs on a GPU."""
-    times = {}
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
-    monkeypatch.setattr(compilation, "_eager", lambda backend, runtime: "eager")
-    monkeypatch.setattr(compilation, "_compiled", lambda backend, runtime: backend.name)
-    monkeypatch.setattr(compilation._Trial, "seconds_per_image", lambda trial, backend: times.get(backend, 0.01))
-    return times
-
-
-def named_networks(*names):
-    networks = {name: torch.nn.Identity() for name in names}
-    for name, network in networks.items():
-        network.name = name
-    return networks
-
-
-def test_on_a_gpu_each_network_is_compiled_if_that_is_faster(pretended_times):
-    pretended_times |= {"FP32": 0.012, "INT8 simulated": 0.004}
-    networks = named_networks("FP32", "INT8 simulated") | {"INT8 ONNX Runtime": lambda images: images}
-    prepared = prepare_backends(networks, GPU, True, 500, (1024, 2048))
-    assert prepared.compiled == ("INT8 simulated",) and prepared.kernel is None
-    assert list(prepared.backends.values()) == ["eager", "INT8 simulated", "eager"]
-    assert prepared.reason == (
-        "FP32 not compiled, 12.00 ms per image compiled and 10.00 ms otherwise; "
-        "INT8 simulated compiled, 4.00 ms per image compiled and 10.00 ms otherwise"
-    )
-
-
-def test_a_compiled_network_that_is_hardly_faster_is_not_used(pretended_times):
-    pretended_times |= {"FP32": 0.0099}
-    assert prepare_backends(named_networks("FP32"), GPU, True, 500, (1024, 2048)).compiled == ()
-
-
-@pytest.mark.parametrize(("images", "compiled"), ((1000, False), (3500, True)))
-def test_on_a_gpu_a_run_is_short_if_its_networks_take_less_time_than_compiling(pretended_times, images, compiled):
-    """Two networks of 10 ms an image: 20 and 70 s."""
-    pretended_times |= {"FP32": 0.004, "INT8 simulated": 0.004}
-    prepared = prepare_backends(named_networks("FP32", "INT8 simulated"), GPU, None, images, (64, 128))
-    assert bool(prepared.compiled) is compiled
-    assert (
-        compiled
-        or prepared.reason == "not compiled: the networks take about 20 s for all images, less than compilation takes"
-    )
-
-
-def test_what_a_resumed_run_compiled_is_compiled_without_a_trial(pretended_times):
-    pretended_times |= {"FP32": 1.0, "INT8 simulated": 0.004}
-    networks = named_networks("FP32", "INT8 simulated")
-    assert compile_backends(networks, GPU, ("FP32",)).compiled == ("FP32",)
-    assert compile_backends(networks, GPU, ()).compiled == ()
-    assert compile_backends(networks, Runtime(), ("FP32", "INT8 simulated")).compiled == ("FP32", "INT8 simulated")
-
-
-def test_a_resumed_run_that_was_compiled_needs_a_compiler(monkeypatch):
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: "there is none")
-    with pytest.raises(UserError, match="the run that is resumed has compiled the networks, but there is none"):
-        compile_backends(named_networks("FP32"), Runtime(), ("FP32",))
-    assert compile_backends(named_networks("FP32"), Runtime(), ()).compiled == ()
-
-
-def test_without_memory_for_the_eager_network_nothing_is_compiled(monkeypatch):
-    def fail(*arguments, **options):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
-    monkeypatch.setattr(compilation, "_compiled", lambda backend, runtime: pytest.fail)
-    monkeypatch.setattr(torch, "randint", fail)
-    prepared = prepare_backends(named_networks("FP32"), Runtime(torch.device("meta")), True, 1, (64, 128))
-    assert prepared.reason == "FP32 not compiled, because the memory does not suffice for a trial"
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    (
-        (RuntimeError("backend='inductor' raised:\nNo valid triton configs."), "torch.compile fails on it (backend="),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory."), "the memory does not suffice for a trial"),
-    ),
-)
-def test_a_network_that_fails_when_it_is_compiled_on_a_gpu_runs_eagerly(monkeypatch, error, reason):
-    def fail(images):
-        raise error
-
-    monkeypatch.setattr(compilation, "compiler_problem", lambda device: None)
-    monkeypatch.setattr(compilation, "_compiled", lambda backend, runtime: fail)
-    runtime = Runtime(torch.device("meta"), batch_size=2)
-    prepared = prepare_backends({"FP32": torch.nn.Conv2d(3, 4, 3)}, runtime, True, 1, (64, 128))
-    assert prepared.compiled == () and prepared.backends["FP32"] is not fail
-    assert prepared.reason.startswith(f"FP32 not compiled, because {reason}")
+    monkeypatch.setattr(torch, "compile", trace)
+    for width in range(9):
+        networks = {"FP32": ConvBNReLU(3, 8 + width, 3).eval()}
+        prepared = prepare_backends(networks, Runtime("cuda:0"), compiled=True)  # without the kernel, as on a GPU
+        prepared.backends["FP32"](torch.zeros(1, 3, 8, 8))
+    assert len(graphs) == 9

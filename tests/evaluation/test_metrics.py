@@ -24,11 +24,7 @@ def test_metrics_equal_those_worked_by_hand():
     assert np.isnan(metrics.iou(matrix)[3:]).all()
     assert metrics.mean_iou(matrix) == pytest.approx(1 / 3, abs=1e-15)
     assert metrics.pixel_accuracy(matrix) == 3 / 5
-
-
-def test_metrics_are_nan_if_no_pixel_is_scored():
-    empty = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-    assert np.isnan(metrics.mean_iou(empty)) and np.isnan(metrics.pixel_accuracy(empty))
+    assert np.isnan(metrics.mean_iou(0 * matrix)) and np.isnan(metrics.pixel_accuracy(0 * matrix))
 
 
 def test_the_miou_of_an_image_is_over_the_classes_in_its_label():

