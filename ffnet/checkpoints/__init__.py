@@ -1,8 +1,6 @@
 """Read checkpoint files without running anything that they contain.
 
-`loading` reads every published form and returns a network with its weights. `unpickling` reads what torch.save wrote
-with torch's restricted unpickler, once `pickle_checks` has accepted it. `matching` compares a state_dict with a
-variant, `folder` finds the checkpoint of each of several models in a folder, `download` fetches the published files,
-and `problems` holds what can be wrong with a file.
-`python -m ffnet.checkpoints FILE` says what a file is.
+`loading` reads every published form, loads it into a network, and finds the checkpoints of several models in a folder.
+`unpickling` reads what torch.save wrote with torch's restricted unpickler, `matching` compares a state_dict with a
+variant, and `download` fetches the published files. `python -m ffnet.checkpoints FILE` describes a file.
 """

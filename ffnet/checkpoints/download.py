@@ -45,15 +45,11 @@ def published_file(variant: Variant) -> tuple[str, str]:
 
 
 def download_published(variant: Variant, cache_dir: Path) -> Path:
-    """Return the path of a variant's published file in `cache_dir`; download it if it is not there yet.
-
-    Raises:
-        InvalidCheckpointError: if there is no such file, or it cannot be downloaded, or its sha256 has changed.
-    """
+    """Return the path of a variant's published file in `cache_dir`; download it if it is not there yet."""
     url, name = published_file(variant)
     path = Path(cache_dir) / name
     try:
-        if record_of(path).exists() and path.exists():  # complete; the folder may be read-only
+        if path.exists() and path.with_name(f"{name}.sha256").exists():  # complete; the folder may be read-only
             check_sha256(path, path)
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,34 +87,19 @@ def download(url: str, path: Path) -> None:
 
 
 def download_once(url: str, path: Path) -> None:
-    """Download a zip file in one attempt; any error but InvalidCheckpointError may be temporary."""
+    """Download a zip file, as both published forms are, in one attempt; any error may be temporary."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
-        length = response.headers.get("Content-Length")
-        total = int(length) if length else None
-        first = response.read(2**20)
-        if response.headers.get_content_type() == "text/html" or first.lstrip().startswith(b"<"):
-            raise InvalidCheckpointError(
-                f"{url}: the server sent an HTML page instead of the file. Open the address in a browser, or name a "
-                "file with --checkpoint."
-            )
+        total = int(response.headers.get("Content-Length", 0)) or None
         with tqdm.wrapattr(file, "write", total, desc=path.name, disable=None) as target:  # None: only on a terminal
-            target.write(first)
             shutil.copyfileobj(response, target, 2**20)
-        if total is not None and file.tell() != total:
-            raise OSError(f"{file.tell()} of {total} bytes arrived")
-    with zipfile.ZipFile(path) as archive:  # both published forms are zip files
+    with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise OSError(f"{damaged} arrived damaged")
 
 
-def record_of(path: Path) -> Path:
-    """Return the path of the file that holds the sha256 of the first download of `path`."""
-    return path.with_name(path.name + ".sha256")
-
-
 def check_sha256(file: Path, path: Path) -> None:
     """Compare the sha256 of `file` with the one recorded for `path`, or record it if none is."""
-    record = record_of(path)
+    record = path.with_name(f"{path.name}.sha256")
     sha256 = sha256_of(file)
     if not record.exists():
         write_atomically(record, f"{sha256}  {path.name}\n")

@@ -1,40 +1,34 @@
-"""Read a checkpoint of any published form, and load it into the network of a variant."""
+"""Read a checkpoint of any published form, load it into a network, and find the checkpoints of models in a folder."""
 
 import contextlib
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
 
-from ffnet.checkpoints.matching import converted_dtypes, match_state_dict
-from ffnet.checkpoints.prefixes import common_prefix
-from ffnet.checkpoints.problems import DOWNLOAD_AGAIN, CheckpointProblem
+from ffnet.checkpoints.matching import BATCH_COUNTER, match_state_dict, matching_variants, without_prefix
 from ffnet.checkpoints.unpickling import (
     MAX_BYTES,
+    REMEDY,
     CheckpointContents,
-    check_zip_entries,
+    CheckpointProblem,
     read_legacy_format,
     read_torch_zip,
 )
 from ffnet.model import FFNet
 from ffnet.system.errors import UserError
+from ffnet.system.text import list_names
 from ffnet.variants import VARIANTS, Variant
 
 MAX_HEADER = 2**20  # bytes of a safetensors header
-COUNTER = "n_averaged"  # torch's AveragedModel has this buffer beside the network
+HEAD = 512  # bytes that show the form of a file
+ZIP_MAGIC = b"PK\3\4"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch before 1.6 began with
-OTHER_FILES = {  # first bytes of files that are not checkpoints -> what they are, and what to do
-    b"version https://git-lfs": ("a git-lfs pointer, not the file itself", "Fetch the file with `git lfs pull`."),
-    b"<": ("an HTML page, not a checkpoint", "Check the address it came from; it may need a login."),
-    b"{": ("JSON, not a checkpoint", "If it holds encodings, give it with --encodings."),
-    b"\x89HDF": ("an HDF5 file, not one that torch.save wrote", DOWNLOAD_AGAIN),
-    b"\x1f\x8b": ("a gzip archive", "Unpack it and name the checkpoint inside."),
-}
 
 
 class InvalidCheckpointError(UserError):
@@ -53,13 +47,20 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # sentences on what was removed or converted
 
 
+@dataclass(frozen=True)
+class FoundCheckpoints:
+    """The checkpoints of the requested models."""
+
+    paths: dict[str, Path]  # for `load_checkpoint`, by the name of the model, in the order of the request
+    notes: tuple[str, ...]  # sentences on files that were ignored
+
+
 def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     """Load a file's weights into the network of `variant`, which may be a name in VARIANTS.
 
-    Keys and shapes must be the model's, and so must the hyperparameters that a pickled module carries. What torch's
-    strict loading accepts is accepted: other dtypes are converted, and `num_batches_tracked` may be missing. One
-    unexpected key is accepted too: `smoothing.weight`, because a model without pre_down has the weights of its pre_down
-    sibling.
+    Keys, shapes and the hyperparameters of a pickled module must be the model's. Other dtypes are converted and
+    `num_batches_tracked` may be missing, as in torch's strict loading. A model without pre_down accepts the unexpected
+    key `smoothing.weight`, because it has the weights of its pre_down sibling.
 
     Raises:
         InvalidCheckpointError: if the file cannot be read or does not match.
@@ -68,8 +69,9 @@ def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     contents, sha256 = read_checkpoint(path, variant.release_file)
     with errors_naming(path):
         model = match_state_dict(variant, contents)
-    notes = contents.notes()
-    if dtypes := converted_dtypes(contents.state_dict, model.state_dict()):
+    notes = list(contents.notes)
+    weights = [tensor for key, tensor in contents.state_dict.items() if not key.endswith(BATCH_COUNTER)]
+    if dtypes := sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights} - {"float32"}):
         notes.append(f"Weights were converted from {' and '.join(dtypes)} to float32.")
     return Checkpoint(model, contents.form, contents.equalized, sha256, Path(path), tuple(notes))
 
@@ -86,8 +88,8 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
     """Return the contents and the sha256 of a checkpoint.
 
     Args:
-        path: the file.
-        member: which checkpoint to read if the file is a release zip; it may be left out if the zip holds only one.
+        path: The file.
+        member: The checkpoint to read if the file is a release zip; may be left out if the zip holds only one.
 
     Raises:
         InvalidCheckpointError: if the file is not a checkpoint.
@@ -97,8 +99,7 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
         if path.exists() and not path.is_file():
             raise CheckpointProblem("this is not a file", "Name a checkpoint file.")
         with path.open("rb") as file:
-            members = release_members(file)
-            if members:
+            if members := release_members(file):
                 return read_release(file, members, member)
             stream = io.BytesIO(file.read(MAX_BYTES + 1))
         if len(stream.getbuffer()) > MAX_BYTES:
@@ -119,7 +120,7 @@ def errors_naming(path: Path | str) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidCheckpointError(
-            f"{path}: this file is broken or not a checkpoint ({printable(reason)[:200]}). {DOWNLOAD_AGAIN}"
+            f"{path}: this file is broken or not a checkpoint ({printable(reason)[:200]}). {REMEDY}"
         ) from error
 
 
@@ -130,13 +131,10 @@ def printable(text: str) -> str:
 
 def release_members(file: io.BufferedReader) -> list[str]:
     """Return the names of the checkpoints in a zip such as an FFNet release; none for other files and torch's zips."""
-    names = []
-    if file.read(4) == b"PK\3\4":
-        check_zip_entries(file)
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+    names = zipfile.ZipFile(file).namelist() if file.read(4) == ZIP_MAGIC else []
     file.seek(0)
-    return [name for name in names if name.endswith(".pth") and not any(n.endswith("data.pkl") for n in names)]
+    is_torch_zip = any(name.endswith("data.pkl") for name in names)
+    return [name for name in names if name.endswith(".pth") and not is_torch_zip]
 
 
 def read_release(file: io.BufferedReader, members: list[str], member: str) -> tuple[CheckpointContents, str]:
@@ -144,42 +142,29 @@ def read_release(file: io.BufferedReader, members: list[str], member: str) -> tu
     chosen = [name for name in members if name == member or not member]
     if len(chosen) != 1:
         problem = f"holds no {member}" if member else "holds several checkpoints"
-        raise CheckpointProblem(
-            f"this release zip {problem}; it holds {', '.join(members[:20])}", "Unpack it, or name another zip."
-        )
-    with zipfile.ZipFile(file) as archive:
-        info = archive.getinfo(chosen[0])
-        usual = not info.flag_bits & 1 and info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        if not usual or info.file_size > MAX_BYTES:
-            raise CheckpointProblem(
-                f"{info.filename} in this zip is encrypted, compressed in a rare way, or larger than {MAX_BYTES} bytes",
-                "Unpack it and name the file.",
-            )
-        with archive.open(info) as compressed:
-            stream = io.BytesIO(compressed.read(MAX_BYTES + 1))
+        raise CheckpointProblem(f"this release zip {problem}; it holds {list_names(members)}", "Unpack it.")
+    with zipfile.ZipFile(file) as archive, archive.open(chosen[0]) as member_file:
+        stream = io.BytesIO(member_file.read(MAX_BYTES + 1))
+    if len(stream.getbuffer()) > MAX_BYTES:
+        raise CheckpointProblem(f"{chosen[0]} in this zip has more than {MAX_BYTES} bytes")
     file.seek(0)
     return replace(read_stream(stream), form="release"), hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_stream(stream: io.BytesIO) -> CheckpointContents:
     """Read one checkpoint, whose form is detected from its first bytes."""
-    head = bytes(stream.getbuffer()[:512])
-    if head.startswith(b"PK\3\4"):
+    head = bytes(stream.getbuffer()[:HEAD])
+    if head.startswith(ZIP_MAGIC):
         contents = read_torch_zip(stream)
     elif head.startswith(LEGACY_MAGIC):
         contents = read_legacy_format(stream)
     elif begins_like_safetensors(head):
         contents = CheckpointContents("safetensors", safetensors.torch.load(stream.getvalue()))
     else:
-        raise problem_of_other_file(head)
+        raise CheckpointProblem(f"this file begins with {head[:30]!r}, unlike a checkpoint")
     if not contents.state_dict:
         raise CheckpointProblem("this file holds no tensors", "Name another one.")
     return without_prefix(contents)
-
-
-def begins_like_checkpoint(head: bytes) -> bool:
-    """Return whether a file with these first bytes, at least 16, may be a checkpoint or a release zip."""
-    return head.startswith((b"PK\3\4", LEGACY_MAGIC)) or begins_like_safetensors(head)
 
 
 def begins_like_safetensors(head: bytes) -> bool:
@@ -187,26 +172,89 @@ def begins_like_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
-def without_prefix(contents: CheckpointContents) -> CheckpointContents:
-    """Remove the prefixes of wrappers that all keys share."""
-    keys = [key for key in contents.state_dict if key != COUNTER]
-    prefix = common_prefix(keys)
-    if not prefix:
-        return contents
-    layers = contents.hyperparameters.items()
-    return replace(
-        contents,
-        state_dict={key.removeprefix(prefix): contents.state_dict[key] for key in keys},
-        hyperparameters={layer.removeprefix(prefix): values for layer, values in layers},
-        prefix=prefix,
-    )
+def find_checkpoints(folder: Path, names: Sequence[str]) -> FoundCheckpoints:
+    """Return the checkpoint of each named model in a folder and its subfolders.
+
+    A file with one of the model's known names is its checkpoint. Without such a file it is the only file that fits the
+    model by keys, shapes and hyperparameters and whose name belongs to no other model.
+
+    Raises:
+        InvalidCheckpointError: if a model has no checkpoint or several, or if one would be used for models whose
+            published weights differ; the message names all these models.
+    """
+    visible = [path for path in folder.rglob("[!.]*") if path.is_file()]
+    files = sorted(path for path in visible if begins_like_checkpoint(path))
+    found = {name: files_named_for(VARIANTS[name], files) for name in names}
+    unnamed = [name for name in names if not found[name]]
+    notes = []
+    for path in files if unnamed else ():
+        try:
+            for name in fitting_models(path, unnamed):
+                found[name].append(path)
+        except InvalidCheckpointError as error:
+            notes.append(f"A file in the folder was ignored. {error}")
+    if problems := list(choice_problems(found, unnamed)):
+        labels = list_names([path.name for path in files]) or "no file that begins like a checkpoint"
+        text = " ".join([*problems, f"The folder holds {labels}.", *notes[:1]])
+        raise InvalidCheckpointError(f"--checkpoint {folder}: {printable(text)}")
+    return FoundCheckpoints({name: paths[0] for name, paths in found.items()}, tuple(notes))
 
 
-def problem_of_other_file(head: bytes) -> CheckpointProblem:
-    """Return what is wrong with a file that does not begin like a checkpoint."""
-    if not head:
-        return CheckpointProblem("this file is empty", DOWNLOAD_AGAIN)
-    for beginning, (kind, remedy) in OTHER_FILES.items():
-        if head.lstrip().startswith(beginning):
-            return CheckpointProblem(f"this is {kind}", remedy)
-    return CheckpointProblem("this is neither a torch nor a safetensors file", DOWNLOAD_AGAIN)
+def begins_like_checkpoint(path: Path) -> bool:
+    """Return whether a file's first bytes may be those of a checkpoint or a release zip."""
+    with errors_naming(path), path.open("rb") as file:
+        head = file.read(HEAD)
+    return head.startswith((ZIP_MAGIC, LEGACY_MAGIC)) or begins_like_safetensors(head)
+
+
+def known_stems(variant: Variant) -> list[str]:
+    """Return the names, without suffix, of files that hold a variant's weights: its own, the zoo's, the release's."""
+    return [variant.name, f"prepared_{variant.name}", Path(variant.release_file).stem]
+
+
+def files_named_for(variant: Variant, files: Sequence[Path]) -> list[Path]:
+    """Return the files with the first of a variant's known names that any file has; its release zip comes last."""
+    for stem in known_stems(variant):
+        if paths := [path for path in files if path.stem == stem]:
+            return paths
+    return [path for path in files if path.name == f"{Path(variant.release_file).parent}.zip"]
+
+
+def weights_of(name: str) -> str:
+    """Return a name of a model's published weights: a pre_down variant and its sibling have the same."""
+    return VARIANTS[name].release_file or name
+
+
+def fitting_models(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the models in `names` that a file fits; a file with a known name of other weights fits none.
+
+    Raises:
+        InvalidCheckpointError: if the file can't be loaded.
+    """
+    owners = {weights_of(name) for name, variant in VARIANTS.items() if path.stem in known_stems(variant)}
+    wanted = [name for name in names if not owners or weights_of(name) in owners]
+    if not wanted or path.suffix == ".zip":  # release zips are found by their names
+        return []
+    contents, _ = read_checkpoint(path)
+    fitting = []
+    for name in matching_variants(contents, wanted):
+        with contextlib.suppress(CheckpointProblem):
+            match_state_dict(VARIANTS[name], contents)
+            fitting.append(name)
+    return fitting
+
+
+def choice_problems(found: Mapping[str, Sequence[Path]], unnamed: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong if models have no file or several, or if a file fits `unnamed` models with other weights."""
+    if missing := [name for name, paths in found.items() if not paths]:
+        yield f"No file fits {list_names(missing)}. Add the missing files, or change --model-name."
+    for name, paths in found.items():
+        if len(paths) > 1:
+            yield f"{name} has several files: {list_names(list(map(str, paths)))}. Keep one, or name it {name}.pth."
+    for path in dict.fromkeys(path for name in unnamed for path in found[name]):
+        names = [name for name in unnamed if found[name] == [path]]
+        if len(set(map(weights_of, names))) > 1:
+            yield (
+                f"{path.name} fits {' and '.join(names)}, whose published weights differ. Name it "
+                f"{names[0]}{path.suffix} if it is that model's."
+            )

@@ -1,35 +1,71 @@
 """Match a checkpoint with a variant, and build the network with the checkpoint's tensors."""
 
 import functools
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ffnet.checkpoints.problems import CheckpointProblem
-from ffnet.checkpoints.unpickling import CheckpointContents
+from ffnet.checkpoints.unpickling import CheckpointContents, CheckpointProblem
 from ffnet.model import FFNet, remove_batch_norms
 from ffnet.system.text import list_names
 from ffnet.variants import VARIANTS, Published, Variant
 
+WRAPPERS = (  # attributes that hold the network in wrappers of torch and Lightning, then in those of trainers
+    "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
+    "model", "_model", "net", "network", "ema_model", "model_ema",
+)  # fmt: skip
+AVERAGED_COUNTER = "n_averaged"  # a buffer of torch's AveragedModel, beside the network
+BATCH_COUNTER = "num_batches_tracked"  # a buffer of batch norms; torch before 0.4.1 had none
 SMOOTHING_SHAPE = (3, 1, 5, 5)
-SHOWN_KEYS = 3
-COUNTER = "num_batches_tracked"  # of a batch norm; torch before 0.4.1 had none
 # Hyperparameters of GaussianConv2D for which it has no attributes; in a file it may be a convolution, which has them.
 SMOOTHING = {"kernel_size": 5, "padding": 0, "dilation": 1, "padding_mode": "zeros", "transposed": False}
+SHOWN_KEYS = 3
+
+
+def common_prefix(names: Collection[str]) -> str:
+    """Return the prefixes of wrappers that all names share, such as "module._orig_mod."; "" if there are none.
+
+    A state_dict of `DataParallel(network)` has `module.conv.weight` in place of `conv.weight`, and AIMET names the
+    layers of a wrapped network in the same way. Wrappers may be nested.
+    """
+    wrappers = [list(itertools.takewhile(WRAPPERS.__contains__, name.split(".")[:-1])) for name in names]
+    return "".join(f"{part}." for part in os.path.commonprefix(wrappers))
+
+
+def without_prefix(contents: CheckpointContents) -> CheckpointContents:
+    """Remove the prefixes of wrappers that all keys share."""
+    keys = [key for key in contents.state_dict if key != AVERAGED_COUNTER]
+    prefix = common_prefix(keys)
+    if not prefix:
+        return contents
+    layers = contents.hyperparameters.items()
+    note = f"The prefix {prefix!r}, which a wrapper adds, was removed from every key."
+    return replace(
+        contents,
+        state_dict={key.removeprefix(prefix): contents.state_dict[key] for key in keys},
+        hyperparameters={layer.removeprefix(prefix): values for layer, values in layers},
+        notes=(*contents.notes, note),
+    )
 
 
 def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
-    """Return the FFNet of `variant`, in eval mode, with a checkpoint's tensors; refuse what is not the model's."""
+    """Return the FFNet of `variant`, in eval mode, with a checkpoint's tensors.
+
+    Raises:
+        CheckpointProblem: if keys, shapes, hyperparameters or values do not match.
+    """
     state = with_counters(contents.state_dict)
     smoothing = state.get("smoothing.weight")
     if not variant.pre_down and not contents.equalized and smoothing is not None and smoothing.shape == SMOOTHING_SHAPE:
-        del state["smoothing.weight"]  # the file is of a pre_down model, whose other weights are this model's
+        del state["smoothing.weight"]  # the file is for a pre_down model, whose other weights are this model's
     model = empty_model(variant, contents.equalized, "smoothing.bias" in state)
     if differences := key_differences(state, model.state_dict()):
-        names = " and ".join(matching_variants(contents.state_dict, contents.equalized))
+        names = " and ".join(matching_variants(contents))
         raise CheckpointProblem(
             f"this checkpoint does not match {variant.name}; it matches {names or 'no FFNet variant'}. {differences}",
             "Name its model with --model-name, or name another checkpoint." if names else "Name another checkpoint.",
@@ -66,16 +102,17 @@ def key_differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state_dict with `num_batches_tracked` for every batch norm, as torch's strict loading completes it.
+    """Return a state_dict with a scalar `num_batches_tracked` for every batch norm.
 
-    No result depends on these counters. torch before 0.4.1 saved none, and others have one dimension.
+    No result depends on these counters. torch before 0.4.1 saved none, and others have one dimension; torch's strict
+    loading accepts both.
     """
     completed = dict(state)
     for key in state:
-        layer, _, name = key.rpartition(".")
-        if name == "running_var":
-            counter = completed.setdefault(f"{layer}.{COUNTER}", torch.tensor(0))
-            completed[f"{layer}.{COUNTER}"] = counter[0] if counter.shape == (1,) else counter
+        if key.endswith(".running_var"):
+            counter_key = key.removesuffix("running_var") + BATCH_COUNTER
+            counter = state.get(counter_key, torch.tensor(0))
+            completed[counter_key] = counter[0] if counter.shape == (1,) else counter
     return completed
 
 
@@ -83,18 +120,10 @@ def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
     """Return tensors of the expected dtypes; refuse complex numbers, NaN and infinity, also those beyond float32."""
     tensors = {}
     for key, tensor in state.items():
-        if tensor.is_complex():
-            raise CheckpointProblem(f"{key} holds complex numbers", "Name another checkpoint.")
-        tensors[key] = tensor.to(expected[key].dtype)
-        if not torch.isfinite(tensors[key]).all():
-            raise CheckpointProblem(f"{key} holds NaN or infinity", "Name another checkpoint, or download it again.")
+        tensors[key] = tensor if tensor.is_complex() else tensor.to(expected[key].dtype)
+        if tensor.is_complex() or not torch.isfinite(tensors[key]).all():
+            raise CheckpointProblem(f"{key} holds NaN, infinity or complex numbers", "Name another checkpoint.")
     return tensors
-
-
-def converted_dtypes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the dtypes in `state` that `converted` changes to float32."""
-    float32 = [tensor for key, tensor in state.items() if key in expected and expected[key].dtype == torch.float32]
-    return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in float32} - {"float32"})
 
 
 def check_hyperparameters(model: nn.Module, hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
@@ -115,27 +144,26 @@ def as_pair(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def matching_variants(state: Mapping[str, Tensor], equalized: bool) -> list[str]:
-    """Return the names of the variants that have the keys and shapes of `state`.
+def matching_variants(contents: CheckpointContents, names: Iterable[str] | None = None) -> list[str]:
+    """Return the variants, of those in `names` or of all, that have the keys and shapes of a checkpoint.
 
-    If the file holds a smoothing kernel, pre_down variants come first; their siblings without pre_down follow, unless
-    the file is equalized, because equalization may have rescaled the kernel.
+    A smoothing kernel does not matter for variants without pre_down, unless the file is equalized, because equalization
+    may have rescaled the kernel.
     """
-    counted = with_counters(state).items()
+    counted = with_counters(contents.state_dict).items()
     shapes = {key: tuple(tensor.shape) for key, tensor in counted if not key.startswith("smoothing.")}
-    smoothed = "smoothing.weight" in state
-    names = [name for name, variant in VARIANTS.items() if shapes == shapes_of(without_details(variant), equalized)]
-    pre_down = [name for name in names if VARIANTS[name].pre_down and smoothed]
-    plain = [name for name in names if not VARIANTS[name].pre_down and not (smoothed and equalized)]
-    return pre_down + plain
-
-
-def without_details(variant: Variant) -> Variant:
-    """Return a variant without what changes no tensor, so that variants with the same tensors are built once."""
-    return replace(variant, name="", upsampling="nearest", pre_down=False, release_file="", published=Published())
+    smoothed = "smoothing.weight" in contents.state_dict
+    variants = [VARIANTS[name] for name in (VARIANTS if names is None else names)]
+    possible = [v for v in variants if (smoothed if v.pre_down else not (smoothed and contents.equalized))]
+    return [v.name for v in possible if shapes == shapes_of(v, contents.equalized)]
 
 
 @functools.cache
-def shapes_of(variant: Variant, folded: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a variant."""
+def _shapes_of(variant: Variant, folded: bool) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in empty_model(variant, folded).state_dict().items()}
+
+
+def shapes_of(variant: Variant, folded: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a variant, without the smoothing kernel; those with equal ones share them."""
+    same = replace(variant, name="", upsampling="nearest", pre_down=False, release_file="", published=Published())
+    return _shapes_of(same, folded)

@@ -1,54 +1,71 @@
 """Safe unpickling: read a state_dict or a whole pickled module without running anything that the file contains.
 
-torch's restricted unpickler (`weights_only=True`) reads the file. It is given a stub for each class or function that a
-published file imports. Three checks come first, because torch has no such bounds of its own: the zip holds plain
-records with correct checksums, the pickle imports only names that published files import, and its structure is one that
-`torch.save` writes.
+torch's restricted unpickler (`weights_only=True`) reads the file. It gets a stub for each class or function that a
+published file imports; a file that imports anything else is refused. Earlier checks cover what torch does not: the zip
+must hold plain records with correct checksums, and the pickle must not nest tuples so deeply that hashing them crashes
+the process.
 """
 
 import io
 import pickle
+import pickletools
 import re
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ffnet.checkpoints.pickle_checks import TORCH_NAMES, check_pickle
-from ffnet.checkpoints.problems import DOWNLOAD_AGAIN, SAVE_AGAIN, SAVE_ALONE, CheckpointProblem, quoted
-
-MAX_BYTES = 400 * 2**20  # of a checkpoint; the largest published one has 378 MiB
-MAX_RECORD = 64 * 2**20  # bytes of one storage; the largest convolution of any variant has 9 MiB
+MAX_BYTES = 400 * 2**20  # size of a checkpoint, and of all its tensors together; the largest published one has 378 MiB
 MAX_PICKLE = 2**20  # bytes; published files have at most 250 kB
-MAX_COUNT = 20_000  # of a zip's records, of modules (one that has two names counts twice), and of tensors
-
-MAX_DEPTH = 32  # of modules in modules
-MAX_MEMBERS = 2_000  # of one module; the flat root of a traced network has some hundred
+MAX_COUNT = 20_000  # modules and tensors; a module that has two names counts twice
 MAX_NAME = 200  # characters of one name in a key
-MAX_DIMS = 4  # of a tensor: a convolution's weight
-MAX_SHARED = 2**20  # bytes that tensors may claim beyond the file's size: each tensor counts the storage that it shares
+MAX_DEPTH = 32  # nesting of modules
+MAX_ENTRIES = 3  # nesting of training checkpoints
+MAX_TUPLE = 1_000  # values in a tuple, nested ones included; hashing recurses without a limit
 
-ZIP_ENTRY = b"PK\1\2"  # begins each entry of a zip's directory
-RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder|\.[\w/]+")  # torch needs none that begins with a dot
-HYPERPARAMETERS = {  # that a state_dict does not carry
+REMEDY = (
+    "Download it again or, if you trust its source, load it where its classes are installed and save its state_dict "
+    "alone: torch.save(model.state_dict(), 'weights.pth')."
+)
+
+RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder")  # those that torch reads
+TORCH_NAMES = re.compile(  # provided by torch's unpickler; it has others, some of which allocate any amount of memory
+    r"torch\._utils\._rebuild_(parameter|tensor_v2)"
+    r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+    r"|collections\.OrderedDict|(__builtin__|builtins)\.set"
+)
+FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
+STUB_NAMES = re.compile(
+    re.escape(FX_MODULE) + r"|torch\.nn\.modules\.(module\.Module|conv\.Conv2d|batchnorm\.BatchNorm2d|activation\.ReLU"
+    r"|linear\.(Identity|Linear)|container\.(Sequential|ModuleList)|pooling\.MaxPool2d)"
+    r"|aimet_torch\.elementwise_ops\.(Add|Concat|Interpolate)"
+    r"|(__main__|(models|ffnet)(\.\w+)*)\.[A-Z]\w*|[\w.]+\.GaussianConv2D"  # FFNet's own classes: their paths differ
+    r"|(__builtin__|builtins)\.getattr|torch\._C\._VariableFunctionsClass"
+    r"|argparse\.Namespace"  # options of a training script, beside the state_dict
+)
+HYPERPARAMETERS = {  # not in a state_dict
     "Conv2d": ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"),
     "GaussianConv2D": ("stride", "groups", "padding", "dilation"),
     "BatchNorm2d": ("eps",),
     "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
 }
-
-WEIGHTS_ENTRIES = (  # of training checkpoints that may hold the weights; the first one is read
+WEIGHTS_ENTRIES = (  # entries of training checkpoints that may hold the weights; the first one is read
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network",
     "state_dict_ema", "ema_state_dict", "model_ema", "ema",
 )  # fmt: skip
-MAX_ENTRIES = 3  # training checkpoints in one another
 
-FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
-LOCK = threading.Lock()  # torch's list of safe globals belongs to the whole process
+LOCK = threading.Lock()  # torch's safe globals belong to the whole process
+
+
+class CheckpointProblem(Exception):
+    """What is wrong with a checkpoint and what to do; `ffnet.checkpoints.loading` adds the name of the file."""
+
+    def __init__(self, problem: str, remedy: str = REMEDY) -> None:
+        super().__init__(f"{problem}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -59,40 +76,25 @@ class CheckpointContents:
     state_dict: dict[str, Tensor]  # contiguous tensors on the CPU
     hyperparameters: dict[str, dict[str, Any]] = field(default_factory=dict)  # per layer of a pickled module
     names: tuple[str, ...] = ()  # Python names that the file imports
-    code: tuple[str, ...] = ()  # Python text that loading the file without `weights_only` would run
-    entry: str = ""  # of a training checkpoint, such as "state_dict", that holds the state_dict
-    other_entries: tuple[str, ...] = ()  # other entries of WEIGHTS_ENTRIES; not read
-    prefix: str = ""  # of wrappers, such as "module.", that was removed from every key
+    notes: tuple[str, ...] = ()  # sentences on where the state_dict was found, and how its keys were changed
 
     @property
     def equalized(self) -> bool:
         """Whether batch norms are folded into the convolutions, as cross-layer equalization leaves them."""
         return not any(key.endswith(".running_var") for key in self.state_dict)
 
-    def notes(self) -> list[str]:
-        """Return sentences that say where in the file the state_dict was found, and how its keys were changed."""
-        notes = []
-        if self.entry:
-            notes.append(f"The weights are the entry {self.entry!r} of a training checkpoint.")
-        if self.other_entries:
-            notes.append(f"Not used, although they may hold weights too: {', '.join(map(repr, self.other_entries))}.")
-        if self.prefix:
-            notes.append(f"The prefix {self.prefix!r}, which a wrapper adds, was removed from every key.")
-        return notes
-
 
 class Stub:
     """The result of calling a class or function that a file imports: it only holds what it is given."""
 
-    __slots__ = ("args", "state")
     name = ""
-    args: tuple[Any, ...]
-    state: Any
+    args: tuple[Any, ...] = ()  # the first one of a traced module is its attributes
+    state: Any = None
 
     def __new__(cls, *args: Any) -> "Stub":
-        """Hold the arguments; pickles that create objects do not call `__init__`."""
-        self = object.__new__(cls)
-        self.args, self.state = args, None
+        """Hold the first argument; pickles that create objects do not call `__init__`."""
+        self = super().__new__(cls)
+        self.args = args[:1]
         return self
 
     def __setstate__(self, state: Any) -> None:
@@ -101,21 +103,16 @@ class Stub:
 
 def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
     """Read a file that torch 1.6 or later saved, and close the stream; a broken file raises errors of any type."""
-    size = len(stream.getbuffer())
-    check_zip_entries(stream)
-    copy = io.BytesIO()
+    checked = io.BytesIO()
     # torch gets a copy, because its reader and zipfile may find different directories in the same bytes.
-    with zipfile.ZipFile(stream) as archive, zipfile.ZipFile(copy, "w") as checked:
-        records = checked_records(archive, size)
-        pickled = io.BytesIO(archive.read(records["data.pkl"]))
+    with zipfile.ZipFile(stream) as archive, zipfile.ZipFile(checked, "w") as copy:
+        records = checked_records(archive, len(stream.getbuffer()))
+        names = check_pickle(io.BytesIO(archive.read(records["data.pkl"])))
         for name, info in records.items():
-            checked.writestr(f"archive/{name}", archive.read(info))  # read() compares the checksum
-    stream.close()  # a large file would otherwise be in memory three times
-    names = check_pickle(pickled)
-    if pickled.read(1):
-        raise CheckpointProblem("this file has bytes after the end of its pickle", DOWNLOAD_AGAIN)
-    copy.seek(0)
-    return contents_of(load_restricted(copy, names), names, size + MAX_SHARED)
+            copy.writestr(f"archive/{name}", archive.read(info))  # read() compares the checksum
+    stream.close()
+    checked.seek(0)
+    return contents_of(load_restricted(checked, names), names)
 
 
 def read_legacy_format(stream: io.BytesIO) -> CheckpointContents:
@@ -123,64 +120,72 @@ def read_legacy_format(stream: io.BytesIO) -> CheckpointContents:
 
     A whole module in that format is refused, because torch reads it only by running its code.
     """
-    size = len(stream.getbuffer())
     head = io.BytesIO(stream.read(MAX_PICKLE))
-    try:
-        names = tuple(dict.fromkeys(name for _ in range(5) for name in check_pickle(head)))
-        if not all(TORCH_NAMES.fullmatch(name) for name in names):
-            raise CheckpointProblem("this file imports classes")
-    except CheckpointProblem as problem:
-        reason = str(problem).removesuffix(f". {SAVE_AGAIN}")
-        raise CheckpointProblem(f"{reason}; it may be a whole module in the format of torch before 1.6") from problem
+    names = tuple(name for _ in range(5) for name in check_pickle(head))
+    if not all(TORCH_NAMES.fullmatch(name) for name in names):
+        raise CheckpointProblem("this file holds a whole module in the format of torch before 1.6")
     stream.seek(0)
-    root = load_restricted(stream, names)
-    if stream.read(1):
-        raise CheckpointProblem("this file has bytes after its last storage", DOWNLOAD_AGAIN)
-    stream.close()
-    return contents_of(root, names, size + MAX_SHARED)
-
-
-def check_zip_entries(stream: IO[bytes]) -> None:
-    """Refuse a zip with more records than any checkpoint, before zipfile holds them all; rewind the stream."""
-    stream.seek(0)
-    entries = sum(chunk.count(ZIP_ENTRY) for chunk in iter(lambda: stream.read(2**20), b""))
-    stream.seek(0)
-    if entries > MAX_COUNT:
-        raise CheckpointProblem(f"this zip has {entries} records, more than {MAX_COUNT}", DOWNLOAD_AGAIN)
+    return contents_of(load_restricted(stream, names), names)
 
 
 def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the records that torch needs of a zip of `size` bytes, by their names without the top folder."""
+    """Return the records that torch reads in a zip of `size` bytes, by their names without the top folder."""
     infos = archive.infolist()
-    folder = infos[0].filename.split("/")[0] + "/" if infos else ""
-    records = {info.filename.removeprefix(folder): info for info in infos}
-    unknown = [quoted(name) for name in records if not RECORDS.fullmatch(name)]
-    problems = {
-        "has two records of one name": len(records) < len(infos),
-        "has a record of more bytes than any layer": any(info.file_size > MAX_RECORD for info in infos),
-        "has a compressed or encrypted record, which torch.save never writes": any(
-            info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size
-            for info in infos
-        ),
-        "has records that claim more bytes than the file has": sum(info.file_size for info in infos) > size,
-        f"has a record {', '.join(unknown[:1])}, which no checkpoint has (TorchScript is not supported)": unknown,
-        f"has no data.pkl of at most {MAX_PICKLE} bytes": "data.pkl" not in records
-        or records["data.pkl"].file_size > MAX_PICKLE,
-    }
-    for problem, found in problems.items():
-        if found:
-            raise CheckpointProblem(f"this zip {problem}", DOWNLOAD_AGAIN)
-    return {name: info for name, info in records.items() if not name.startswith(".")}
+    records = {info.filename.partition("/")[2]: info for info in infos}
+    plain = all(
+        info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size and not info.flag_bits & 1
+        for info in infos
+    )
+    if not plain or len(records) < len(infos) or sum(info.file_size for info in infos) > size:
+        raise CheckpointProblem("this zip has records that are compressed, encrypted, named twice or too large")
+    if "data.pkl" not in records or records["data.pkl"].file_size > MAX_PICKLE:
+        raise CheckpointProblem(f"this zip has no data.pkl of at most {MAX_PICKLE} bytes")
+    return {name: info for name, info in records.items() if RECORDS.fullmatch(name)}
+
+
+def check_pickle(stream: io.BytesIO) -> tuple[str, ...]:
+    """Check the names and tuples of the pickle at the stream's position, without loading it.
+
+    Only the sizes of tuples are followed: Python hashes a nested tuple by recursion, which can exhaust the stack.
+
+    Returns:
+        The names that it imports. The stream's position is the end of the pickle.
+    """
+    names: dict[str, None] = {}
+    sizes: list[int] = []  # stack of the unpickler: sizes of tuples, and 1 for other values
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "GLOBAL":
+            names[str(argument).replace(" ", ".", 1)] = None
+        if opcode.name == "MARK":
+            marks.append(len(sizes))
+        elif opcode.name.endswith("BINPUT"):
+            memo[argument] = sizes[-1]
+        elif opcode.name.endswith("BINGET"):
+            sizes.append(memo[argument])
+        else:
+            taken = opcode.stack_before
+            after_mark = pickletools.markobject in taken
+            first = marks.pop() - taken.index(pickletools.markobject) if after_mark else len(sizes) - len(taken)
+            size = 1 + sum(sizes[first:]) if "TUPLE" in opcode.name else 1
+            if first < 0 or size > MAX_TUPLE:
+                raise CheckpointProblem("the pickle in this file is broken or nests too many tuples")
+            sizes[first:] = [size] * len(opcode.stack_after)
+    for name in names:
+        if not STUB_NAMES.fullmatch(name) and not TORCH_NAMES.fullmatch(name):
+            raise CheckpointProblem(f"this file imports {name[:200]}, which no published checkpoint does")
+    return tuple(names)
 
 
 def load_restricted(stream: io.BytesIO, names: tuple[str, ...]) -> Any:
-    """Return the root object that torch's restricted unpickler reads, with a stub for each name it does not know."""
+    """Return the root object that torch's restricted unpickler reads, with stubs for `names`; close the stream."""
     stubs: list[Any] = [
-        (type("Stub", (Stub,), {"__slots__": (), "name": name}), re.sub("^__builtin__", "builtins", name))
+        (type("Stub", (Stub,), {"name": name}), re.sub("^__builtin__", "builtins", name))
         for name in names
         if not TORCH_NAMES.fullmatch(name)
     ]
-    with LOCK:
+    with LOCK, stream:
         others = torch.serialization.get_safe_globals()
         try:
             # aimet_torch registers 83 safe globals; one of them lets a file open any path.
@@ -189,130 +194,83 @@ def load_restricted(stream: io.BytesIO, names: tuple[str, ...]) -> Any:
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # torch's text is long and suggests running the file's code
             reason = str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()
-            raise CheckpointProblem(f"torch refuses the pickle of this file ({reason})", DOWNLOAD_AGAIN) from error
+            raise CheckpointProblem(f"torch refuses the pickle of this file ({reason})") from error
         finally:
             torch.serialization.add_safe_globals(others)
 
 
-def contents_of(root: Any, names: tuple[str, ...], max_bytes: int) -> CheckpointContents:
-    """Return the contents of a loaded file, whose tensors may claim `max_bytes` together."""
-    entries: list[str] = []
-    others: tuple[str, ...] = ()
-    while found := weights_entries(root):
-        entries.append(found[0])
-        others += found[1:]
-        root = root[found[0]]
-        if len(entries) > MAX_ENTRIES:
-            raise CheckpointProblem("this file holds dictionaries that are nested too deeply", SAVE_ALONE)
-    contents = contents_of_weights(root, names, max_bytes)
-    return replace(contents, entry=".".join(entries), other_entries=others)
-
-
-def weights_entries(root: Any) -> tuple[str, ...]:
-    """Return the entries of a training checkpoint that hold a state_dict or a module; none if it is not one."""
-    if not isinstance(root, dict):
-        return ()
-    held = dict(dict.items(root))  # an OrderedDict from a file may have attributes of any name
-    return tuple(name for name in WEIGHTS_ENTRIES if isinstance(held.get(name), (dict, Stub)))
-
-
-def contents_of_weights(root: Any, names: tuple[str, ...], max_bytes: int) -> CheckpointContents:
-    """Return the contents of a state_dict or a pickled module."""
-    tensors = TensorCollector(max_bytes)
-    if isinstance(root, dict):  # dict.items, because an OrderedDict from a file may have an attribute `items`
-        nested = [key for key, value in dict.items(root) if isinstance(value, dict)]
-        if nested:
-            raise CheckpointProblem(f"the entry {quoted(nested[0])} is a dictionary, not a tensor", SAVE_ALONE)
-        for key, tensor in dict.items(root):
-            tensors.add(checked_key(key), tensor)
-        return CheckpointContents("state_dict", tensors.state_dict, names=names)
+def contents_of(root: Any, names: tuple[str, ...]) -> CheckpointContents:
+    """Return the contents of a loaded file: a state_dict or a module, which may be inside a training checkpoint."""
+    notes: list[str] = []
+    for _ in range(MAX_ENTRIES):
+        entry, *others = weights_entries(root) or [""]
+        if entry:
+            notes.append(f"The weights are the entry {entry!r} of a training checkpoint.")
+            root = root[entry]
+        if others:
+            notes.append(f"Not used, although they may hold weights too: {', '.join(map(repr, others))}.")
+    if isinstance(root, dict):
+        return CheckpointContents("state_dict", own_copies(dict.items(root)), names=names, notes=tuple(notes))
     if not isinstance(root, Stub):
         raise CheckpointProblem(f"this file holds a {type(root).__name__}, not a state_dict or a module")
-    hyperparameters = collect_module(root, tensors)
-    code = tuple(text for text in (*root.args[1:], module_state(root).get("_code")) if isinstance(text, str))
-    form = "prepared" if root.name == FX_MODULE else "module"
-    contents = CheckpointContents(form, tensors.state_dict, hyperparameters, names, code)
-    return replace(contents, form="equalized") if form == "prepared" and contents.equalized else contents
-
-
-def checked_key(key: object) -> str:
-    """Return a key if it is a text of reasonable length."""
-    if not isinstance(key, str) or len(key) > MAX_NAME:
-        raise CheckpointProblem(f"the key {quoted(key)} is not a text of at most {MAX_NAME} characters", SAVE_ALONE)
-    return key
-
-
-class TensorCollector:
-    """Checks tensors and gives each memory of its own, up to `max_bytes` together."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.state_dict: dict[str, Tensor] = {}
-        self.bytes_left = max_bytes
-        self.owned: set[int] = set()  # addresses of storages that belong to one collected tensor alone
-
-    def add(self, key: str, tensor: Any) -> None:
-        """Add a tensor; refuse one that is not a plain CPU tensor, or that is larger than its storage."""
-        if key in self.state_dict:
-            raise CheckpointProblem(f"{quoted(key)} is a parameter as well as a buffer")
-        plain = type(tensor) in (Tensor, torch.nn.Parameter)
-        if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            kind = getattr(tensor, "name", type(tensor).__name__)
-            raise CheckpointProblem(f"the entry {quoted(key)} is not a plain tensor but: {kind}")
-        if tensor.dim() > MAX_DIMS or tensor.is_conj() or tensor.is_neg():
-            raise CheckpointProblem(f"the tensor {quoted(key)} is of a kind that no network needs")
-        storage, axes = tensor.untyped_storage(), zip(tensor.shape, tensor.stride(), strict=True)
-        extent = tensor.storage_offset() + sum((size - 1) * stride for size, stride in axes) + 1
-        if tensor.numel() and extent * tensor.element_size() > storage.nbytes():
-            raise CheckpointProblem(f"the tensor {quoted(key)} is larger than its storage", DOWNLOAD_AGAIN)
-        self.bytes_left -= tensor.nbytes
-        if self.bytes_left < 0 or len(self.state_dict) == MAX_COUNT:
-            raise CheckpointProblem("the tensors claim more bytes than the file has, or are too many")
-        tensor, address = tensor.detach(), storage.data_ptr()
-        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or address in self.owned:
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-        else:
-            self.owned.add(address)
-        self.state_dict[key] = tensor
-
-
-def collect_module(root: Stub, tensors: TensorCollector) -> dict[str, dict[str, Any]]:
-    """Collect the tensors of a pickled module in torch's own order; return the hyperparameters per layer."""
+    tensors: list[tuple[str, Any]] = []
     hyperparameters = {}
     for visited, (prefix, module, state) in enumerate(walk_modules(root)):
-        if prefix.count(".") > MAX_DEPTH or visited == MAX_COUNT:
-            raise CheckpointProblem("the modules are nested too deeply, or are too many")
-        for name, tensor in own_tensors(module, state):
-            tensors.add(prefix + name, tensor)
+        tensors += [(prefix + name, tensor) for name, tensor in named_tensors(module, state)]
         wanted = HYPERPARAMETERS.get(module.name.split(".")[-1], ())
-        if wanted:
-            hyperparameters[prefix[:-1]] = {name: checked_value(state[name]) for name in wanted if name in state}
-    return hyperparameters
+        hyperparameters[prefix[:-1]] = {name: state[name] for name in wanted if name in state}
+        if prefix.count(".") > MAX_DEPTH or visited + len(tensors) > MAX_COUNT:
+            raise CheckpointProblem("the modules are nested too deeply, or are too many")
+    contents = CheckpointContents("module", own_copies(tensors), hyperparameters, names, tuple(notes))
+    prepared = "equalized" if contents.equalized else "prepared"
+    return replace(contents, form=prepared if root.name == FX_MODULE else "module")
+
+
+def weights_entries(root: Any) -> list[str]:
+    """Return the entries of a training checkpoint that hold a state_dict or a module; none if it is not one."""
+    values = root if isinstance(root, dict) else {}  # an OrderedDict from a file may have attributes of any name
+    return [name for name in WEIGHTS_ENTRIES if isinstance(dict.get(values, name), (dict, Stub))]
+
+
+def own_copies(tensors: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
+    """Return contiguous copies of plain CPU tensors; refuse other values, and tensors that claim too much memory."""
+    copies: dict[str, Tensor] = {}
+    bytes_left = MAX_BYTES
+    for key, tensor in tensors:
+        if not isinstance(key, str):
+            raise CheckpointProblem(f"this file has a key that is not a text but: {type(key).__name__}")
+        plain = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_conj() and not tensor.is_neg()
+        if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise CheckpointProblem(f"the entry {key[:80]!r} is not a plain tensor but: {type(tensor).__name__}")
+        bytes_left -= tensor.nbytes  # elements of an expanded tensor count each
+        if bytes_left < 0:
+            raise CheckpointProblem(f"the tensors claim more than {MAX_BYTES} bytes")
+        copies[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return copies
 
 
 def walk_modules(module: Any, prefix: str = "") -> Iterator[tuple[str, Stub, dict[Any, Any]]]:
-    """Yield a module and those inside it: the prefix of its keys, the module and its attributes."""
-    state = module_state(module, prefix[:-1])
+    """Yield a module and those inside it, in torch's order: the prefix of its keys, the module and its attributes."""
+    state = module_state(module)
     yield prefix, module, state
     for name, child in members(state, "_modules"):
         yield from walk_modules(child, f"{prefix}{name}.")
 
 
-def module_state(module: Any, path: str = "") -> dict[Any, Any]:
+def module_state(module: Any) -> dict[Any, Any]:
     """Return the attributes of a pickled module."""
     if not isinstance(module, Stub):
-        raise CheckpointProblem(f"the entry {quoted(path)} is not a module but: {type(module).__name__}")
+        raise CheckpointProblem(f"this file has a {type(module).__name__} in place of a module")
     state = module.args[0] if module.name == FX_MODULE and module.args else module.state
     if not isinstance(state, dict):
-        raise CheckpointProblem(f"the module {quoted(path)} has no attributes")
+        raise CheckpointProblem(f"this file has a {module.name} without attributes")
     return dict(dict.items(state))
 
 
-def own_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+def named_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the names and values of a module's own parameters and persistent buffers."""
     yield from members(state, "_parameters")
     not_persistent = state.get("_non_persistent_buffers_set", ())
-    if not isinstance(not_persistent, (set, tuple)):
-        raise CheckpointProblem("a module's _non_persistent_buffers_set is not a set")
     yield from ((name, tensor) for name, tensor in members(state, "_buffers") if name not in not_persistent)
     if module.name.endswith(".GaussianConv2D"):  # its kernel may be a plain attribute
         yield from ((name, state[name]) for name in ("weight", "bias") if isinstance(state.get(name), Tensor))
@@ -320,19 +278,8 @@ def own_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, Any]
 
 def members(state: dict[Any, Any], kind: str) -> Iterator[tuple[str, Any]]:
     """Yield the names and values in a module's dictionary `kind`, without those that are None."""
-    held = state.get(kind, {})
-    if not isinstance(held, dict) or len(held) > MAX_MEMBERS:
-        raise CheckpointProblem(f"a module's {kind} are not a dictionary of at most {MAX_MEMBERS} members")
-    for name, value in dict.items(held):
-        if not name or "." in checked_key(name):
-            raise CheckpointProblem(f"a module has a member {quoted(name)}; names have no dot")
+    for name, value in dict.items(state.get(kind, {})):
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or "." in name:
+            raise CheckpointProblem(f"a module has a member {str(name)[:80]!r}; names are texts without a dot")
         if value is not None:
             yield name, value
-
-
-def checked_value(value: Any) -> Any:
-    """Return a hyperparameter if it is a number, a text or a tuple of them."""
-    items = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(item, (bool, int, float, str)) for item in items):
-        raise CheckpointProblem("a hyperparameter is neither a number nor a text")
-    return value

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
 
-from ffnet.checkpoints.prefixes import common_prefix
+from ffnet.checkpoints.matching import common_prefix
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.sites import INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, QuantizerSite, tensor_arguments
 from ffnet.system.errors import UserError

@@ -13,9 +13,9 @@ import torch
 from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
 from demo.streetscenes.scenes import ensure_scenes
-from ffnet.checkpoints import folder
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_checkpoint
+from ffnet.checkpoints.loading import find_checkpoints as find_in_folder
 from ffnet.config import Config, DataConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
 from ffnet.file_names import RESULT_MEGABYTES
@@ -197,7 +197,7 @@ def find_checkpoints(config: Config) -> tuple[dict[str, Path], list[str]]:
     if given is None:
         return {name: _own_checkpoint(VARIANTS[name], config) for name in names}, []
     if given.is_dir():
-        found = folder.find_checkpoints(given, names)
+        found = find_in_folder(given, names)
         return found.paths, list(found.notes)
     return dict.fromkeys(names, given), []
 

@@ -1,141 +1,154 @@
-"""Which files of a folder are read, which are ignored, and how the user learns of it."""
+"""Each model gets the file of its name in a folder, else the only one that fits, and never another model's in silence.
 
-import os
+The reference is the file that a test wrote for a model: what `load_checkpoint` reads from the path that was found.
+"""
+
+import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from ffnet.checkpoints import folder as module
-from ffnet.checkpoints.folder import find_checkpoints
-from ffnet.checkpoints.loading import load_checkpoint
-from tests.helpers.checkpoint_folders import (
-    GPU,
-    GPU_MEMBER,
-    MEMBER,
-    MOBILE,
-    PAIR,
-    SMALL,
-    SMALL_MEMBER,
-    found,
-    refusal,
-    save,
-    save_release,
-    state_of,
-)
-from tests.helpers.networks import DEMO, PRE_DOWN
+from ffnet.checkpoints.loading import InvalidCheckpointError, find_checkpoints, load_checkpoint
+from ffnet.checkpoints.matching import shapes_of
+from ffnet.model import build_model
+from ffnet.variants import VARIANTS
+from tests.helpers import checkpoint_forms as forms
+from tests.helpers.networks import DEMO, PRE_DOWN, TOY
 
-pytestmark = pytest.mark.usefixtures("few_variants")
-PICKLED = Path(__file__).parents[1] / "data" / "pickled"
+# As ffnet86S_BBB: a pair that shares weights, and a third model with the same shapes and weights of its own.
+MOBILE, PAIR, GPU = "segmentation_ffnet1_mobile", "segmentation_ffnet1_mobile_pre_down", "segmentation_ffnet1"
+SMALL, LARGE = "segmentation_ffnet2_d", "segmentation_ffnet2"  # as ffnet50: two models that differ in a stride
+MEMBER, GPU_MEMBER = "ffnet1/ffnet1_state_dict_quarts.pth", "ffnet1/ffnet1_gpu_state_dict_quarts.pth"
+TOYS = [
+    replace(TOY, name=MOBILE, release_file=MEMBER),
+    replace(TOY, name=PAIR, release_file=MEMBER, pre_down=True),
+    replace(TOY, name=GPU, release_file=GPU_MEMBER, upsampling="bilinear"),
+    replace(TOY, name=SMALL, release_file="ffnet2/ffnet2_d.pth", channels=(8, 8, 8, 16), strides=(2, 2, 2)),
+    replace(TOY, name=LARGE, release_file="ffnet2/ffnet2_a.pth", channels=(8, 8, 8, 16), strides=(2, 2, 1)),
+]
+
+
+@pytest.fixture(autouse=True)
+def toys(request, monkeypatch):
+    """The demo's variants and the toys are all variants."""
+    if request.node.get_closest_marker("slow"):
+        return
+    few = {name: VARIANTS[name] for name in (DEMO, PRE_DOWN)} | {toy.name: toy for toy in TOYS}
+    for user in ("variants", "model", "checkpoints.loading", "checkpoints.matching"):
+        monkeypatch.setattr(f"ffnet.{user}.VARIANTS", few)
+
+
+def state_of(name, seed=0):
+    torch.manual_seed(seed)
+    return forms.randomize(build_model(name), seed).state_dict()
+
+
+def save(state, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return path
+
+
+def found(folder, *names):
+    """The paths by model, each of which loads."""
+    result = find_checkpoints(folder, names)
+    assert list(result.paths) == list(names) and result.notes == ()
+    for name, path in result.paths.items():
+        load_checkpoint(name, path)
+    return result.paths
+
+
+def refusal(folder, *names):
+    with pytest.raises(InvalidCheckpointError) as caught:
+        find_checkpoints(folder, names)
+    message = str(caught.value)
+    assert message.startswith(f"--checkpoint {folder}: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", [f"{MOBILE}.pth", f"prepared_{MOBILE}.pth", MEMBER])
+def test_published_and_own_names_decide_between_files_that_fit_as_well(name, tmp_path):
+    save(state_of(MOBILE, 1), tmp_path / "a.pth")
+    path = save(state_of(MOBILE, 2), tmp_path / name)
+    (tmp_path / f"{MOBILE}.json").write_text("{}")  # not a checkpoint
+    assert found(tmp_path, MOBILE) == {MOBILE: path}
+
+
+def test_models_of_other_names_get_the_only_file_that_fits(tmp_path):
+    demo, pre_down = save(state_of(DEMO), tmp_path / "x" / "a"), save(state_of(PRE_DOWN), tmp_path / "b.ckpt")
+    (tmp_path / "README.md").write_text("none")
+    assert found(tmp_path, PRE_DOWN, DEMO) == {PRE_DOWN: pre_down, DEMO: demo}
+
+
+def test_one_file_serves_a_pre_down_model_and_its_sibling(tmp_path):
+    path = save(state_of(PAIR), tmp_path / "x.pth")
+    assert found(tmp_path, MOBILE, PAIR) == {MOBILE: path, PAIR: path}
+
+
+def test_hyperparameters_tell_models_that_differ_in_a_stride(tmp_path):
+    for name in (LARGE, SMALL):
+        forms.save_pickled(forms.prepared(build_model(name)), tmp_path / f"{'ab'[name == SMALL]}.pth")
+    assert found(tmp_path, SMALL, LARGE) == {SMALL: tmp_path / "b.pth", LARGE: tmp_path / "a.pth"}
 
 
 def test_release_zip_serves_every_model_that_it_holds(tmp_path):
-    states = {MEMBER: state_of(PAIR, 1), GPU_MEMBER: state_of(GPU, 2), "ffnet1NS/x.pth": b"never read"}
-    path = save_release(states, tmp_path / "renamed")
-    names = (GPU, MOBILE, PAIR)
-    assert found(tmp_path, *names) == dict.fromkeys(names, path)
+    states = {MEMBER: state_of(PAIR, 1), GPU_MEMBER: state_of(GPU, 2)}
+    with zipfile.ZipFile(tmp_path / "ffnet1.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, state in states.items():
+            archive.write(save(state, tmp_path / "member"), member)
+    (tmp_path / "member").unlink()
+    paths = found(tmp_path, GPU, MOBILE, PAIR)
+    assert set(paths.values()) == {tmp_path / "ffnet1.zip"}
     weight = "head.layers.3.last_layer.0.weight"
-    assert torch.equal(load_checkpoint(GPU, path).model.state_dict()[weight], states[GPU_MEMBER][weight])
-    assert torch.equal(load_checkpoint(MOBILE, path).model.state_dict()[weight], states[MEMBER][weight])
-
-    save(states[MEMBER], tmp_path / MEMBER)  # unpacked beside the zip: the same tensors
-    assert find_checkpoints(tmp_path, names).notes == ()
+    assert torch.equal(load_checkpoint(GPU, paths[GPU]).model.state_dict()[weight], states[GPU_MEMBER][weight])
 
 
-def test_member_of_a_release_zip_must_match_its_name(tmp_path):
-    save_release({MEMBER: state_of(DEMO), GPU_MEMBER: b"broken", SMALL_MEMBER: state_of(SMALL)}, tmp_path / "x.zip")
-    message = refusal(tmp_path, MOBILE, GPU, SMALL)
-    assert f"it holds no checkpoint for {MOBILE}, {GPU}. " in message and "Ignored 2 files" in message
-    assert f"{MEMBER} does not match {MOBILE} or {PAIR}, whose name it has." in message
-    assert found(tmp_path, SMALL) == {SMALL: tmp_path / "x.zip"}
+def test_one_error_names_all_missing_and_ambiguous_models_and_the_files(tmp_path):
+    save(state_of(DEMO, 1), tmp_path / "x" / "one.pth")
+    save(state_of(DEMO, 2), tmp_path / "two.pth")
+    message = refusal(tmp_path, DEMO, PRE_DOWN, SMALL)
+    assert f"No file fits {PRE_DOWN}, {SMALL}." in message and "The folder holds two.pth, one.pth." in message
+    assert f"{DEMO} has several files: {tmp_path / 'two.pth'}, {tmp_path / 'x' / 'one.pth'}. Keep one" in message
+    assert "no file that begins like a checkpoint" in refusal(tmp_path / "none", DEMO)
 
 
-def test_release_zip_without_published_names_is_to_be_unpacked(tmp_path):
-    save_release({"a.pth": state_of(MOBILE), "b.pth": state_of(DEMO)}, tmp_path / "x.zip")
-    assert "x.zip: no checkpoint in it is named as in an FFNet release. Unpack it." in refusal(tmp_path, MOBILE)
+def test_one_file_is_never_used_for_models_whose_published_weights_differ(tmp_path):
+    path = save(state_of(MOBILE), tmp_path / "x.pth")
+    assert f"x.pth fits {MOBILE} and {GPU}, whose published weights differ." in refusal(tmp_path, MOBILE, GPU)
+    assert found(tmp_path, GPU) == {GPU: path}  # alone it is used, as if it was named without its folder
 
 
-def test_other_files_are_ignored_with_a_note(tmp_path):
-    path = save(state_of(DEMO), tmp_path / "model.bin")
-    for name in ("README.md", "empty", "page.html", ".hidden.pth", "Thumbs.db"):
-        (tmp_path / name).write_bytes(b"" if name == "empty" else b"<html>")
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "dangling.pth").symlink_to(tmp_path / "nothing")
-    save({"weight": torch.ones(3)}, tmp_path / "other.pth")
-    (tmp_path / "odd.pth").write_bytes((PICKLED / "odd.pth").read_bytes())
+def test_file_with_the_name_of_another_model_is_not_used(tmp_path):
+    path = save(state_of(MOBILE), tmp_path / GPU_MEMBER)
+    assert f"No file fits {MOBILE}." in refusal(tmp_path, MOBILE)
+    assert found(tmp_path, GPU) == {GPU: path}
+
+
+def test_files_that_can_not_be_loaded_are_ignored_with_a_note(tmp_path):
+    path = save(state_of(DEMO), tmp_path / "x.pth")
     (tmp_path / "cut.pth").write_bytes(path.read_bytes()[:5000])
+    (tmp_path / ".hidden.pth").write_bytes(path.read_bytes())
+    save(state_of(PRE_DOWN) | {"smoothing.weight": torch.full((3, 1, 5, 5), torch.nan)}, tmp_path / "nan.pth")
     result = find_checkpoints(tmp_path, [DEMO])
     assert result.paths == {DEMO: path}
-    names = "README.md, dangling.pth, empty, odd.pth, other.pth, page.html, pipe"
-    others, refused = result.notes
-    assert others == f"Ignored 7 files that no FFNet variant matches: {names}."
-    assert refused.startswith(f"Ignored 1 file that cannot be loaded: cut.pth. The first error: {tmp_path}/cut.pth: ")
+    (note,) = result.notes
+    assert note.startswith(f"A file in the folder was ignored. {tmp_path / 'cut.pth'}: this file is broken")
+    assert f"No file fits {PRE_DOWN}." in refusal(tmp_path, PRE_DOWN)
 
 
-def test_file_that_would_not_load_is_not_found(tmp_path):
-    state = state_of(DEMO)
-    state["backbone_model.conv0.weight"][0, 0, 0, 0] = torch.nan
-    save(state, tmp_path / "x.pth")
-    message = refusal(tmp_path, DEMO)
-    assert f"no checkpoint for {DEMO}." in message and "conv0.weight holds NaN or infinity" in message
-
-
-def test_large_files_are_not_read(tmp_path, monkeypatch):
-    for name, size in (("a.pth", 2**40), ("b.safetensors", 2**29)):
-        with (tmp_path / name).open("wb") as file:  # sparse
-            file.write(b"PK\3\4" if name == "a.pth" else b"\2\0\0\0\0\0\0\0{}")
-            file.truncate(size)
-    monkeypatch.setattr(module, "read_checkpoint", None)
-    assert "Ignored 2 files that cannot be loaded: a.pth, b.safetensors." in refusal(tmp_path, DEMO)
-
-
-def test_folders_are_searched_once_although_links_form_a_loop(tmp_path):
-    path = save(state_of(DEMO), tmp_path / "a" / "b" / "x.pth")
-    (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path)
-    assert found(tmp_path, DEMO) == {DEMO: path}
-
-
-def test_too_many_files_or_folders_are_refused(tmp_path, monkeypatch):
-    for number in range(4):
-        save(state_of(MOBILE), tmp_path / str(number) / "x.pth")
-    monkeypatch.setattr(module, "MAX_FILES", 3)
-    assert "more than 3 files or" in refusal(tmp_path, MOBILE)
-    monkeypatch.setattr(module, "MAX_FILES", 4)
-    monkeypatch.setattr(module, "MAX_FOLDERS", 4)
-    assert "or 4 folders" in refusal(tmp_path, MOBILE)
-    monkeypatch.setattr(module, "MAX_FOLDERS", 5)
-    assert find_checkpoints(tmp_path, [MOBILE]).paths
-
-
-def test_folders_without_checkpoints_are_refused(tmp_path):
-    assert "there is no such file or folder" in refusal(tmp_path / "none", DEMO)
-    assert "the folder holds no files" in refusal(tmp_path, DEMO)
-    (tmp_path / "x.txt").write_text("x")
-    assert "is not a folder" in refusal(tmp_path / "x.txt", DEMO)
-    message = refusal(tmp_path, DEMO, PRE_DOWN)
-    assert "it holds no FFNet checkpoint" in message and "x.txt" in message and DEMO not in message
-
-
-def test_each_file_is_read_once_and_tensors_of_one_at_a_time_are_held(tmp_path, monkeypatch):
-    for number, name in enumerate((DEMO, PRE_DOWN, SMALL)):
-        save(state_of(name), tmp_path / f"{number}.pth")
-    read, alive = [], []
-
-    class Watched(dict):
-        """A state_dict that says when it is gone."""
-
-        def __del__(self):
-            alive.pop()
-
-    def watched(path, *member):
-        assert not alive
-        contents, sha256 = original(path, *member)
-        alive.append(path)
-        read.append(path.name)
-        return replace(contents, state_dict=Watched(contents.state_dict)), sha256
-
-    original = module.read_checkpoint
-    monkeypatch.setattr(module, "read_checkpoint", watched)
-    find_checkpoints(tmp_path, [DEMO, PRE_DOWN, SMALL])
-    assert read == ["0.pth", "1.pth", "2.pth"]
+@pytest.mark.slow
+def test_published_models_that_share_shapes_but_not_weights_are_few():
+    models = {}
+    for name, variant in VARIANTS.items():
+        if not variant.is_demo:
+            shapes = frozenset(shapes_of(variant, False).items())
+            models.setdefault(shapes, {}).setdefault(variant.release_file, []).append(name.split("ffnet")[1])
+    pairs = [names for group in models.values() for names in group.values() if len(names) > 1]
+    rivals = [sorted(min(names, key=len) for names in group.values()) for group in models.values() if len(group) > 1]
+    assert len(models) == 45 and len(pairs) == 16
+    assert all(sorted(names) == [min(names), f"{min(names)}_pre_down"] for names in pairs)
+    mobile = ["150S_BBB", "86S_BBB", "86S_dBBB"]
+    assert sorted(rivals) == sorted(
+        [[name, f"{name}_mobile"] for name in mobile] + [[f"{depth}_AAA", f"{depth}_dAAA"] for depth in (50, 101)]
+    )

