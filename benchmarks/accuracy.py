@@ -39,7 +39,7 @@ from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export, export_float
 from ffnet.onnx.runtime import OnnxBackend
-from ffnet.quantization.quantsim import quantize
+from ffnet.quantization.quantize import quantize
 from ffnet.quantization.sites import INPUT_TENSOR
 from ffnet.system.errors import UserError
 from ffnet.system.text import count, format_table, list_names

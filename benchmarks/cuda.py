@@ -36,8 +36,8 @@ from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
-from ffnet.quantization.costs import total_multiply_accumulates
-from ffnet.quantization.quantsim import quantize
+from ffnet.quantization.quantize import QuantizedNetwork, quantize
+from ffnet.quantization.weighted_layers import total_multiply_accumulates
 from ffnet.variants import DEFAULT_MODEL, INPUT_SIZE
 
 DEVICE = "cuda:0"
@@ -76,7 +76,7 @@ class Bench:
         return random_model(self.name).to(DEVICE)
 
     @functools.cached_property
-    def quantized(self) -> Any:
+    def quantized(self) -> QuantizedNetwork:
         """The quantized network, calibrated on one image."""
         return quantize(self.model, self.images.select([0]), runtime=Runtime(DEVICE, batch_size=1, quiet=True))
 

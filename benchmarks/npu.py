@@ -25,7 +25,7 @@ from ffnet.file_names import MODEL_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export
-from ffnet.quantization.quantsim import quantize
+from ffnet.quantization.quantize import quantize
 from ffnet.variants import DEMO_VARIANTS, INPUT_SIZE
 
 COLUMNS = (

@@ -31,7 +31,8 @@ from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
-from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quantize
+from ffnet.quantization.quantize import quantize
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 
 RATIOS = {  # ratio -> the two calls
     "simulated_over_fp32": ("simulated", "fp32"),
