@@ -1,1 +1,1 @@
-"""Benchmarks: what the program is compared with, and the ratios of its costs. Not part of the tests."""
+"""Benchmarks: one module each, on the shared timer `benchmarks.timing`. They are not part of the tests."""

@@ -1,105 +1,177 @@
-"""Compare the INT8 mIoU of this project's export with that of ONNX Runtime's static quantization.
+"""Compare the mIoU of this project's quantized export with that of ONNX Runtime's static quantization.
 
-    python -m benchmarks.accuracy                                   # up to 45 minutes on two cores
-    python -m benchmarks.accuracy --npu-images 0                    # a few minutes; does not need onnxruntime-qnn
-    python -m benchmarks.accuracy --images 4 --calibration-images 4 --npu-images 2 --json
+    python -m benchmarks.accuracy                    # up to 45 minutes on two cores
+    python -m benchmarks.accuracy --npu-images 0     # a few minutes; does not need onnxruntime-qnn
 
-Both tools start from the same FP32 networks, the demo's and ill-conditioned copies of them, and calibrate on the same
+Both tools quantize the same FP32 networks, the demo's and ill-conditioned copies of them, and calibrate on the same
 images of the train split. ONNX Runtime then runs all files on the same images of the val split, and Qualcomm's NPU,
 emulated, on some of them. The baseline is used as its documentation advises: preprocessed FP32 file, QDQ, signed
 weights with a scale per channel, uint8 activations.
 """
 
-import argparse
-import dataclasses
-import json
+import contextlib
+import io
+import logging
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ffnet.chips import check_npu_package
-from ffnet.evaluation.backends import FP32
+import numpy as np
+import torch
+from onnxruntime import quantization
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from benchmarks.inputs import DEMO_FOLDER, option_parser
+from datasets.cityscapes import CityscapesSplit
+from demo.ill_conditioned import ill_conditioned
+from demo.streetscenes.scenes import ensure_scenes
+from ffnet.checkpoints.download import default_cache_dir
+from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.chips import CHIPS, DEFAULT_CHIP, check_npu_package
+from ffnet.config import QuantizationConfig, Runtime
+from ffnet.evaluation.backends import FP32, INT8_NPU
+from ffnet.evaluation.loading import evenly_spaced, normalize
+from ffnet.evaluation.loop import evaluate
+from ffnet.file_names import MODEL_FILE
+from ffnet.model import FFNet
+from ffnet.npu.backend import NpuBackend
+from ffnet.npu.worker import NpuTarget
+from ffnet.onnx.export import export, export_float
+from ffnet.onnx.runtime import OnnxBackend
+from ffnet.quantization.quantize import quantize
+from ffnet.quantization.sites import INPUT_TENSOR
+from ffnet.system.errors import UserError
 from ffnet.system.text import count, format_table, list_names
 from ffnet.variants import DEMO_VARIANTS
 
-NPU_IMAGES = 8
-FAILS = "fails"
+PROJECT = "ffnet_quanteval"
+BASELINES = ("MinMax", "Entropy", "Percentile")  # names of onnxruntime.quantization.CalibrationMethod
+RUNTIME = Runtime(batch_size=1)
+WEIGHTS = {  # bits of the weights, and their type in onnxruntime.quantization; activations have 8 bits
+    "W8A8": (8, quantization.QuantType.QInt8),
+    "W4A8": (4, quantization.QuantType.QInt4),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images on which all files are calibrated and scored."""
+
+    calibration: CityscapesSplit
+    scored: CityscapesSplit
+    npu: CityscapesSplit | None  # the scored images that the NPU runs; None to run nothing on the NPU
+
+
+Mious = dict[tuple[str, int], float]  # {("CPU" or "NPU", number of images): mIoU in percent}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the mIoU of every network in FP32 and quantized by both tools."""
-    args = parse_args(argv)
-    if args.npu_images:
-        check_npu_package()
-    # The only lazy import: the processes that run the NPU import this module again, and torch and AIMET take seconds.
-    from benchmarks import accuracy_measurements as measurements
-
-    result = measurements.measure(args)
-    print(json.dumps(result, indent=1, default=dataclasses.asdict) if args.json else format_result(result))
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser("accuracy", __doc__)
     parser.add_argument("--model-name", action="append", choices=DEMO_VARIANTS, help="only this network; default both")
     parser.add_argument("--images", type=int, metavar="N", help="number of val images to score; default all")
     parser.add_argument("--calibration-images", type=int, metavar="N", help="number of train images; default all")
-    parser.add_argument(
-        "--npu-images",
-        type=int,
-        default=NPU_IMAGES,
-        metavar="N",
-        help="number of these val images, spread evenly, that the NPU runs; 0: without the NPU (%(default)s)",
-    )
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: torch hub's cache folder")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser.parse_args(argv)
+    npu_help = "number of these val images, spread evenly, that the NPU runs; 0: without the NPU (default: %(default)s)"
+    parser.add_argument("--npu-images", type=int, default=8, metavar="N", help=npu_help)
+    args = parser.parse_args(argv)
+    if args.npu_images:
+        check_npu_package()
+    logging.disable(logging.WARNING)  # onnxruntime.quantization logs each of its steps
+    root = ensure_scenes(default_cache_dir())
+    scored = CityscapesSplit(root, "val", args.images)
+    npu = scored.select(evenly_spaced(len(scored), args.npu_images).tolist()) if args.npu_images else None
+    images = Images(CityscapesSplit(root, "train", args.calibration_images), scored, npu)
+    rows: list[tuple[str, ...]] = [("mIoU %", "", "run by", "images", FP32, PROJECT, *BASELINES)]
+    for name in args.model_name or DEMO_VARIANTS:
+        model = load_checkpoint(name, DEMO_FOLDER / f"{name}.pth").model
+        rows += measure_network(name, model, images)
+        rows += measure_network(f"{name}, ill-conditioned", ill_conditioned(model), images)
+    print(f"Calibrated on {count(len(images.calibration), 'train image')}; NPU: emulated, {DEFAULT_CHIP}")
+    print(format_table(rows))
 
 
-def format_result(result: dict[str, Any]) -> str:
-    """Return the mIoU as tables: of all files by ONNX Runtime, and of all files by ONNX Runtime and by the NPU."""
-    columns = list(next(iter(result["miou"].values())))
-    rows = [("mIoU %", *columns)]
-    rows += [(network, *(f"{mious[name]:.2f}" for name in columns)) for network, mious in result["miou"].items()]
-    lines = [
-        f"W8A8: all files run by ONNX Runtime {result['versions']['onnxruntime']} on {result['images']} val images, "
-        f"calibrated on {result['calibration_images']} train images",
-        "ffnet_quanteval: cross-layer equalization and TF-Enhanced; others: onnxruntime.quantization.quantize_static",
-        format_table(rows),
+def measure_network(name: str, model: FFNet, images: Images) -> list[tuple[str, ...]]:
+    """Write all files of a network, score each on the CPU and on the NPU, and return the rows of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(model, images.calibration, Path(folder))
+        mious = {key: score_file(path, images, f"{name}, {' '.join(key)}") for key, path in files.items()}
+    return [
+        (name, bits, runner, str(number), *(f"{mious[key][runner, number]:.2f}" for key in file_keys(bits)))
+        for bits in WEIGHTS
+        for runner, number in mious[FP32, FP32]
     ]
-    return "\n".join(lines + (format_npu(result["npu"], columns) if result["npu"] else []))
 
 
-def format_npu(npu: dict[str, Any], columns: Sequence[str]) -> list[str]:
-    """Return the lines about the NPU; `npu`: the entry of the result, `columns`: names of the files."""
-    scores = npu["scores"]
-    table: list[tuple[str, ...]] = [("mIoU %", "", "run by", *columns)]
-    for network, bits in dict.fromkeys((score.network, score.bit_widths) for score in scores):
-        if bits != FP32:
-            files = {each.tool: each for each in scores if each.network == network and each.bit_widths in (FP32, bits)}
-            table.append((network, bits, "CPU", *(f"{files[name].cpu_miou:.2f}" for name in columns)))
-            table.append((network, bits, "NPU", *(format_miou(files[name].npu_miou) for name in columns)))
-    title = (
-        f"All files run by ONNX Runtime on the CPU and by the NPU of {npu['chip']}, emulated by onnxruntime-qnn "
-        f"{npu['version']}, on the same {count(len(npu['images']), 'val image')}"
-    )
-    exceptions = [describe_npu(score) for score in scores if score.failure or score.cpu_nodes]
-    others = "All other files" if exceptions else "All files"
-    return ["", title, format_table(table), *exceptions, f"{others} ran on the NPU with 0 nodes on the CPU."]
+def file_keys(bits: str) -> list[tuple[str, str]]:
+    """Return the keys of the files with these bit widths, after that of the FP32 file."""
+    return [(FP32, FP32), *((bits, tool) for tool in (PROJECT, *BASELINES))]
 
 
-def format_miou(miou: float | None) -> str:
-    """Return an mIoU, or that the file can't be run."""
-    return FAILS if miou is None else f"{miou:.2f}"
+def write_files(model: FFNet, images: CityscapesSplit, folder: Path) -> dict[tuple[str, str], Path]:
+    """Write the FP32 network and, for each pair of bit widths, the file of every tool."""
+    files = {(FP32, FP32): folder / "fp32.onnx"}
+    export_float(model, images.size, files[FP32, FP32])
+    for bit_widths, (bits, weight_type) in WEIGHTS.items():
+        network = quantize(model, images, QuantizationConfig(param_bw=bits), RUNTIME)
+        files[bit_widths, PROJECT] = export(network.sim, images.size, folder / bit_widths, {}) / MODEL_FILE
+        for method in BASELINES:
+            path = files[bit_widths, method] = folder / f"{method}-{bit_widths}.onnx"
+            quantize_with_baseline(files[FP32, FP32], path, method, weight_type, images)
+    return files
 
 
-def describe_npu(score: Any) -> str:
-    """Return why the NPU does not run a file, or which nodes; `score`: an `accuracy_measurements.FileScore`."""
-    file = f"{score.network}, {score.bit_widths}, {score.tool}"
-    if score.failure:
-        return f"{file} {FAILS}: {score.failure}"
-    return f"{file}: {count(len(score.cpu_nodes), 'node')} on the CPU, {list_names(score.cpu_nodes)}"
+def score_file(path: Path, images: Images, title: str) -> Mious:
+    """Return the mIoU of a file on the CPU and on the NPU (nan if it fails), and print what the NPU refuses."""
+    backend = OnnxBackend(path)
+    splits = [images.scored, *([images.npu] if images.npu else [])]
+    mious = {("CPU", len(split)): evaluate({title: backend}, split, RUNTIME).miou(title) for split in splits}
+    if images.npu is None:
+        return mious
+    mious["NPU", len(images.npu)] = float("nan")
+    processes = torch.get_num_threads()
+    try:
+        with NpuBackend(NpuTarget(path, CHIPS[DEFAULT_CHIP], fallback=True), processes) as npu:
+            scores = evaluate({INT8_NPU: npu}, images.npu, replace(RUNTIME, batch_size=processes))
+            mious["NPU", len(images.npu)] = scores.miou(INT8_NPU)
+            if nodes := npu.session.cpu_nodes:
+                print(f"{title}: {count(len(nodes), 'node')} on the CPU, {list_names(nodes)}")
+    except UserError as error:
+        print(f"{title}: {error}")
+    return mious
+
+
+class CalibrationReader(quantization.CalibrationDataReader):
+    """Give ONNX Runtime's quantization the images that this project calibrates on, in the same order."""
+
+    def __init__(self, images: CityscapesSplit) -> None:
+        self.inputs = (normalize(images[index][0][None]).numpy() for index in range(len(images)))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next image by the name of the network's input; None at the end."""
+        image = next(self.inputs, None)
+        return None if image is None else {INPUT_TENSOR: image}
+
+
+def quantize_with_baseline(
+    source: Path, target: Path, method: str, weight_type: quantization.QuantType, images: CityscapesSplit
+) -> None:
+    """Quantize the FP32 file `source` with onnxruntime.quantization and write it to `target`."""
+    prepared = target.with_suffix(".prepared.onnx")
+    with contextlib.redirect_stdout(io.StringIO()):
+        quant_pre_process(source, prepared)
+        quantization.quantize_static(
+            prepared,
+            target,
+            CalibrationReader(images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=weight_type,
+            activation_type=quantization.QuantType.QUInt8,
+            calibrate_method=quantization.CalibrationMethod[method],
+        )
 
 
 if __name__ == "__main__":
+    __spec__ = __file__ = None  # keeps the NPU's processes from importing this module, and torch with it
     main()

@@ -1,86 +1,99 @@
-"""Measure what accuracy recovery wins back on the demo's networks, at W4A8 and W8A8.
+"""Measure how much accuracy recovery regains on the demo's networks, at W4A8 and W8A8.
 
     python -m benchmarks.accuracy_recovery                                     # 40 minutes, with a process per network
-    python -m benchmarks.accuracy_recovery --model-name segmentation_ffnet14T_dBBB_mobile --npu-images 0 --json
+    python -m benchmarks.accuracy_recovery --model-name segmentation_ffnet14T_dBBB_mobile --npu-images 0
 
-The program itself runs with each set of options, on the demo's networks and on ill-conditioned copies of them. It
-calibrates and chooses on the train split and is scored on the val split: simulated, by ONNX Runtime, and on Qualcomm's
-NPU, emulated, on some of the images.
+The program runs with each set of options, on the demo's networks and on ill-conditioned copies of them. It calibrates
+and selects on the train split and is scored on the val split: simulated, by ONNX Runtime, and on Qualcomm's NPU,
+emulated, on some of the images.
 """
 
-import argparse
-import dataclasses
-import json
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ffnet.chips import check_npu_package
-from ffnet.system.text import format_table
+import torch
+
+from benchmarks.inputs import DEMO_FOLDER, option_parser
+from benchmarks.program import run_program
+from demo.ill_conditioned import ill_conditioned
+from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.chips import DEFAULT_CHIP, check_npu_package
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.system.text import format_interval, format_number, format_table
 from ffnet.variants import DEMO_VARIANTS
 
-NPU_IMAGES = 8
+RUNS = (  # bit widths and options
+    ("W4A8", ""),
+    ("W4A8", "--seq-mse"),
+    ("W4A8", "--seq-mse --adaround"),
+    ("W4A8", "--max-drop 0.3"),
+    ("W4A8", "--max-drop 0.05"),
+    ("W8A8", ""),
+    ("W8A8", "--adaround"),
+    ("W8A8", "--max-drop 0"),
+)
 COLUMNS = (
     "network", "bits", "options", "FP32 mIoU %", "simulated", "drop", "95 % CI", "ONNX Runtime", "NPU",
-    "simulated there", "nodes on CPU", "bit operations", "weight bytes", "recovery s",
+    "simulated on NPU images", "nodes on CPU", "bit operations", "weight bytes", "recovery s",
 )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the mIoU of every network with every set of options."""
-    args = parse_args(argv)
-    if args.npu_images:
-        check_npu_package()
-    # The only lazy import: the processes that run the NPU import this module again, and torch and AIMET take seconds.
-    from benchmarks import accuracy_recovery_measurements as measurements
-
-    rows = measurements.measure(args)
-    print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if args.json else format_rows(rows))
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print the mIoU of every network with every set of options; show each row on stderr once it is known."""
+    parser = option_parser("accuracy_recovery", __doc__)
     parser.add_argument("--model-name", action="append", choices=DEMO_VARIANTS, help="only this network; default both")
     parser.add_argument("--limit", type=int, metavar="N", help="number of val images to score; default all")
-    parser.add_argument(
-        "--npu-images",
-        type=int,
-        default=NPU_IMAGES,
-        metavar="N",
-        help="number of these images, spread evenly, that the NPU runs; 0: without the NPU (%(default)s)",
-    )
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: torch hub's cache folder")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser.parse_args(argv)
+    npu_help = "number of these images, spread evenly, that the NPU runs; 0: without the NPU (default: %(default)s)"
+    parser.add_argument("--npu-images", type=int, default=8, metavar="N", help=npu_help)
+    args = parser.parse_args(argv)
+    if args.npu_images:
+        check_npu_package()
+    common = ["--demo", "--calibration-split", "train", "--execute"]
+    common += ["--npu", DEFAULT_CHIP, "--npu-images", str(args.npu_images)] if args.npu_images else []
+    common += ["--limit", str(args.limit)] if args.limit else []
+    rows = [COLUMNS]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.model_name or DEMO_VARIANTS:
+            for network, checkpoint in write_checkpoints(name, Path(folder)):
+                for bit_widths, options in RUNS:
+                    command = [*common, "--model-name", name, "--checkpoint", checkpoint, *options.split()]
+                    command += ["--default-param-bw", bit_widths[1]]
+                    (result,) = run_program(command).results
+                    rows.append((network, bit_widths, options or "(none)", *result_cells(result)))
+                    print(*rows[-1], sep="  ", file=sys.stderr)
+    print(format_table(rows))
 
 
-def format_rows(rows: Sequence[Any]) -> str:
-    """Return the table of `accuracy_recovery_measurements.Row`s."""
-    return format_table([COLUMNS, *map(format_row, rows)])
+def write_checkpoints(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the checkpoint of a demo network and of its ill-conditioned copy, which is written."""
+    original = DEMO_FOLDER / f"{name}.pth"
+    yield name, original
+    copy = folder / f"{name}.pth"
+    torch.save(ill_conditioned(load_checkpoint(name, original).model).state_dict(), copy)
+    yield f"{name}, ill-conditioned", copy
 
 
-def format_row(row: Any) -> tuple[str, ...]:
-    """Return the cells of one row; "-" for what was not measured."""
-    low, high = row.drop_interval
-    return (
-        row.network,
-        row.bit_widths,
-        row.options or "(none)",
-        f"{row.fp32_miou:.2f}",
-        f"{row.simulated_miou:.2f}",
-        f"{row.fp32_miou - row.simulated_miou:.2f}",
-        f"[{low:.2f}, {high:.2f}]",
-        f"{row.onnx_runtime_miou:.2f}",
-        *(_number(value, 2) for value in (row.npu_miou, row.simulated_miou_there)),
-        "-" if row.cpu_nodes is None else str(len(row.cpu_nodes)),
-        *(_number(value, 3) for value in (row.bit_operations, row.weight_bytes)),
-        _number(row.seconds, 0),
-    )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def result_cells(result: dict[str, Any]) -> list[str]:
+    """Return the cells of COLUMNS from the fourth on; `result` is the content of result.json."""
+    backends, npu, recovery = result["backends"], result["npu"], result["recovery"]
+    on_npu = npu["backends"] if npu else {}
+    simulated, nodes = backends[INT8_SIMULATED], npu and len(npu["cpu_nodes"])
+    steps = {step["name"]: step for step in recovery["steps"]} if recovery else {}
+    chosen = steps[recovery["chosen"]] if recovery else {}
+    return [
+        format_number(backends[FP32]["miou"]),
+        format_number(simulated["miou"]),
+        format_number(backends[FP32]["miou"] - simulated["miou"]),
+        format_interval(simulated["drop_interval"]),
+        format_number(backends[INT8_ONNX_RUNTIME]["miou"]),
+        *(format_number(on_npu.get(name, {}).get("miou")) for name in (INT8_NPU, INT8_SIMULATED)),
+        format_number(nodes, 0),
+        *(format_number(chosen.get(cost), 3) for cost in ("bit_operations", "weight_bytes")),
+        format_number(result["stage_seconds"].get("recover accuracy"), 0),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,258 +1,247 @@
 """Measure on a GPU how fast the backends, the stages of scoring and the whole program are.
 
-    python -m benchmarks.cuda [--json FILE] [--minutes M] [--model-name NAME] [--images N]
+    python -m benchmarks.cuda [--minutes M] [--model-name NAME] [--images N]
 
-Every part is printed as soon as it is measured, as a Markdown table. If one fails, its error is printed in one line and
-the others go on. If the time runs out, the later parts are left out, and a line says which. The weights are random,
-because speed does not depend on them; a few scenes are rendered, and N links to them make up a data set. Linux only.
+Rows are printed as soon as they are measured; what a table compares is measured alternately, medians over the rounds.
+If the time runs out, the remaining rows are left out, and a line says so. The weights are random; a few scenes are
+rendered, and N links to them make up a data set. Linux only.
 """
 
-import argparse
-import dataclasses
-import json
+import contextlib
+import copy
+import functools
+import os
+import platform
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from benchmarks import cuda_measurements as measurements
-from benchmarks.cuda_measurements import Bench, Machine, Peaks, ProgramTime, Settings, Speed, StageTime
-from benchmarks.tables import markdown_heading, markdown_row
-from benchmarks.time_budget import Budget, OutOfTime, time_limit
-from ffnet.evaluation.backends import FP32
-from ffnet.system.text import format_number
-from ffnet.variants import VARIANTS
+from benchmarks.inputs import first_image, option_parser, random_model, write_checkpoint, write_images
+from benchmarks.program import run_program
+from benchmarks.timing import markdown, markdown_row, measure_alternately, medians
+from datasets.cityscapes import CityscapesSplit
+from ffnet.config import Runtime
+from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.loading import load_batches, normalize, synchronized_clock
+from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
+from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.model import FFNet
+from ffnet.onnx.export import export
+from ffnet.onnx.runtime import OnnxBackend
+from ffnet.quantization.quantize import QuantizedNetwork, quantize
+from ffnet.quantization.weighted_layers import total_multiply_accumulates
+from ffnet.variants import DEFAULT_MODEL, INPUT_SIZE
 
-# The slow parts that are not the last leave this time, in seconds, to the program.
-PROGRAM_SECONDS = 150.0
-COMPILED_SECONDS = 120.0  # that ONNX Runtime leaves to compilation
-BACKENDS_TITLE = "Backends"
-SPEED_COLUMNS = ("backend", "batch size", "per image, ms", "images/s")
-SHARE_COLUMN = "share of the bound, %"
-EXECUTION_COLUMNS = ("backend", "TF32", "layout", "mode", "compilation, s", "per image, ms", "images/s", SHARE_COLUMN)
-STAGE_COLUMNS = ("stage", "calls per batch", "per call, ms", "per image, ms")
-PROGRAM_COLUMNS = ("calibration images", "decoding threads", "images", "whole run, s", "images/s", "stages, s")
+DEVICE = "cuda:0"
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+SCENES = 4  # number of different images
+SCORING_BATCH_SIZE = 8  # the program's default
+ROUNDS, ROUND_SECONDS = 5, 0.2
+PROGRAMS = ((None, 16), (16, 16), (16, 4))  # number of calibration images (None: all) and of decoding threads
+LEAST_SECONDS = 30  # with less time left, no row is measured
+PROGRAM_SECONDS = 150  # time that the tables before the last leave to the runs of the program
+CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+EAGER = (  # TF32, memory format, compiled
+    (False, CONTIGUOUS, False),
+    (True, CHANNELS_LAST, False),
+    (False, CHANNELS_LAST, False),
+    (True, CONTIGUOUS, False),
+)
+COMPILED = ((False, CONTIGUOUS, True), (True, CHANNELS_LAST, True))
+SPEED_COLUMNS = ("per image, ms", "images/s", "TFLOP/s")
+
+Call = Callable[[], Any]
+Row = Sequence[str]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One table of measurements."""
+class Bench:
+    """The images and networks that are measured, each created when it is first needed."""
 
-    title: str
-    columns: Sequence[str]
-    measure: Callable[[], Iterable[Any]]  # yields rows
-    format: Callable[[Any], Sequence[str]]  # returns the cells of a row
-    least_seconds: float = 5  # with less time left, it is not begun
-    reserved_seconds: float = 0  # that it leaves to the later parts
+    name: str
+    images: CityscapesSplit
+    folder: Path  # for files
 
+    @functools.cached_property
+    def model(self) -> FFNet:
+        """The float network with random weights."""
+        return random_model(self.name).to(DEVICE)
 
-@dataclass(frozen=True)
-class PartResult:
-    """The rows of a part, and why there are no more of them if it did not end."""
+    @functools.cached_property
+    def quantized(self) -> QuantizedNetwork:
+        """The quantized network, calibrated on one image."""
+        return quantize(self.model, self.images.select([0]), runtime=Runtime(DEVICE, batch_size=1, quiet=True))
 
-    rows: Sequence[Any]
-    seconds: float
-    problem: str | None = None
+    @functools.cached_property
+    def operations(self) -> int:
+        """Floating-point operations of the network per image."""
+        return 2 * total_multiply_accumulates(random_model(self.name), INPUT_SIZE)
+
+    def inputs(self, batch_size: int) -> torch.Tensor:
+        """Return copies of the first image, normalized (batch_size, 3, H, W) float32, on the GPU."""
+        return first_image(self.images, DEVICE).repeat(batch_size, 1, 1, 1)
+
+    def speed_cells(self, seconds: float) -> Row:
+        """Return the cells of SPEED_COLUMNS for the seconds per image."""
+        return f"{1e3 * seconds:.2f}", f"{1 / seconds:.1f}", f"{self.operations / seconds / 1e12:.1f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables and return the exit status."""
-    args = parse_args(argv)
+    parser = option_parser("cuda", __doc__, DEFAULT_MODEL)
+    parser.add_argument("--minutes", type=float, default=7, help="time limit; default %(default)s")
+    parser.add_argument("--images", type=int, default=500, help="for the program; default %(default)s")
+    args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("benchmarks.cuda: torch finds no CUDA device. Run it on a machine with a GPU.", file=sys.stderr)
         return 2
-    settings = Settings(torch.device("cuda"), args.model_name, program_images=args.images)
-    with tempfile.TemporaryDirectory() as folder:
-        run_parts(Bench(settings, Path(folder)), Budget(60 * args.minutes), args.json)
+    end = time.monotonic() + 60 * args.minutes
+    with tempfile.TemporaryDirectory() as name, torch.no_grad():
+        folder = Path(name)
+        bench = Bench(args.model_name, write_images(folder / "images", args.images, scenes=SCENES), folder)
+        print(describe(bench), flush=True)
+        print_table("Backends", measure_backends(bench), end - PROGRAM_SECONDS)
+        print_table("TF32 and layout", measure_executions(bench, EAGER), end - PROGRAM_SECONDS)
+        print_table("Stages of scoring", measure_scoring(bench), end - PROGRAM_SECONDS)
+        print_table("Compiled", measure_executions(bench, COMPILED), end - PROGRAM_SECONDS)
+        print_table("ONNX Runtime on the CPU", measure_onnx(bench), end - PROGRAM_SECONDS)
+        torch.cuda.empty_cache()  # the program needs the memory
+        print_table("The whole program", measure_programs(bench), end)
     return 0
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cuda", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def describe(bench: Bench) -> str:
+    """Return lines about the machine and the network."""
+    gpu = torch.cuda.get_device_properties(DEVICE)
+    return (
+        f"{gpu.name}; {gpu.multi_processor_count} multiprocessors, {gpu.total_memory / 1e9:.0f} GB; CUDA "
+        f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}; torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {os.cpu_count()} CPU cores\n"
+        f"{bench.name}, 1024x2048: {bench.operations / 2e9:.1f} GMAC per image"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to a file, after every part")
-    parser.add_argument("--minutes", type=float, default=7, help="after which it ends; default %(default)s")
-    parser.add_argument(
-        "--model-name", default=Settings.model_name, choices=VARIANTS, metavar="NAME", help="default %(default)s"
-    )
-    parser.add_argument(
-        "--images", type=int, default=Settings.program_images, help="for the program; default %(default)s"
-    )
-    return parser.parse_args(argv)
 
 
-@torch.no_grad()
-def run_parts(bench: Bench, budget: Budget, json_file: Path | None = None) -> dict[str, PartResult]:
-    """Measure and print all parts, and write them to `json_file` after each; return the results by title."""
-    machine = measurements.describe_machine(bench.settings.device)
-    write_lines([describe_machine(machine), describe_network(bench)])
-    results: dict[str, PartResult] = {}
-    for part in make_parts(bench, machine.peaks, results):
-        results[part.title] = run_part(part, budget)
-        measurements.release_memory(bench.settings.device)
-        if json_file:
-            outcome = {"machine": machine, "model": bench.settings.model_name, "parts": results}
-            json_file.write_text(json.dumps(outcome, default=dataclasses.asdict, indent=1))
-    write_lines(["", describe_end(results, budget)])
-    return results
+def print_table(title: str, rows: Iterator[Row], end: float) -> None:
+    """Print rows as they come, the first of which is the heading, while enough time is left.
 
-
-def make_parts(bench: Bench, peaks: Peaks, results: Mapping[str, PartResult]) -> list[Part]:
-    """Return all parts in their order; `results`: of those that have ended.
-
-    Compilation and export come after the shorter parts, because they may fail or take minutes.
+    An error is printed in one line, so that the other tables are still measured.
     """
-
-    def batch_size() -> int:
-        return best_batch_size(results[BACKENDS_TITLE].rows, bench.settings.stage_batch_size)
-
-    def executions(compiled: bool) -> Callable[[], Iterable[Speed]]:
-        return lambda: measurements.execution_speeds(bench, batch_size(), compiled)
-
-    def share(row: Speed) -> str:
-        return format_share(row, bench.multiply_accumulates, peaks)
-
-    def with_share(row: Speed) -> list[str]:
-        return [*format_speed(row), share(row)]
-
-    def execution_row(row: Speed) -> list[str]:
-        return [*format_execution(row), share(row)]
-
-    def stage_row(row: StageTime) -> list[str]:
-        return format_stage(row, bench.settings.stage_batch_size)
-
-    return [
-        Part(BACKENDS_TITLE, (*SPEED_COLUMNS, SHARE_COLUMN), lambda: measurements.backend_speeds(bench), with_share),
-        Part("TF32 and layout", EXECUTION_COLUMNS, executions(compiled=False), execution_row),
-        Part("Stages of scoring", STAGE_COLUMNS, lambda: measurements.stage_times(bench), stage_row),
-        Part("ONNX Runtime on the CPU", SPEED_COLUMNS, lambda: measurements.onnx_speeds(bench), format_speed, 30,
-             COMPILED_SECONDS + PROGRAM_SECONDS),
-        Part("Compiled", EXECUTION_COLUMNS, executions(compiled=True), execution_row, 30, PROGRAM_SECONDS),
-        Part("The whole program", PROGRAM_COLUMNS, lambda: measurements.program_times(bench), format_program, 30),
-    ]  # fmt: skip
+    print(f"\n#### {title}\n")
+    print("\n".join(markdown([next(rows)])), flush=True)
+    try:
+        while time.monotonic() < end - LEAST_SECONDS:
+            print(markdown_row(next(rows)), flush=True)
+        print("\nStopped: too little time is left. Give more --minutes.")
+    except StopIteration:
+        return
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        print(f"\nFailed: {type(error).__name__}: {str(error).strip().splitlines()[0][:150]}")
 
 
-def run_part(part: Part, budget: Budget) -> PartResult:
-    """Measure a part and print its rows as they come, unless too little time is left."""
-    begin, rows, problem = budget.used, [], None
-    available = budget.left - part.reserved_seconds
-    write_lines(["", f"#### {part.title}", ""])
-    if available < part.least_seconds:
-        problem = f"Left out: too little of the {budget.seconds:.0f} s was left. Give more --minutes."
-    else:
-        write_lines(markdown_heading(part.columns))
-        try:
-            with time_limit(available):
-                for row in part.measure():
-                    rows.append(row)
-                    write_lines([markdown_row(part.format(row))])
-        except OutOfTime:
-            problem = f"Stopped: its time was over after {budget.used - begin:.0f} s. Give more --minutes."
-        except Exception as error:  # the other parts go on
-            problem = f"Failed: {measurements.failure_reason(error)}"
-        write_lines([""] * bool(problem))
-    write_lines([problem] if problem else [])
-    return PartResult(rows, budget.used - begin, problem)
+def median_seconds(calls: Mapping[Any, Call]) -> dict[Any, float]:
+    """Return the median seconds of each call, measured alternately."""
+    return medians(measure_alternately(calls, ROUNDS, lambda: synchronized_clock(DEVICE), ROUND_SECONDS))
 
 
-def write_lines(lines: Iterable[str]) -> None:
-    """Print lines at once, also into a file."""
-    for line in lines:
-        print(line, flush=True)
+def measure_backends(bench: Bench) -> Iterator[Row]:
+    """Yield the speed of every backend, eager and in strict FP32, at every batch size."""
+    yield "backend", "batch size", *SPEED_COLUMNS
+    quantized = bench.quantized
+    networks = {FP32: bench.model, INT8_SIMULATED: quantized.lowered, "AIMET's simulation": quantized.sim.model}
+    for batch_size in BATCH_SIZES:
+        inputs = bench.inputs(batch_size)
+        calls = {name: functools.partial(network, inputs) for name, network in networks.items()}
+        for name, seconds in median_seconds(calls).items():
+            yield name, str(batch_size), *bench.speed_cells(seconds / batch_size)
 
 
-def best_batch_size(rows: Iterable[Speed], default: int) -> int:
-    """Return the batch size at which FP32 is fastest, or the default if it was not measured."""
-    measured = [row for row in rows if row.backend == FP32 and row.image_seconds]
-    return min(measured, key=lambda row: row.image_seconds or 0).batch_size if measured else default
+def measure_executions(bench: Bench, executions: Sequence[tuple[bool, torch.memory_format, bool]]) -> Iterator[Row]:
+    """Yield the speed of FP32 and of the simulation with TF32 on and off, in several layouts or compiled."""
+    yield "backend", "batch size", "TF32", "layout", "mode", "first call, s", *SPEED_COLUMNS
+    batch_size, calls, first = BATCH_SIZES[-1], {}, {}
+    for execution in executions:
+        for name, network in {FP32: bench.model, INT8_SIMULATED: bench.quantized.lowered}.items():
+            call = calls[name, execution] = prepare(network, bench.inputs(batch_size), *execution)
+            begin = synchronized_clock(DEVICE)
+            call()
+            first[name, execution] = synchronized_clock(DEVICE) - begin
+    for (name, execution), seconds in median_seconds(calls).items():
+        tf32, layout, compiled = execution
+        options = "on" if tf32 else "off", str(layout).removeprefix("torch."), "compiled" if compiled else "eager"
+        first_call = f"{first[name, execution]:.1f}"
+        yield name, str(batch_size), *options, first_call, *bench.speed_cells(seconds / batch_size)
 
 
-def describe_machine(machine: Machine) -> str:
-    """Return a line about the device and the versions."""
-    parts = [machine.name]
-    if machine.multiprocessors and machine.memory_bytes:
-        parts += [f"{machine.multiprocessors} multiprocessors, {machine.memory_bytes / 1e9:.0f} GB"]
-        parts += [f"CUDA {machine.cuda}, cuDNN {machine.cudnn}"]
-    parts += [f"torch {machine.torch}, Python {machine.python}, {machine.processors} CPU cores"]
-    bounds = {"FP32": machine.peaks.fp32, "TF32": machine.peaks.tf32}
-    known = [f"{name} {value / 1e12:.1f}" for name, value in bounds.items() if value]
-    if known and machine.clock_hz:
-        parts += [f"at most {' and '.join(known)} TFLOP/s at its highest clock rate, {machine.clock_hz / 1e9:.2f} GHz"]
-    return "; ".join(parts)
+def prepare(network: nn.Module, inputs: torch.Tensor, tf32: bool, layout: torch.memory_format, compiled: bool) -> Call:
+    """Return a call of a copy of a network with these settings."""
+    network, inputs = copy.deepcopy(network).to(memory_format=layout), inputs.contiguous(memory_format=layout)
+    network = torch.compile(network, dynamic=False) if compiled else network
+
+    def call() -> torch.Tensor:
+        # torch.compile reads the older of torch's two interfaces, and fails once the newer one was used.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        return network(inputs)
+
+    return call
 
 
-def describe_network(bench: Bench) -> str:
-    """Return a line about the network and its operations."""
-    operations = bench.multiply_accumulates / 1e9
-    height, width = bench.settings.size
-    return f"{bench.settings.model_name}, {height}x{width}: {operations:.1f} GMAC per image"
+def measure_scoring(bench: Bench) -> Iterator[Row]:
+    """Yield the time of every stage of scoring a batch with two backends, and of the FP32 network to compare with."""
+    yield "stage", "calls per batch", "per call, ms", "per image, ms"
+    runtime = Runtime(DEVICE, batch_size=SCORING_BATCH_SIZE)
+    repeated = bench.images.select([index % len(bench.images) for index in range(SCORING_BATCH_SIZE)])
+    with contextlib.closing(load_batches(repeated, runtime)) as batches:
+        batch = next(batches)
+    images, labels = (tensor.to(DEVICE) for tensor in batch)
+    inputs = normalize(images)
+    logits = bench.model(inputs)
+    ids = predict(logits, labels.shape[1:])
+    others = ids.clone()
+    calls: dict[tuple[str, int], Call] = {
+        ("copy to the device", 1): lambda: [tensor.to(DEVICE, non_blocking=True) for tensor in batch],
+        ("normalize", 1): lambda: normalize(images),
+        (f"network, {FP32}", 1): lambda: bench.model(inputs),
+        ("check that logits are finite", 2): lambda: bool(logits.sum().isfinite()),
+        ("upsample and argmax", 2): lambda: predict(logits, labels.shape[1:]),
+        ("confusion matrices", 2): lambda: confusion_matrices(labels, ids),
+        ("prediction agreement", 1): lambda: agreeing_pixels(ids, others),
+    }
+    for (name, number), seconds in median_seconds(calls).items():
+        yield name, str(number), f"{1e3 * seconds:.3f}", f"{1e3 * number * seconds / SCORING_BATCH_SIZE:.3f}"
 
 
-def describe_end(results: Mapping[str, PartResult], budget: Budget) -> str:
-    """Return a line on the time that it took, and on what is missing."""
-    missing = [title for title, result in results.items() if result.problem]
-    sentence = f"This took {budget.used:.0f} s."
-    return f"{sentence} Not complete: {', '.join(missing)}." if missing else sentence
+def measure_onnx(bench: Bench) -> Iterator[Row]:
+    """Yield the speed of the exported files in ONNX Runtime on the CPU, one image at a time."""
+    yield "backend", "batch size", *SPEED_COLUMNS
+    exported = export(bench.quantized.sim, INPUT_SIZE, bench.folder / "onnx", {})
+    files = {INT8_ONNX_RUNTIME: MODEL_FILE, "FP32 ONNX Runtime": FLOAT_MODEL_FILE}
+    image = bench.inputs(1).cpu()
+    calls = {name: functools.partial(OnnxBackend(exported / file), image) for name, file in files.items()}
+    for name, seconds in median_seconds(calls).items():
+        yield name, "1", *bench.speed_cells(seconds)
 
 
-def format_speed(row: Speed) -> list[str]:
-    """Return the cells of SPEED_COLUMNS."""
-    return [row.backend, str(row.batch_size), *_times(row)]
-
-
-def format_execution(row: Speed) -> list[str]:
-    """Return the cells of EXECUTION_COLUMNS apart from the last."""
-    execution = row.execution
-    options = (
-        "on" if execution.tf32 else "off",
-        "channels_last" if execution.channels_last else "contiguous",
-        "compiled" if execution.compiled else "eager",
-    )
-    return [
-        f"{row.backend}, batch size {row.batch_size}",
-        *options,
-        format_number(row.compile_seconds, 1),
-        *_times(row),
-    ]
-
-
-def _times(row: Speed) -> list[str]:
-    """Return milliseconds per image and images per second, or the reason of a failure."""
-    if row.image_seconds is None:
-        return [row.failure or "-", "-"]
-    return [f"{1e3 * row.image_seconds:.2f}", f"{1 / row.image_seconds:.1f}"]
-
-
-def format_share(row: Speed, multiply_accumulates: int, peaks: Peaks) -> str:
-    """Return the speed in percent of the GPU's bound; a hyphen if one of both is unknown."""
-    peak = peaks.tf32 if row.execution.tf32 else peaks.fp32
-    if row.image_seconds is None or peak is None:
-        return "-"
-    return f"{100 * 2 * multiply_accumulates / row.image_seconds / peak:.1f}"
-
-
-def format_stage(row: StageTime, batch_size: int) -> list[str]:
-    """Return the cells of STAGE_COLUMNS."""
-    if row.seconds is None:
-        return [row.stage, str(row.calls), row.failure or "-", "-"]
-    milliseconds = 1e3 * row.seconds
-    return [row.stage, str(row.calls), f"{milliseconds:.3f}", f"{row.calls * milliseconds / batch_size:.3f}"]
-
-
-def format_program(row: ProgramTime) -> list[str]:
-    """Return the cells of PROGRAM_COLUMNS."""
-    calibration = "all" if row.calibration_images is None else str(row.calibration_images)
-    cells = [calibration, str(row.decoding_threads), str(row.images)]
-    if row.seconds is None:
-        return [*cells, row.failure or "-", "-", "-"]
-    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row.stage_seconds.items())
-    return [*cells, f"{row.seconds:.1f}", f"{row.images / row.seconds:.1f}", stages]
+def measure_programs(bench: Bench) -> Iterator[Row]:
+    """Yield the times of whole runs of the program; the first runs with the program's defaults."""
+    yield "calibration images", "decoding threads", "images", "whole run, s", "images/s", "stages, s"
+    checkpoint = write_checkpoint(bench.name, bench.folder / "weights.pth")
+    images = len(bench.images)
+    for calibration_images, threads in PROGRAMS:
+        options: list[str | Path] = ["--dataset-path", bench.images.root, "--model-name", bench.name]
+        options += ["--checkpoint", checkpoint, "--num-workers", str(threads)]
+        options += ["--calibration-images", str(calibration_images)] if calibration_images else []
+        run = run_program(options, cuda=True)
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in run.stage_seconds.items())
+        times = f"{run.seconds:.1f}", f"{images / run.seconds:.1f}", stages
+        yield str(calibration_images or "all"), str(threads), str(images), *times
 
 
 if __name__ == "__main__":

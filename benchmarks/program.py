@@ -1,7 +1,8 @@
-"""Run the program in a process of its own, and measure its time and its memory. Linux only."""
+"""Run the program in a process of its own, and measure its time and memory. Linux only."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,75 +10,97 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.worker_usage import memory_bytes
 from ffnet.file_names import RESULT_FILE
 
-SAMPLING_SECONDS = 0.1  # between two looks at the processes of the NPU
+ROOT = Path(__file__).parents[1]
+SAMPLING_SECONDS = 0.05  # interval at which memory is read
 SPAWNED = b"--multiprocessing-fork"  # in the command line of a process that multiprocessing has started
 
 
 @dataclass(frozen=True)
 class ProgramRun:
-    """What a run of the program took."""
+    """A run of the program and its resources."""
 
-    seconds: float  # wall time, with the start of Python
-    processor_seconds: float  # of all threads of the main process
+    seconds: float  # wall time, including the start of Python
+    processor_seconds: float  # all threads of the main process, and processes that it waited for
     peak_bytes: int  # largest resident memory of the main process
-    npu_bytes: int  # largest resident memory of the NPU's processes together; pages that they share count in each
+    npu_bytes: int  # largest resident memory of the NPU's processes together; shared pages count in each
+    results: list[dict[str, Any]]  # contents of result.json, one per model
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time per stage, of the first model."""
+        return self.results[0]["stage_seconds"]
 
 
 def run_program(options: Sequence[str | Path], threads: int | None = None, cuda: bool = False) -> ProgramRun:
     """Run the program.
 
     Args:
-        options: of its command line.
-        threads: that compute a network on the CPU; None: as many as torch chooses.
-        cuda: run on a GPU instead of the CPU.
+        options: Command-line options, without those that say where to run and to write.
+        threads: Number of threads that run a network on the CPU; None leaves the choice to torch.
+        cuda: Run on a GPU instead of the CPU.
 
     Raises:
-        subprocess.CalledProcessError: if it fails.
+        subprocess.CalledProcessError: If the program fails.
     """
-    command = [sys.executable, "-m", "benchmarks.measured_program", *map(str, options)]
-    command += ["--use-cuda", str(cuda).lower(), "--quiet"]
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    begin = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        root = Path(__file__).parents[1]
-        with subprocess.Popen(command, stdout=output, cwd=root, env=environment) as process:
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "ffnet_quanteval.py", *map(str, options), "--quiet", "--output-dir", output]
+        command += ["--use-cuda", str(cuda).lower()]
+        begin = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment) as process:
             try:
-                npu_bytes = watch_npu_processes(process)
+                processor_seconds, peak, npu_peak = watch(process)
             except BaseException:  # an interruption would wait for the end of the process
                 process.kill()
                 raise
         seconds = time.perf_counter() - begin
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
-        output.seek(0)
-        *_, processor_seconds, peak_bytes = output.read().split()
-        return ProgramRun(seconds, float(processor_seconds), int(peak_bytes), npu_bytes)
+        results = [json.loads(path.read_text()) for path in sorted(Path(output).rglob(RESULT_FILE))]
+    return ProgramRun(seconds, processor_seconds, peak, npu_peak, results)
 
 
-def read_stage_seconds(output_dir: Path) -> dict[str, float]:
-    """Return the wall time of each stage of a run, of the first of its models, from its `--output-dir`."""
-    return json.loads(next(output_dir.rglob(RESULT_FILE)).read_text())["stage_seconds"]
-
-
-def watch_npu_processes(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for the end of a process, and return the largest memory of those that it has spawned, in bytes, together."""
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, sum(memory_bytes(status, "VmRSS") for status in spawned_statuses(process.pid)))
+def watch(process: "subprocess.Popen[bytes]") -> tuple[float, int, int]:
+    """Wait for the end of a process and return its processor time, its peak memory and that of its NPU processes."""
+    peak = npu_peak = 0
+    while True:
+        # getrusage's peak would include the memory that the parent had at the fork.
+        peak = max(peak, memory_bytes(process.pid, "VmHWM"))
+        npu_peak = max(npu_peak, sum(memory_bytes(child, "VmRSS") for child in npu_processes(process.pid)))
+        pid, status, used = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return used.ru_utime + used.ru_stime, peak, npu_peak
         time.sleep(SAMPLING_SECONDS)
-    return peak
 
 
-def spawned_statuses(parent: int) -> Iterator[str]:
-    """Yield the status of every process that multiprocessing has spawned from a process."""
+def npu_processes(parent: int) -> Iterator[int]:
+    """Yield the id of every process that multiprocessing has spawned from a process."""
     for children in Path(f"/proc/{parent}/task").glob("*/children"):
-        try:
-            for child in children.read_text().split():
-                if SPAWNED in Path(f"/proc/{child}/cmdline").read_bytes():
-                    yield Path(f"/proc/{child}/status").read_text()
-        except OSError:  # the process has ended
-            continue
+        for child in _read(children).split():
+            if SPAWNED in _read(Path(f"/proc/{child.decode()}/cmdline")):
+                yield int(child)
+
+
+def memory_bytes(pid: int, entry: str) -> int:
+    """Return an entry of a process's status, such as VmHWM; 0 if the process has ended."""
+    found = re.search(rb"^%b:\s*(\d+) kB" % entry.encode(), _read(Path(f"/proc/{pid}/status")), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of all threads of a process since its start."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()  # the name in parentheses may have spaces
+    user, system = fields[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""
