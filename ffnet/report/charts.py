@@ -141,15 +141,15 @@ def front_chart(comparison: ModelComparison, front: Front) -> Chart:
 
 def _draw_point(axes: Axes, number: int, cost: float, miou: float | None, interval: Interval | None, kind: str) -> None:
     """Draw a mIoU with its confidence interval and, in the marker, a number; nothing without an mIoU."""
+    color, area = KINDS[kind]
+    if kind not in axes.get_legend_handles_labels()[1]:
+        axes.scatter([], [], s=40, color=color, label=kind)
     if miou is None:
         return
-    color, area = KINDS[kind]
     if interval:
         axes.vlines(cost, *interval, color=color, linewidth=area / 80, zorder=2)
     axes.scatter(cost, miou, s=area, color=color, zorder=3)
     axes.text(cost, miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline")
-    if kind not in axes.get_legend_handles_labels()[1]:
-        axes.scatter([], [], s=40, color=color, label=kind)
 
 
 def _draw_baselines(axes: Axes, recovery: Recovery) -> None:

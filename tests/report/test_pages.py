@@ -1,4 +1,4 @@
-"""The report page: its numbers against the result, its markup under hostile names, and in a real browser."""
+"""The pages of a run and of a comparison: their numbers, their markup under hostile names, and in a real browser."""
 
 import base64
 import dataclasses
@@ -11,20 +11,24 @@ from PIL import Image
 
 from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.labels import CLASSES
-from ffnet.report import html
+from ffnet.report.rendering import relative_url, render, render_comparison
 from ffnet.results.recovery import RaisedQuantizer
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics
 from ffnet.system.files import write_atomically
+from ffnet.variants import VARIANTS
 from tests.helpers.browser import browser
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.page import HOSTILE, WINDOWS, Page
 from tests.helpers.results import (
+    comparison_of,
     noise_result,
+    plain_model,
     small_layers,
     small_npu,
     small_recovery,
     small_result,
     unlabelled_recovery,
+    zoo_comparison,
 )
 
 
@@ -39,7 +43,22 @@ def result(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(result):
     """The page of `result`."""
-    return html.render(result)
+    return render(result)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    """A comparison of five models, the first one with published values and with the NPU."""
+    compared = zoo_comparison()
+    first = compared.models[0]
+    full = dataclasses.replace(first.result, npu=small_npu(), published={FP32: 79.2, INT8_SIMULATED: 78.9})
+    return comparison_of([dataclasses.replace(first, result=full), *compared.models[1:]])
+
+
+@pytest.fixture(scope="module")
+def comparison_text(comparison):
+    """The page of `comparison`."""
+    return render_comparison(comparison)
 
 
 def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
@@ -54,31 +73,30 @@ def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
         published_drop = None if name == FP32 or published is None else 79.2 - published
         accuracy = [entry["miou"], entry["miou_interval"], drop, entry["drop_interval"], published, published_drop]
         assert cells == [*accuracy, entry["pixel_accuracy"], entry["images_per_second"]]
-    intervals = [entry[name] for name in ("miou_interval", "drop_interval") for entry in backends.values()]
-    intervals.append(content["npu"]["backends"][INT8_NPU]["miou_interval"])
-    assert [json.loads(value) for key, value in page.data if key == "data-interval"] == list(filter(None, intervals))
-    assert len(list(filter(None, intervals))) == 6
-
     classes = page.numbers("classes")
     assert list(classes) == list(CLASSES)
     for name, cells in classes.items():
         ious = [entry["iou"][name] for entry in backends.values()]
-        assert cells[:3] == ious
-        assert cells[3:] == [None if None in (iou, ious[0]) else iou - ious[0] for iou in ious[1:]]
+        changes = [None if None in (iou, ious[0]) else iou - ious[0] for iou in ious[1:]]
+        assert cells == [ious[0], ious[1], changes[0], ious[2], changes[1]]
     assert classes["pole"][1] is None
 
-    for number, entry in enumerate(backends.values(), 1):
-        cells = [row[1:] for row in page.tables[f"confusion-{number}"][1:]]
-        assert np.array_equal(np.array(cells, float), entry["confusion_matrix"])
-    before, after = (np.array(backends[name]["confusion_matrix"], float) for name in (FP32, INT8_SIMULATED))
-    with np.errstate(invalid="ignore"):
-        change = 100 * (np.nan_to_num(after / after.sum(1)[:, None]) - np.nan_to_num(before / before.sum(1)[:, None]))
-    shown = np.array([row[1:] for row in page.tables["confusion-change"][1:]], float)
-    assert np.allclose(shown, change, atol=1e-9, rtol=0)
+    shares = {}
+    for name, entry in backends.items():
+        matrix = np.array(entry["confusion_matrix"], float)
+        shares[name] = 100 * np.divide(matrix, matrix.sum(1)[:, None], where=matrix.sum(1)[:, None] > 0, out=0 * matrix)
+        assert np.allclose(matrix_of(page, name.replace(" ", "-")), shares[name], atol=1e-9, rtol=0)
+    (change,) = [table for table in page.tables if table.startswith("Change-from")]
+    assert np.allclose(matrix_of(page, change), shares[INT8_SIMULATED] - shares[FP32], atol=1e-9, rtol=0)
 
-    agreement = {pair.replace(" and ", "|"): float(value) for pair, value in page.tables["agreement"]}
+    agreement = {pair.replace(" and ", "|"): float(value) for pair, value in page.tables["agreement"][1:]}
     assert agreement == content["agreement"]
     assert {stage: cells[0] for stage, cells in page.numbers("stages").items()} == content["stage_seconds"]
+
+
+def matrix_of(page, table):
+    """The numbers of a table that has the shape of a confusion matrix."""
+    return np.array([row[1:] for row in page.tables[table][1:]], float)
 
 
 def test_the_numbers_of_images_and_quantizers_are_those_of_the_diagnostics(result, text):
@@ -88,7 +106,7 @@ def test_the_numbers_of_images_and_quantizers_are_those_of_the_diagnostics(resul
     assert values["data-agreement"] == [image.agreement for image in diagnostics.worst_images]
     assert [(row[1], row[4], row[5]) for row in page.tables["sensitivity"][1:]] == [
         (
-            row.layer,
+            f"{row.layer} {row.role}",
             "" if row.sqnr_only_enabled is None else str(row.sqnr_only_enabled),
             str(row.agreement_only_enabled),
         )
@@ -98,19 +116,19 @@ def test_the_numbers_of_images_and_quantizers_are_those_of_the_diagnostics(resul
 
 def test_the_section_on_the_npu_shows_its_metrics_and_layers():
     diagnostics = Diagnostics(npu_layers=small_layers())
-    page = Page(html.render(small_result(npu=small_npu(), diagnostics=diagnostics)))
+    page = Page(render(small_result(npu=small_npu(), diagnostics=diagnostics)))
     miou, drop = (float(page.numbers("npu-backends")["INT8 NPU"][column]) for column in (0, 2))
     assert (miou, drop) == (83.75, 16.25)
     assert [row[1:4] for row in page.tables["npu-layers"][1:]] == [
         ["image", "1.0", "0.01"], ["conv0", "2.0", "0.025"], ["logits", "30.0", "0.45"],
     ]  # fmt: skip
-    assert "npu-backends" not in Page(html.render(small_result())).tables
+    assert "npu-backends" not in Page(render(small_result())).tables
 
 
 def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(result, text):
     page, recovery = Page(text), json.loads(json.dumps(result.to_json()))["recovery"]
-    headings, fp32, *steps = page.tables["recovery"]
-    assert len(headings) == 10 and fp32[:3] == ["–", "FP32", "80.0"]
+    headings, *steps = page.tables["recovery"]
+    assert len(headings) == 10 and headings[1] == "recovery, on 4 selection images (FP32: 80.00 %)"
     assert [row[:2] for row in steps] == [[str(n), step["name"]] for n, step in enumerate(recovery["steps"], 1)]
     for cells, step in zip(steps, recovery["steps"], strict=True):
         numbers = [json.loads(cell) if cell else None for cell in cells[2:9]]
@@ -119,22 +137,21 @@ def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(
     assert [row[9] for row in steps] == ["kept", "kept", "not kept", "not kept", "chosen"]
     assert page.tables["raised"][1:] == [["conv0", "weight", "8"], ["relu", "output", "16"]]
     assert "are those on 4 selection images." in text
-    assert text.count('<tr class="chosen">') == 1
 
 
 def test_accuracy_recovery_on_unlabelled_images_has_its_table_alone():
-    page = Page(html.render(small_result(recovery=unlabelled_recovery())))
-    assert page.tables["recovery"][2][1:6] == ["plain", "", "", "", ""] and "raised" not in page.tables
-    without = Page(html.render(small_result()))
+    page = Page(render(small_result(recovery=unlabelled_recovery())))
+    assert page.tables["recovery"][1][1:4] == ["plain", "", ""] and "raised" not in page.tables
+    without = Page(render(small_result()))
     assert len(page.images) == len(without.images) and "recovery" not in without.tables
 
 
 def test_settings_options_and_command_are_those_of_the_result(result, text):
     page = Page(text)
     settings = dict(page.tables["settings"])
-    assert settings["checkpoint"] == "/weights/a.pth" and settings["calibration images"] == "4"
+    assert settings["checkpoint path"] == "/weights/a.pth" and settings["calibration images"] == "4"
     assert {name: settings[name] for name in result.versions} == result.versions
-    assert dict(page.tables["options"]) == {
+    assert dict(page.tables["options"][1:]) == {
         "--model-name": result.model, "--cle": "True", "--demo": "False", "--limit": "–",
     }  # fmt: skip
     assert page.texts["command"] == result.command
@@ -153,17 +170,84 @@ def test_pictures_are_the_panels(result, text):
 def test_sections_without_content_are_left_out():
     """As with --onnx."""
     backends = {ONNX_FILE: dataclasses.replace(small_result().backends[FP32], miou_interval=None)}
-    page = Page(html.render(small_result(
+    page = Page(render(small_result(
         backends=backends, agreement={}, published={}, notes=[], checkpoint=None, calibration=None,
     )))  # fmt: skip
     assert page.images == [] and "sensitivity" not in page.tables and len(page.tables["backends"][1]) == 5
-    assert "95 % CI" not in html.render(small_result(backends=backends))
+    assert "95 % CI" not in render(small_result(backends=backends))
     assert "checkpoint" not in dict(page.tables["settings"])
 
 
 def test_counts_agree_with_their_nouns(text):
     assert "<p>4 images of" in text and "measured on 8 images twice" in text
-    assert "<p>1 image of" in html.render(small_result(images=1))
+    assert "<p>1 image of" in render(small_result(images=1))
+
+
+def test_the_tables_of_a_comparison_have_its_numbers(comparison, comparison_text):
+    page = Page(comparison_text)
+    models = comparison.models
+    for cells, model in zip(page.tables["models"][1:], models, strict=True):
+        assert cells[1] == model.short_name
+        assert cells[2:5] == [str(value) for value in (model.int8_miou, model.parameters / 1e6, model.gmacs)]
+        assert cells[5:7] == [model.published.describe_latency(), "x".join(map(str, model.published.input_size))]
+    assert [row[7] for row in page.tables["models"][1:]] == ["GMACs, ms", "GMACs, ms", "GMACs, ms", "–", "GMACs"]
+    rows = page.tables["backends"][1:]
+    assert [row[:3] for row in rows[:4]] == [
+        ["ffnet40S_dBBB_mobile", FP32, "24"], ["ffnet40S_dBBB_mobile", INT8_SIMULATED, "24"],
+        ["ffnet40S_dBBB_mobile", INT8_NPU, "2"], ["ffnet54S_dBBB_mobile", FP32, "24"],
+    ]  # fmt: skip
+    entry = models[0].result.backends[INT8_SIMULATED]
+    drop = models[0].miou(FP32) - entry.miou
+    assert [json.loads(cell) for cell in rows[1][3:8]] == [
+        entry.miou, [*entry.miou_interval], drop, [*entry.drop_interval], 78.9,
+    ]  # fmt: skip
+    for number, front in enumerate(comparison.fronts(), 1):
+        for cells, member in zip(page.tables[f"front-{number}"][1:], front.members, strict=True):
+            numbers = [json.loads(cell) if cell else None for cell in cells[1:5]]
+            limits = member.gain_interval and [*member.gain_interval]
+            assert (cells[0], numbers) == (
+                member.model.short_name, [member.cost, member.miou, member.gain, limits],
+            )  # fmt: skip
+            assert cells[5] == {None: "–", True: "yes", False: "no"}[member.distinct]
+        assert front.describe(24) in comparison_text
+    for label, cells in page.numbers("classes").items():
+        assert cells == [model.result.backends[INT8_SIMULATED].iou[label] for model in models]
+    assert dict(page.tables["settings"][1:])["image size"] == "1024x2048"
+    assert dict(page.tables["options"][1:]) == {"--cle": "True", "--limit": "–"}
+
+
+def test_model_names_link_to_their_reports_if_there_are_any(comparison, comparison_text):
+    for model in comparison.models:
+        assert f'<a href="./{model.result.model}/report.html">' in comparison_text
+    without = [dataclasses.replace(model, link=None) for model in comparison.models]
+    assert "<a " not in render_comparison(comparison_of(without))
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    (
+        ("a_b/report.html", "./a_b/report.html"),
+        ("javascript:alert(1)", "./javascript%3Aalert%281%29"),
+        ("//host/x", ".///host/x"),
+        ('"><b> \udcff', "./%22%3E%3Cb%3E%20%FF"),
+    ),
+)
+def test_a_link_is_always_a_relative_path(path, url):
+    assert relative_url(path) == url
+
+
+def test_a_comparison_without_mious_has_no_charts():
+    page = Page(render_comparison(comparison_of([plain_model("a", 1.0, None)])))
+    assert page.images == [] and page.texts["title"] == "Comparison of 1 model: quantization report"
+    assert page.tables["models"][0] == ["#", "model (segmentation_...)", "INT8 %", "M params", "GMACs"]
+
+
+def test_every_table_is_in_a_named_region_and_every_heading_has_a_scope(text, comparison_text):
+    for page in (Page(text), Page(comparison_text)):
+        headings = [element for element in page.elements if element[0] == "th"]
+        assert headings and all("scope" in element for element in headings)
+        regions = [element for element in page.elements if element[0] == "div" and "role" in element]
+        assert len(regions) == len(page.tables) and all({"aria-label", "tabindex"} <= {*e} for e in regions)
 
 
 def hostile(result, name):
@@ -192,36 +276,57 @@ def hostile_recovery(name):
     return small_recovery(steps=steps, chosen=name, raised=raised, selection_images=[name])
 
 
+def hostile_comparison(comparison, name):
+    """The same comparison with `name` wherever a name or a text can be."""
+    models = []
+    for model in comparison.models:
+        texts = dict.fromkeys(("model", "dataset", "device", "command"), name)
+        result = dataclasses.replace(model.result, **texts, versions={"x": name})
+        models.append(dataclasses.replace(model, result=result, link=name))
+    return dataclasses.replace(comparison, models=models, run_notes=[name], options={"x": name})
+
+
+def pages_named(result, comparison, name):
+    return render(hostile(result, name)), render_comparison(hostile_comparison(comparison, name))
+
+
 @pytest.fixture(scope="module")
-def plain(result):
-    """The parsed page with an ordinary name."""
-    return Page(html.render(hostile(result, "x")))
+def usual(result, comparison):
+    """The parsed pages with an ordinary name."""
+    return [Page(text) for text in pages_named(result, comparison, "x")]
 
 
 @pytest.fixture(
     scope="module", params=[HOSTILE[0], *(pytest.param(name, marks=pytest.mark.slow) for name in HOSTILE[1:])]
 )
-def named(result, request):
-    """A hostile name, and the page that is full of it."""
-    return request.param, html.render(hostile(result, request.param))
+def named(result, comparison, request):
+    """A hostile name, and the pages that are full of it."""
+    return request.param, pages_named(result, comparison, request.param)
 
 
-def test_hostile_names_stay_text(named, plain):
-    name, page = named[0], Page(named[1])
-    assert page.elements == plain.elements
-    assert page.texts["script"] == plain.texts["script"]
-    assert page.texts["title"] == f"{name}: quantization report"
-    assert page.texts["command"] == name
-    assert dict(page.tables["settings"])["checkpoint"] == name
+def test_hostile_names_stay_text(named, usual):
+    name, texts = named
+    for text, expected in zip(texts, usual, strict=True):
+        page = Page(text)
+        assert page.elements == expected.elements
+        assert page.texts["script"] == expected.texts["script"]
+        assert page.texts["command"] == name
+        assert dict(page.tables["settings"])["dataset"] == name
+    assert Page(texts[0]).texts["title"] == f"{name}: quantization report"
 
 
 def test_the_same_result_gives_the_same_page(result, text):
-    assert html.render(result) == text
+    assert render(result) == text
 
 
 @pytest.fixture(scope="module")
-def page_file(text, tmp_path_factory):
-    return write_atomically(tmp_path_factory.mktemp("page") / "report.html", text)
+def page_files(text, comparison_text, tmp_path_factory):
+    """The pages of a run, of a comparison of five models, and of one of all variants."""
+    folder = tmp_path_factory.mktemp("page")
+    names = enumerate(VARIANTS)
+    models = [plain_model(name, 20.0 + 15 * rank, 70 + rank / 5 + rank % 3) for rank, name in names]
+    texts = {"run": text, "five": comparison_text, "many": render_comparison(comparison_of(models))}
+    return {name: write_atomically(folder / f"{name}.html", text) for name, text in texts.items()}
 
 
 @pytest.fixture(scope="module")
@@ -233,22 +338,22 @@ def tab(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", (False, True), ids=("light", "dark"))
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_browser_finds_no_fault(page_file, tab, window, dark):
+@pytest.mark.parametrize(("name", "charts"), (("run", 3), ("five", 2), ("many", 1)))
+def test_a_browser_finds_no_fault(page_files, tab, name, charts, window, dark):
     width, height, phone = WINDOWS[window]
-    assert tab.faults(page_file, width, height, dark, phone) == []
-    assert tab.evaluate("document.images.length") == 14
+    assert tab.faults(page_files[name], width, height, dark, phone) == []
     sources = tab.evaluate("[...document.querySelectorAll('picture.chart img')].map(i => i.currentSrc)")
-    charts = [base64.b64decode(source.partition(",")[2]).decode() for source in sources]
-    assert len(charts) == 4 and all(("#c9d0da" in chart) == dark for chart in charts)
+    shown = [base64.b64decode(source.partition(",")[2]).decode() for source in sources]
+    assert len(shown) == charts and all(("#c9d0da" in chart) == dark for chart in shown)
     paper = Image.open(io.BytesIO(tab.screenshot())).convert("L").getpixel((2, 2))
     assert (paper < 60) == dark
 
 
 @pytest.mark.slow
-def test_tables_sort_and_missing_values_stay_last(page_file, tab):
-    tab.open(page_file, 1280, 900)
-    column = "[...document.querySelectorAll('#classes tbody tr')].map(r => r.cells[4].dataset.value)"
-    click = "document.querySelectorAll('#classes thead button')[4].click()"
+def test_tables_sort_and_missing_values_stay_last(page_files, tab):
+    tab.open(page_files["run"], 1280, 900)
+    column = "[...document.querySelectorAll('#classes tbody tr')].map(r => r.cells[3].dataset.value)"
+    click = "document.querySelectorAll('#classes thead button')[3].click()"
     for direction in (1, -1):
         tab.evaluate(click)
         values = tab.evaluate(column)
@@ -258,24 +363,36 @@ def test_tables_sort_and_missing_values_stay_last(page_file, tab):
 
 
 @pytest.mark.slow
-def test_hostile_names_run_nothing_in_a_browser(named, tab, tmp_path):
-    path = write_atomically(tmp_path / "report.html", named[1])
-    assert tab.faults(path, 390, 844, phone=True) == []
-    assert tab.evaluate("document.title") not in ("", "run")
+def test_a_model_opens_its_report_beside_the_page(page_files, tab, comparison):
+    tab.open(page_files["five"], 1280, 900)
+    links = tab.evaluate("[...document.querySelectorAll('#models a')].map(link => link.href)")
+    folder = page_files["five"].parent.resolve()
+    assert links == [(folder / model.link).as_uri() for model in comparison.models]
 
 
 @pytest.mark.slow
-def test_the_page_lets_no_other_script_run(page_file, tab, tmp_path):
+def test_hostile_names_run_nothing_in_a_browser(named, tab, tmp_path):
+    for text in named[1]:
+        path = write_atomically(tmp_path / "report.html", text)
+        assert tab.faults(path, 390, 844, phone=True) == []
+        assert tab.evaluate("document.title") not in ("", "run")
+        folder = f"{tmp_path.resolve().as_uri()}/"
+        assert all(link.startswith(folder) for link in tab.evaluate("[...document.links].map(link => link.href)"))
+
+
+@pytest.mark.slow
+def test_the_page_lets_no_other_script_run(page_files, tab, tmp_path):
     """If escaping ever fails, the browser itself refuses."""
     added = "<script>document.title = 'run'</script><img src='http://127.0.0.1:9/x.png' alt=''></body>"
     path = tmp_path / "report.html"
-    path.write_text(page_file.read_text().replace("</body>", added))
+    path.write_text(page_files["run"].read_text().replace("</body>", added))
     tab.open(path, 1280, 900)
     assert tab.evaluate("document.title") != "run"
     assert any("Content Security Policy" in str(entry) for entry in tab.logged)
 
 
 @pytest.mark.slow
-def test_the_page_prints(page_file, tab):
-    tab.open(page_file, 1280, 900)
+@pytest.mark.parametrize("name", ("run", "many"))
+def test_the_page_prints(page_files, tab, name):
+    tab.open(page_files[name], 1280, 900)
     assert tab.pdf().startswith(b"%PDF")
