@@ -9,30 +9,29 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ffnet.evaluation.backends import FP32
-from ffnet.labels import CLASSES
+from ffnet.evaluation.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.bootstrap import Interval
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.outcome import CHOSEN, KEPT, NOT_KEPT, Recovery, RecoveryStep
+from ffnet.quantization.recovery.outcome import CHOSEN, KEPT, NOT_KEPT, Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
-from ffnet.results.result import Result
+from ffnet.results.comparison import Front, ModelComparison
 
 WIDTH = 5.2  # inches; a phone shrinks an SVG as a whole, which makes the text of a wider one too small
-NUMBERED_QUANTIZERS = 5  # of the most sensitive ones, in the sensitivity chart
-
-LEAST_COST_RANGE = 4  # percent; width of the recovery chart's axes if the costs differ less
-STEP_DISTANCE = 0.045  # least distance of two steps in the recovery chart, as a share of the range of their costs
+NUMBERED_QUANTIZERS = 5  # the sensitivity chart numbers only the most sensitive ones
+LEAST_COST_RANGE = 4  # percent; taken for the range of the costs in the recovery chart if they differ less
+STEP_DISTANCE = 0.06  # least distance of two steps in the recovery chart, as a share of the range of their costs
 
 TEXT, GRID, GRAY, ORANGE, BLUE, PAPER = "#33383f", "#d8dce2", "#6b7686", "#c2410c", "#1d6fb8", "#ffffff"
-DARK = {
-    TEXT: "#c9d0da",
-    GRID: "#39414d",
-    GRAY: "#97a3b4",
-    ORANGE: "#fb8a4c",
-    BLUE: "#5eb0ef",
-    PAPER: "#14171c",
+DARK = {TEXT: "#c9d0da", GRID: "#39414d", GRAY: "#97a3b4", ORANGE: "#fb8a4c", BLUE: "#5eb0ef", PAPER: "#14171c"}
+ON_FRONT, NOT_ON_FRONT = "INT8, on the Pareto front", "INT8, not on it"
+KINDS = {  # kind of a point -> color, area of the marker in pt²
+    NOT_ON_FRONT: (GRAY, 130),
+    NOT_KEPT: (GRAY, 130),
+    KEPT: (BLUE, 130),
+    CHOSEN: (ORANGE, 190),
+    ON_FRONT: (ORANGE, 150),
 }
-OUTCOMES = {CHOSEN: (ORANGE, 190), KEPT: (BLUE, 130), NOT_KEPT: (GRAY, 130)}  # -> color, area of the marker in pt²
 STYLE = matplotlib.rc_context(
     {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
@@ -54,29 +53,6 @@ class Chart:
 
     light: str
     dark: str
-
-
-@STYLE
-def class_chart(result: Result) -> Chart:
-    """Draw the IoU of each class in the first two backends, and the change, in the order of Cityscapes' classes."""
-    first, second = list(result.backends)[:2]
-    changes = {label: change for label in CLASSES if (change := result.iou_change(second, label)) is not None}
-    before, after = ([result.backends[name].iou[label] for label in changes] for name in (first, second))
-    rows = range(len(changes))
-    figure = Figure((WIDTH, 0.9 + 0.235 * len(changes)))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    left.hlines(rows, before, after, color=ORANGE, linewidth=2)
-    left.scatter(after, rows, s=20, color=ORANGE, marker="D", label=second, zorder=2)
-    left.scatter(before, rows, s=64, facecolors="none", edgecolors=GRAY, linewidths=1.6, label=first, zorder=3)
-    left.set(xlim=(-3, 103), xlabel="IoU, percent", yticks=rows, yticklabels=changes, ylim=(len(changes) - 0.4, -0.6))
-    add_legend(left, reverse=True)
-    right.barh(rows, changes.values(), height=0.62, color=[ORANGE if c < 0 else BLUE for c in changes.values()])
-    right.axvline(0, color=TEXT, linewidth=0.8)
-    right.set(xlabel="change, percentage points", xmargin=0.1)
-    for axes in (left, right):
-        axes.grid(axis="x")
-        axes.tick_params(axis="y", length=0)
-    return to_chart(figure)
 
 
 @STYLE
@@ -109,14 +85,10 @@ def npu_chart(layers: Sequence[LayerDivergence]) -> Chart:
     figure = Figure((WIDTH, 4.6))
     upper, lower = figure.subplots(2, 1, sharex=True)
     positions = range(len(layers))
-    for axes, values in (
-        (upper, lambda difference: 100 * difference.differing),
-        (lower, lambda difference: difference.mean_steps),
-    ):
-        axes.plot(positions, [values(layer.total) for layer in layers], color=ORANGE, label="from the image on")
-        axes.bar(
-            positions, [values(layer.own) for layer in layers], color=BLUE, label="layer alone, for the same input"
-        )
+    for axes, name, factor in ((upper, "differing", 100), (lower, "mean_steps", 1)):
+        total, own = ([factor * getattr(getattr(layer, part), name) for layer in layers] for part in ("total", "own"))
+        axes.plot(positions, total, color=ORANGE, label="from the image on")
+        axes.bar(positions, own, color=BLUE, label="layer alone, for the same input")
         axes.grid(axis="y")
     upper.set(ylabel="differing values, percent", ylim=(0, None))
     lower.set(ylabel="mean difference, steps", xlabel="quantized activations from input to output", ylim=(0, None))
@@ -130,46 +102,54 @@ def recovery_chart(recovery: Recovery) -> Chart:
 
     Steps that cost the same, or nearly so, are drawn beside one another.
     """
-    steps = recovery.steps
-    costs = {
-        "bit operations, percent of W8A8": [100 * step.bit_operations for step in steps],
-        "weight bytes, percent of W8A8": [100 * step.weight_bytes for step in steps],
-    }
     figure = Figure((WIDTH, 5.6))
     panels = figure.subplots(2, 1, sharey=True)
-    for axes, (label, values) in zip(panels, costs.items(), strict=True):
+    for axes, name in zip(panels, ("bit_operations", "weight_bytes"), strict=True):
         _draw_baselines(axes, recovery)
-        positions = _cost_axis(axes, values)
-        for number, (position, step) in enumerate(zip(positions, steps, strict=True), 1):
-            _draw_step(axes, position, number, step, recovery.outcome(step))
-        axes.set(xlabel=label, ylabel="mIoU, percent")
+        positions = spread([100 * getattr(step, name) for step in recovery.steps])
+        for index, step in enumerate(recovery.steps):
+            kind = recovery.outcome(step)
+            _draw_point(axes, index + 1, positions[index], step.miou, step.miou_interval, kind)
+        axes.set(xlabel=f"{name.replace('_', ' ')}, percent of W8A8", ylabel="mIoU, percent", xmargin=0.1)
         axes.grid(axis="y")
-    for outcome, (color, _) in OUTCOMES.items():
-        if outcome in map(recovery.outcome, steps):
-            panels[0].scatter([], [], s=40, color=color, label=outcome)
     add_legend(panels[0], columns=3)
     return to_chart(figure)
 
 
-def _cost_axis(axes: Axes, costs: Sequence[float]) -> list[float]:
-    """Set the limits of the axis of costs in percent, and return where on it each step is drawn."""
-    distance = STEP_DISTANCE * max(LEAST_COST_RANGE, np.ptp(costs))
-    positions = spread(costs, distance)
-    middle = (min(positions) + max(positions)) / 2
-    width = max(LEAST_COST_RANGE, np.ptp(positions) + 3 * distance)
-    axes.set_xlim(middle - width / 2, middle + width / 2)
-    return positions
+@STYLE
+def front_chart(comparison: ModelComparison, front: Front) -> Chart:
+    """Draw the mIoU of INT8 simulated of each model against its cost, numbered as in the report's table of models.
+
+    Models on the Pareto front have their confidence intervals. The line through them is the highest mIoU that each cost
+    allows.
+    """
+    figure, cost = Figure((WIDTH, 4.0)), front.cost
+    axes = figure.subplots()
+    line = [(member.cost, member.miou) for member in front.members]
+    axes.step(*np.transpose(line), where="post", color=ORANGE, linewidth=1, zorder=1)
+    for number, model in enumerate(comparison.models, 1):
+        on_front, value = front.has(model), cost.of(model)
+        if on_front is not None and value is not None:
+            interval = model.result.backends[INT8_SIMULATED].miou_interval if on_front else None
+            _draw_point(axes, number, value, model.int8_miou, interval, ON_FRONT if on_front else NOT_ON_FRONT)
+    label = cost.name if cost.name == cost.unit else f"{cost.name}, {cost.unit}"
+    axes.set(xlabel=label, ylabel="mIoU, percent", xmargin=0.08, ymargin=0.1)
+    axes.grid(axis="y")
+    add_legend(axes)
+    return to_chart(figure)
 
 
-def _draw_step(axes: Axes, position: float, number: int, step: RecoveryStep, outcome: str) -> None:
-    """Draw a step's mIoU with its confidence interval, and its number in the marker; nothing without an mIoU."""
-    if step.miou is None:
+def _draw_point(axes: Axes, number: int, cost: float, miou: float | None, interval: Interval | None, kind: str) -> None:
+    """Draw a mIoU with its confidence interval and, in the marker, a number; nothing without an mIoU."""
+    color, area = KINDS[kind]
+    if kind not in axes.get_legend_handles_labels()[1]:
+        axes.scatter([], [], s=40, color=color, label=kind)
+    if miou is None:
         return
-    color, area = OUTCOMES[outcome]
-    if step.miou_interval:
-        axes.vlines(position, *step.miou_interval, color=color, linewidth=area / 80, zorder=2)
-    axes.scatter(position, step.miou, s=area, color=color, zorder=3)
-    axes.text(position, step.miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline")
+    if interval:
+        axes.vlines(cost, *interval, color=color, linewidth=area / 80, zorder=2)
+    axes.scatter(cost, miou, s=area, color=color, zorder=3)
+    axes.text(cost, miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline")
 
 
 def _draw_baselines(axes: Axes, recovery: Recovery) -> None:
@@ -182,27 +162,18 @@ def _draw_baselines(axes: Axes, recovery: Recovery) -> None:
         axes.axhline(least, color=TEXT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label=label)
 
 
-def spread(values: Sequence[float], distance: float) -> list[float]:
-    """Return the values moved as little as gives all of them at least this distance; equal ones keep their order.
-
-    This is a least-squares fit: without the distances, the moved values must not decrease. Neighbours that would are
-    replaced by their mean.
-    """
-    order = np.argsort(values, kind="stable")
-    offsets = distance * np.arange(len(values))
-    groups: list[list[float]] = []
-    for value in np.take(values, order) - offsets:
-        groups.append([value])
-        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    moved = np.empty(len(values))
-    moved[order] = [np.mean(group) for group in groups for _ in group] + offsets
-    return moved.tolist()
+def spread(costs: Sequence[float]) -> list[float]:
+    """Return costs in percent, increased as far as their markers would overlap; equal costs keep their order."""
+    distance = STEP_DISTANCE * max(LEAST_COST_RANGE, np.ptp(costs))
+    positions, last = np.array(costs, float), -np.inf
+    for index in np.argsort(costs, kind="stable"):
+        last = positions[index] = max(positions[index], last + distance)
+    return positions.tolist()
 
 
-def add_legend(axes: Axes, reverse: bool = False, columns: int = 2) -> None:
+def add_legend(axes: Axes, columns: int = 2) -> None:
     """Add a legend above the axes, without a frame."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, borderpad=0, reverse=reverse)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, borderpad=0)
 
 
 def to_chart(figure: Figure) -> Chart:

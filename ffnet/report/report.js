@@ -1,24 +1,20 @@
 "use strict";
 // Turn the headings of sortable tables into buttons; without this script the tables stay in their original order.
 for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0];
   for (const heading of table.tHead.rows[0].cells) {
     const button = document.createElement("button");
-    button.type = "button";
     button.append(...heading.childNodes);
     heading.append(button);
     button.addEventListener("click", () => {
-      const ascending = heading.getAttribute("aria-sort") !== "ascending";
+      const sign = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-      heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+      heading.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
       const key = (row) => row.cells[heading.cellIndex].dataset.value ?? row.cells[heading.cellIndex].textContent;
-      const compare = (a, b) => {
-        const [first, second] = [key(a), key(b)];
+      const compare = (first, second) => {
         if (first === "" || second === "") return (first === "") - (second === ""); // missing values stay last
-        const order = isNaN(first) || isNaN(second) ? first.localeCompare(second) : first - second;
-        return ascending ? order : -order;
+        return sign * (isNaN(first) || isNaN(second) ? first.localeCompare(second) : first - second);
       };
-      body.append(...[...body.rows].sort(compare));
+      table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => compare(key(a), key(b))));
     });
   }
 }

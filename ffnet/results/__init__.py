@@ -1,1 +1,1 @@
-"""TODO."""
+"""Results: the schema of result.json, accuracy recovery, image comparisons, published values, several models."""

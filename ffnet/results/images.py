@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,17 +14,16 @@ from skimage.measure import block_reduce
 from skimage.morphology import dilation
 from skimage.util import img_as_ubyte
 
-from datasets.cityscapes import CityscapesSplit, image_name
 from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
-from ffnet.evaluation.loading import normalize
+from ffnet.evaluation.loading import Images, normalize
 from ffnet.evaluation.metrics import image_ious, image_mious
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.scores import Scores
 from ffnet.labels import CLASSES, COLORS, IGNORED
 
 PAIR = (FP32, INT8_SIMULATED)
-MAX_WIDTH = 1024  # of a panel, in pixels
-MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # of all panels of one kind together; keeps a page below about 8 MB
+MAX_WIDTH = 1024  # pixels; of a panel
+MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # all panels of one kind together; keeps a page below about 8 MB
 LEAST_DROP = 0.1  # percentage points; smaller drops of a class's IoU are not mentioned
 DIMMED = 0.45  # brightness of the image under the disagreement marks
 
@@ -35,6 +34,20 @@ MARKS = {
     IMPROVED: (f"improved: wrong in {FP32}, right in {INT8_SIMULATED}", (0, 200, 255)),
     OTHER: ("other disagreement: both wrong, or not scored", (255, 214, 0)),
 }
+
+
+class NamedImages(Images, Protocol):
+    """Images of one size with names, such as a CityscapesSplit."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of each image."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class ImageComparison:
 
     name: str
     mious: dict[str, float]  # backend -> mean over the classes in the label
-    agreement: float  # share of all pixels that are predicted alike
+    agreement: float  # share of all pixels for which both backends predict the same class
     regressed: float  # share of the scored pixels that are right in FP32 and wrong in simulated INT8
     improved: float  # share of the scored pixels that are wrong in FP32 and right in simulated INT8
     largest_drops: list[tuple[str, float, float]]  # at most three classes, with their IoU in both backends
@@ -72,16 +85,16 @@ def worst_images(scores: Scores, count: int) -> list[int]:
 @torch.inference_mode()
 def compare_images(
     indices: Sequence[int],
-    images: CityscapesSplit,
+    images: NamedImages,
     backends: Mapping[str, Backend],
     scores: Scores,
     device: torch.device,
 ) -> list[ImageComparison]:
     """Compare the images at `indices` in FP32 and simulated INT8.
 
-    The two backends predict these images again, so that predictions need not be kept; they must not be compiled.
+    The backends predict these images again, so that predictions need not be stored. They must not be compiled.
     """
-    factor = reduction_factor(images.height, images.width, len(indices))
+    factor = reduction_factor(*images.size, len(indices))
     comparisons = []
     for index in indices:
         image, labels = (tensor.numpy() for tensor in images[index])
@@ -91,7 +104,7 @@ def compare_images(
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
         comparison = ImageComparison(
-            name=image_name(images.images[index]),
+            name=images.names[index],
             mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
             agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels_per_image),
             regressed=100 * float((codes == REGRESSED).sum() / scored),
@@ -109,13 +122,13 @@ def _largest_drops(before: np.ndarray, after: np.ndarray) -> list[tuple[str, flo
 
 
 def reduction_factor(height: int, width: int, count: int) -> int:
-    """Return the integer by which the panels of `count` images are reduced in height and width."""
+    """Return the integer factor by which height and width of the panels of `count` images are reduced."""
     return max(1, math.ceil(width / MAX_WIDTH), math.ceil(math.sqrt(height * width * count / MAX_PIXELS)))
 
 
 def disagreement(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return codes (H, W) uint8, SAME to REGRESSED, of train ids (H, W): labels and both backends' predictions."""
-    conditions = [before == after, before == labels, after == labels]  # the first that holds decides
+    """Return codes (H, W) uint8, SAME to REGRESSED, from train ids (H, W) of labels and both backends' predictions."""
+    conditions = [before == after, before == labels, after == labels]  # the first that is true decides
     return np.select(conditions, [SAME, REGRESSED, IMPROVED], OTHER).astype(np.uint8)
 
 

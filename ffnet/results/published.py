@@ -1,17 +1,61 @@
-"""Published mIoU beside that of a run, if both were measured alike; otherwise what differs. Needs no torch.
+"""What was published for a variant, and whether it is comparable with a run. Needs no torch.
 
-Two results are compared only if their images are alike. A quantized one also needs the same quantization.
+FFNet's authors published the mIoU in FP32, the AIMET model zoo that in INT8 (both in `ffnet.variants`), and Qualcomm AI
+Hub the mIoU and the latency on devices (`ai_hub.json`). A published mIoU is comparable with a run on the same number of
+images of the same size; one in INT8 also needs the same quantization.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ffnet.config import Config
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
-from ffnet.system.text import count
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.system.text import count, format_number
 from ffnet.variants import INPUT_SIZE, Variant
+
+_AI_HUB = json.loads(Path(__file__).with_name("ai_hub.json").read_text("utf-8"))
+SOURCE: str = _AI_HUB["source"]
+MIOU_IMAGES: int = _AI_HUB["miou_images"]  # number of images on which AI Hub measured the mIoU
+GALAXY_S25: str = _AI_HUB["miou_chip"]  # part name of the chip on which it did
+DEVICES: dict[str, str] = _AI_HUB["devices"]  # part name of the chip -> device
+RUNTIMES = {"tflite": "TFLite", "dlc": "DLC", "onnx": "ONNX"}  # key in ai_hub.json -> name
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """What AI Hub published for a variant: its mIoU on a Galaxy S25, and its latency on one device."""
+
+    device: str  # where the latency was measured
+    input_size: tuple[int, int]  # height and width of AI Hub's images
+    float_miou: float  # percent
+    w8a8_miou: Mapping[str, float | None]  # key of RUNTIMES -> percent
+    latency: Mapping[str, float | None]  # key of RUNTIMES -> milliseconds, W8A8; None if none was published
+
+    @property
+    def fastest(self) -> float | None:
+        """The latency of the fastest runtime; None if none was published."""
+        return min((value for value in self.latency.values() if value is not None), default=None)
+
+    def describe_latency(self) -> str:
+        """Return the latency of each runtime with one decimal and slashes between them."""
+        return "/".join(format_number(value, 1) for value in self.latency.values())
+
+
+def ai_hub_result(name: str, chip: str | None = None) -> DeviceResult | None:
+    """Return what AI Hub published for a variant; None if it has not published the variant.
+
+    The latency is that on the chip with this part name or, if AI Hub did not measure it there, on a Galaxy S25.
+    """
+    model = _AI_HUB["models"].get(name)
+    if model is None:
+        return None
+    measured = chip if chip in DEVICES else GALAXY_S25
+    latency, size = model["w8a8_latency_ms"][measured], tuple(model["input_size"])
+    return DeviceResult(DEVICES[measured], size, model["float_miou"], model["w8a8_miou"], latency)
 
 
 @dataclass(frozen=True)
@@ -25,7 +69,7 @@ class ImageSetup:
 
 @dataclass(frozen=True)
 class QuantizationSetup:
-    """How a network was quantized; None for what is unknown or does not apply, which is not compared."""
+    """How a network was quantized. None stands for what is unknown or does not apply, and is not compared."""
 
     param_bw: int
     output_bw: int
@@ -34,11 +78,10 @@ class QuantizationSetup:
     config_file: str | None = None
     cle: bool | None = None
     calibration: tuple[int, str] | None = None  # number of images, and their split
-    recovered: bool = False  # ranges, rounding or bit widths were searched to win accuracy back
+    recovered: bool = False  # with accuracy recovery
 
 
-# How FFNet's authors measured FP32 on Cityscapes, and the AIMET model zoo INT8.
-PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)
+PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # in `ffnet.variants`, as is the quantization
 PUBLISHED_QUANTIZATION = QuantizationSetup(8, 8, False, "tf_enhanced", "default", True, (500, "val"))
 
 DIFFERENCES: dict[str, Callable[[Any], str]] = {  # field -> what a run with this value has; after "which has"
@@ -58,18 +101,18 @@ DIFFERENCES: dict[str, Callable[[Any], str]] = {  # field -> what a run with thi
 
 @dataclass(frozen=True)
 class PublishedResults:
-    """Published results of one model, and how they were measured."""
+    """Published mIoUs of one model, and how they were measured."""
 
     mious: Mapping[str, float | None]  # backend -> percent; None if none was published
     images: ImageSetup
     quantization: QuantizationSetup
-    origin: str  # what stands before the values: "Published mIoU of this model"
-    described: str  # the images in words, after the values: "on 50 images"
+    origin: str  # text before the values, such as "Published mIoU of this model"
+    described: str  # text after the values: the images, such as "on 50 images"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a report shows of published results."""
+    """What a report shows of published mIoUs."""
 
     mious: Mapping[str, float] = field(default_factory=dict)  # backend -> percent, of comparable backends
     notes: Sequence[str] = ()  # at most one, on the values that are not comparable
@@ -79,9 +122,9 @@ def quantization_setup(config: Config, calibration_images: int = 0, equalized: b
     """Return the quantization of a run.
 
     Args:
-        config: of the run.
-        calibration_images: their number; 0 if it is unknown or if all encodings were loaded from a file.
-        equalized: whether the checkpoint already was equalized.
+        config: Configuration of the run.
+        calibration_images: Their number; 0 if it is unknown or if all encodings were loaded from a file.
+        equalized: Whether the checkpoint already was equalized.
     """
     options = config.quantization
     return QuantizationSetup(
@@ -118,23 +161,51 @@ def compare_with_published(
     others = " and ".join(f"{miou:.1f} % in {name}" for name, miou in values.items() if differing[name])
     if not others:
         return Comparison(comparable)
-    note = (
-        f"{published.origin}: {others}, {published.described}. Not comparable with this run, which has "
-        f"{join_phrases(max(differing.values(), key=len))}."
-    )
+    *phrases, last = max(differing.values(), key=len)
+    named = f"{', '.join(phrases)} and {last}" if phrases else last
+    note = f"{published.origin}: {others}, {published.described}. Not comparable with this run, which has {named}."
     return Comparison(comparable, [note])
 
 
 def compare_with_variant(variant: Variant, images: ImageSetup, quantization: QuantizationSetup) -> Comparison:
     """Compare a run on Cityscapes with what was published for its variant."""
-    mious = {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8}
-    described = f"on all {PUBLISHED_IMAGES.number} images of Cityscapes val"
-    origin = "Published mIoU of this model"
-    published = PublishedResults(mious, PUBLISHED_IMAGES, PUBLISHED_QUANTIZATION, origin, described)
+    published = PublishedResults(
+        {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8},
+        PUBLISHED_IMAGES,
+        PUBLISHED_QUANTIZATION,
+        "Published mIoU of this model",
+        f"on all {PUBLISHED_IMAGES.number} images of Cityscapes val",
+    )
     return compare_with_published(published, images, quantization)
 
 
-def join_phrases(phrases: Sequence[str]) -> str:
-    """Return phrases as one enumeration: "a, b and c"."""
-    *first, last = phrases
-    return f"{', '.join(first)} and {last}" if first else last
+def compare_with_ai_hub(config: Config, images: ImageSetup) -> Comparison:
+    """Compare a run on the NPU with the mIoU that AI Hub published for a Galaxy S25.
+
+    AI Hub does not say which images it used and how it calibrated, so only the number and the size of the images and
+    the bit widths are compared.
+    """
+    result = ai_hub_result(config.model.name)
+    if result is None or config.npu.chip != GALAXY_S25 or config.model.onnx or config.data.demo:
+        return Comparison()
+    published = PublishedResults(
+        {FP32: result.float_miou, INT8_NPU: result.w8a8_miou["onnx"]},
+        ImageSetup("val", MIOU_IMAGES, result.input_size),
+        QuantizationSetup(8, 8, from_file=False),
+        f"{SOURCE}: mIoU of this model on {result.device} by ONNX",
+        "on {} images of {}x{} pixels".format(MIOU_IMAGES, *result.input_size),
+    )
+    return compare_with_published(published, images, quantization_setup(config))
+
+
+def ai_hub_notes(config: Config) -> list[str]:
+    """Return a note on the latency that AI Hub published for the model and the chip of a run, if it did."""
+    result = ai_hub_result(config.model.name, config.npu.chip)
+    if result is None or config.npu.chip not in DEVICES or config.model.onnx:
+        return []
+    times = "/".join("-" if value is None else f"{value:g}" for value in result.latency.values())
+    size = "{}x{}".format(*result.input_size)
+    return [
+        f"{SOURCE}: latency of this model, W8A8 at {size}, on {result.device} by TFLite/DLC/ONNX: {times} ms. An "
+        "emulation tells nothing about latency."
+    ]

@@ -37,6 +37,11 @@ class BackendResult:
     images_per_second: float  # in the network, without decoding and scoring
     confusion_matrix: list[list[int]]  # 19 rows of 19 pixel counts, row = label, column = prediction
 
+    def iou_change(self, base: "BackendResult", label: str) -> float | None:
+        """Return how far a class's IoU is above that in `base`, in percentage points; None if one is undefined."""
+        before, after = base.iou[label], self.iou[label]
+        return None if before is None or after is None else after - before
+
 
 @dataclass(frozen=True)
 class CheckpointInfo:
@@ -98,7 +103,7 @@ class Details:
     """What the report and the exit status need beside the fields of `result.json`."""
 
     scores: Scores
-    image_paths: tuple[str, ...]  # in the order of `scores`
+    image_names: tuple[str, ...]  # <city>_<sequence>_<frame>, in the order of `scores`
     image_size: tuple[int, int]  # height, width in pixels
     diagnostics: Diagnostics = Diagnostics()
     failure: BaseException | None = None  # what ended the run after the images were scored, if anything did
@@ -148,14 +153,10 @@ class Result:
             }
         )
 
-    def drop(self, backend: str) -> float | None:
-        """Return the mIoU drop of a backend against FP32 in percentage points; None if they can't be compared."""
-        return miou_drops(self.backends)[backend]
-
-    def iou_change(self, backend: str, label: str) -> float | None:
-        """Return how far a class's IoU is above that of the first backend, in percentage points; None if undefined."""
-        base, iou = next(iter(self.backends.values())).iou[label], self.backends[backend].iou[label]
-        return None if base is None or iou is None else iou - base
+    @property
+    def base(self) -> BackendResult:
+        """The metrics of the first backend, which IoU changes refer to."""
+        return next(iter(self.backends.values()))
 
 
 def _backends_from_json(content: Mapping[str, Any]) -> dict[str, BackendResult]:

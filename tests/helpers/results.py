@@ -14,17 +14,23 @@ from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
-from ffnet.results import ai_hub
 from ffnet.results import result as results
-from ffnet.results.ai_hub import ByRuntime, PublishedLatency
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.results.images import compare_images, worst_images
+from ffnet.results.published import DeviceResult
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
 
 PAIR = (FP32, INT8_SIMULATED)
 CPU = torch.device("cpu")
 SIZE = (2, 4)  # height, width of the images
 MIXED = "mixed precision"
+ZOO = (  # the five models that AI Hub published
+    "segmentation_ffnet40S_dBBB_mobile",
+    "segmentation_ffnet54S_dBBB_mobile",
+    "segmentation_ffnet78S_dBBB_mobile",
+    "segmentation_ffnet78S_BCC_mobile_pre_down",
+    "segmentation_ffnet122NS_CCC_mobile_pre_down",
+)
 
 
 def small_scores(**changes):
@@ -42,11 +48,11 @@ def small_scores(**changes):
     return dataclasses.replace(scores, **changes)
 
 
-def small_result(scores=None, diagnostics=None, failure=None, **changes):
+def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **changes):
     """A Result of `scores` with `changes` to its fields."""
     scores = scores or small_scores()
     count = scores.images
-    paths = tuple(f"/d/ulm_{i:06d}_000019_leftImg8bit.png" for i in range(count))
+    names = tuple(f"ulm_{i:06d}_000019" for i in range(count))
     result = Result(
         model="segmentation_ffnet40S_dBBB_mobile",
         dataset="Cityscapes val",
@@ -64,7 +70,7 @@ def small_result(scores=None, diagnostics=None, failure=None, **changes):
         options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
         command="ffnet_quanteval.py --dataset-path '/a b/c'",
         versions=results.versions(),
-        details=Details(scores, paths, SIZE, diagnostics or Diagnostics(), failure),
+        details=Details(scores, names, size, diagnostics or Diagnostics(), failure),
     )
     return dataclasses.replace(result, **changes)
 
@@ -146,7 +152,7 @@ def noise_result(tree):
     """A Result with all diagnostics of three backends on the images of `tree`; no pole in INT8 simulated."""
     images = CityscapesSplit(tree, "val")
     backends = {FP32: noisy_backend(0), INT8_SIMULATED: noisy_backend(0.5), INT8_ONNX_RUNTIME: noisy_backend(0.6)}
-    scores = evaluate(backends, images, Runtime(batch_size=2, progress=False))
+    scores = evaluate(backends, images, Runtime(batch_size=2, quiet=True))
     matrices = scores.confusion_matrices[INT8_SIMULATED]
     matrices[:, 5] = matrices[:, :, 5] = 0
     worst = compare_images(worst_images(scores, 2), images, backends, scores, CPU)
@@ -200,18 +206,19 @@ def random_scores(quality, images=24, drop=0.01, seed=0):
     return Scores(matrices, {PAIR: np.full(images, 17_000)}, 20_000, times)
 
 
-def compared_models(names, qualities, size=(1024, 2048), **changes):
+def compared_models(names, qualities, size=(1024, 2048), chip=None, **changes):
     """A ComparedModel of each name, with random scores of its quality and `changes` to its Result."""
     models = []
     for seed, (name, quality) in enumerate(zip(names, qualities, strict=True)):
-        result = small_result(random_scores(quality, seed=seed), **{"model": name, "published": {}} | changes)
-        models.append(compare_model(result, size, None, f"{name}/report.html"))
+        scores = random_scores(quality, seed=seed)
+        result = small_result(scores, size=size, **{"model": name, "published": {}} | changes)
+        models.append(compare_model(result, chip, f"{name}/report.html"))
     return models
 
 
 def zoo_comparison(**changes):
     """A comparison of the five models that AI Hub published."""
-    return comparison_of(compared_models(ai_hub.RESULTS, (0.87, 0.88, 0.885, 0.875, 0.86)), **changes)
+    return comparison_of(compared_models(ZOO, (0.87, 0.88, 0.885, 0.875, 0.86), **changes))
 
 
 def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
@@ -223,43 +230,24 @@ def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
         miou: of INT8 simulated in percent; None if it is undefined.
         ms: published latency by DLC for images of 1024x2048.
         resampled: resamples of `miou`; without them all are `miou`.
-        changes: to the fields.
+        changes: to the fields of the Result.
     """
+    known = miou is not None
     entry = small_result().backends[INT8_SIMULATED]
-    interval = None if miou is None else (miou - 1, miou + 1)
-    drop_interval = None if miou is None else (0.5, 1.5)
-    model = ComparedModel(
-        name=name,
+    entry = dataclasses.replace(entry, miou_interval=(miou - 1, miou + 1) if known else None, drop_interval=None)
+    fp32 = dataclasses.replace(entry, miou=miou + 1 if known else None)
+    int8 = dataclasses.replace(entry, miou=miou, drop_interval=(0.5, 1.5) if known else None)
+    fields = {"images": 500, "backends": {FP32: fp32, INT8_SIMULATED: int8}, "published": {}} | changes
+    return ComparedModel(
+        result=small_result(model=name, size=(1024, 2048), **fields),
         link=None,
-        images=500,
-        backends={
-            FP32: dataclasses.replace(
-                entry, miou=None if miou is None else miou + 1, miou_interval=interval, drop_interval=None
-            ),
-            INT8_SIMULATED: dataclasses.replace(entry, miou=miou, miou_interval=interval, drop_interval=drop_interval),
-        },
-        npu=None,
-        published={},
         parameters=10**6,
-        w8a8=True,
         gmacs=gmacs,
-        latency=ms and PublishedLatency("device", (1024, 2048), ByRuntime(None, ms, None)),
-        resampled={INT8_SIMULATED: np.full(2000, miou, float) if resampled is None else resampled},
+        published=ms and DeviceResult("device", (1024, 2048), 80.0, {}, {"tflite": None, "dlc": ms, "onnx": None}),
+        resampled=np.full(2000, miou, float) if resampled is None else resampled,
     )
-    return dataclasses.replace(model, **changes)
 
 
-def comparison_of(models, **changes):
+def comparison_of(models):
     """A ModelComparison of models."""
-    comparison = ModelComparison(
-        models=models,
-        dataset="Cityscapes val",
-        images=models[0].images,
-        image_size=(1024, 2048),
-        device="CPU",
-        command="ffnet_quanteval.py --dataset-path '/a b/c'",
-        notes=["a note"],
-        options={"cle": True, "limit": None},
-        versions={"python": "3.11"},
-    )
-    return dataclasses.replace(comparison, **changes)
+    return ModelComparison(models, ["a note"], {"cle": True, "limit": None})

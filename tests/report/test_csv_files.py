@@ -9,12 +9,13 @@ import pytest
 from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.report.csv_files import (
-    write_comparison,
-    write_npu_layers,
-    write_per_class,
-    write_per_image,
-    write_recovery,
-    write_sensitivity,
+    class_rows,
+    comparison_rows,
+    image_rows,
+    npu_layer_rows,
+    recovery_rows,
+    sensitivity_rows,
+    write_csv,
 )
 from tests.helpers.results import (
     compared_models,
@@ -31,8 +32,9 @@ from tests.helpers.results import (
 )
 
 
-def read(path):
-    with path.open(newline="", encoding="utf-8") as file:
+def read(path, rows):
+    """Return the rows of a CSV file that is written with `rows`."""
+    with write_csv(path / "rows.csv", rows).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
@@ -42,7 +44,7 @@ def percent(share):
 
 def test_per_image_agrees_with_the_pixels(tmp_path):
     labels, predictions = labels_and_predictions()
-    rows = read(write_per_image(tmp_path / "per_image.csv", small_result(scores_of(labels, predictions))))
+    rows = read(tmp_path, image_rows(small_result(scores_of(labels, predictions))))
     assert [row["image"] for row in rows] == [f"ulm_{i:06d}_000019" for i in range(5)]
     for row, label, *predicted_by_both in zip(rows, labels, *predictions.values(), strict=True):
         for name, predicted in zip(predictions, predicted_by_both, strict=True):
@@ -61,7 +63,7 @@ def test_per_image_agrees_with_the_pixels(tmp_path):
 def test_per_class_agrees_with_the_result(tmp_path):
     labels, predictions = labels_and_predictions()
     result = small_result(scores_of(labels, predictions))
-    rows = read(write_per_class(tmp_path / "per_class.csv", result))
+    rows = read(tmp_path, class_rows(result))
     assert [row["class"] for row in rows] == list(CLASSES)
     for index, row in enumerate(rows):
         ious = {name: entry.iou[row["class"]] for name, entry in result.backends.items()}
@@ -72,7 +74,7 @@ def test_per_class_agrees_with_the_result(tmp_path):
 
 
 def test_sensitivity_keeps_the_order_and_leaves_infinite_ratios_empty(tmp_path):
-    rows = read(write_sensitivity(tmp_path / "sensitivity.csv", small_sensitivity()))
+    rows = read(tmp_path, sensitivity_rows(small_sensitivity()))
     assert list(rows[0]) == [
         "layer", "kind", "role", "position", "bits", "sqnr_only_enabled", "agreement_only_enabled",
         "sqnr_only_disabled", "agreement_only_disabled", "gain_only_disabled",
@@ -83,7 +85,7 @@ def test_sensitivity_keeps_the_order_and_leaves_infinite_ratios_empty(tmp_path):
 
 
 def test_recovery_has_a_row_per_step_with_the_limits_of_its_intervals(tmp_path):
-    rows = read(write_recovery(tmp_path / "recovery.csv", small_recovery()))
+    rows = read(tmp_path, recovery_rows(small_recovery()))
     assert list(rows[0]) == [
         "name", "miou", "miou_lower", "miou_upper", "drop", "drop_lower", "drop_upper", "bit_operations",
         "weight_bytes", "seconds", "outcome",
@@ -101,16 +103,17 @@ def test_recovery_has_a_row_per_step_with_the_limits_of_its_intervals(tmp_path):
 def test_comparison_has_a_row_per_model_with_its_metrics_and_costs(tmp_path):
     names = ("segmentation_ffnet54S_dBBB_mobile", "segmentation_ffnet78S_BCC_mobile_pre_down")
     first, second = compared_models(names, (0.9, 0.8), published={FP32: 80.8})
-    comparison = comparison_of([dataclasses.replace(first, npu=small_npu()), second])
-    rows = read(write_comparison(tmp_path / "comparison.csv", comparison))
+    first = dataclasses.replace(first, result=dataclasses.replace(first.result, npu=small_npu()))
+    comparison = comparison_of([first, second])
+    rows = read(tmp_path, comparison_rows(comparison))
     assert [row["model"] for row in rows] == list(names)
     for row, model in zip(rows, comparison.models, strict=True):
-        fp32, int8 = model.backends.values()
+        fp32, int8 = model.result.backends.values()
         assert row["FP32 mIoU"] == f"{fp32.miou:.4f}" and "FP32 drop" not in row
         limits = [row[f"INT8 simulated {name}"] for name in ("mIoU lower", "mIoU upper", "drop lower", "drop upper")]
         assert limits == [f"{limit:.4f}" for limit in (*int8.miou_interval, *int8.drop_interval)]
         assert row["INT8 simulated drop"] == f"{fp32.miou - int8.miou:.4f}"
-        assert row["report"] == f"{model.name}/report.html" and row["images"] == "24"
+        assert row["report"] == f"{model.result.model}/report.html" and row["images"] == "24"
         assert (row["FP32 published"], row["INT8 simulated published"]) == ("80.8000", "")
         assert (row["parameters"], row["GMACs"]) == (str(model.parameters), f"{model.gmacs:.4f}")
     latencies = [[row[name] for name in ("latency image size", "TFLite ms", "DLC ms", "ONNX ms")] for row in rows]
@@ -123,27 +126,26 @@ def test_comparison_has_a_row_per_model_with_its_metrics_and_costs(tmp_path):
 
 
 def test_comparison_leaves_what_is_unknown_empty(tmp_path):
-    (row,) = read(write_comparison(tmp_path / "comparison.csv", comparison_of([plain_model("a", 1.0, None)])))
+    (row,) = read(tmp_path, comparison_rows(comparison_of([plain_model("a", 1.0, None)])))
     known = {name for name, value in row.items() if value}
     assert known == {"model", "images", "parameters", "GMACs"}
 
 
 def test_recovery_without_labelled_pixels_leaves_metrics_empty(tmp_path):
-    for row in read(write_recovery(tmp_path / "recovery.csv", unlabelled_recovery())):
+    for row in read(tmp_path, recovery_rows(unlabelled_recovery())):
         assert list(row.values())[1:7] == [""] * 6 and row["bit_operations"]
 
 
 @pytest.mark.parametrize("name", ('<script>alert("x"),', "a b 'c' \"d\"", "\N{BICYCLE}", "\udcff", "x" * 200))
 def test_any_file_name_is_kept(tmp_path, name):
     result = small_result(scores_of(*labels_and_predictions(count=1)))
-    details = dataclasses.replace(result.details, image_paths=(f"/x/{name}_leftImg8bit.png",))
-    path = write_per_image(tmp_path / "per_image.csv", dataclasses.replace(result, details=details))
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        assert next(csv.DictReader(file))["image"] == name
+    details = dataclasses.replace(result.details, image_names=(name,))
+    (row,) = read(tmp_path, image_rows(dataclasses.replace(result, details=details)))
+    assert row["image"] == name
 
 
 def test_the_layers_of_the_npu_have_their_differences_in_total_and_for_the_same_input(tmp_path):
-    image, conv0, logits = read(write_npu_layers(tmp_path / "npu_layers.csv", small_layers()))
+    image, conv0, logits = read(tmp_path, npu_layer_rows(small_layers()))
     assert [row["layer"] for row in (image, conv0, logits)] == ["image", "conv0", "logits"]
     assert list(conv0.values())[1:] == ["2.0000", "0.025000", "2", "1.0000", "0.012500", "1"]
     assert list(conv0)[1:4] == ["differing %", "mean difference in steps", "largest difference in steps"]

@@ -56,7 +56,7 @@ def test_disagreement_separates_regressed_improved_and_other_pixels():
 def test_comparisons_show_label_predictions_and_disagreement(tree):
     images = CityscapesSplit(tree, "val")
     backends = {FP32: noisy_backend(0), INT8_SIMULATED: noisy_backend(0.5)}
-    scores = evaluate(backends, images, Runtime(batch_size=2, progress=False))
+    scores = evaluate(backends, images, Runtime(batch_size=2, quiet=True))
     comparisons = compare_images([3, 1], images, backends, scores, CPU)
     for comparison, index in zip(comparisons, (3, 1), strict=True):
         image, labels = images[index]
@@ -77,7 +77,7 @@ def test_comparisons_show_label_predictions_and_disagreement(tree):
         seen, given = shown["image"].mean(2), image.numpy().mean(0)  # a JPEG of noise
         assert np.corrcoef(seen.ravel(), given.ravel())[0, 1] > 0.8
 
-        assert comparison.name in images.images[index]
+        assert comparison.name == images.names[index]
         assert comparison.agreement == pytest.approx(100 * (before == after).mean())
         assert comparison.regressed == pytest.approx(100 * regressed.sum() / (labels != 255).sum())
         assert comparison.mious[FP32] == pytest.approx(100 * np.mean([
@@ -95,7 +95,7 @@ def test_large_images_are_reduced_and_no_mark_is_lost(tmp_path):
     predictions = {FP32: np.zeros_like(labels), INT8_SIMULATED: np.zeros_like(labels)}
     labels[7, 9] = 0
     predictions[INT8_SIMULATED][7, 9] = 1
-    factor = report_images.reduction_factor(images.height, images.width, 1)
+    factor = report_images.reduction_factor(*images.size, 1)
     panels = report_images.draw_panels(image.transpose(1, 2, 0), labels, predictions, factor)
     assert {pixels(panel).shape for panel in panels} == {(256, 1024, 3)}
     marked = (pixels(panels[-1]) == MARKS[REGRESSED][1]).all(2)

@@ -1,35 +1,28 @@
-"""Which published values stand beside a run's, against the table of the AIMET model zoo's model card."""
+"""Which published values stand beside a run's, against the AIMET model zoo's model card and AI Hub's pages."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ffnet.checkpoints.loading import Checkpoint
-from ffnet.config import Config, DataConfig, ModelConfig, QuantizationConfig
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
-from ffnet.results.published import Comparison
-from ffnet.results.result import Calibration
-from ffnet.run.pipeline import published_results
+from ffnet.chips import CHIPS
+from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.results import published
+from ffnet.results.published import GALAXY_S25, Comparison, DeviceResult, ImageSetup, ai_hub_result
+from ffnet.variants import INPUT_SIZE, VARIANTS
+from tests.helpers.results import ZOO
 
 MODEL = "segmentation_ffnet40S_dBBB_mobile"  # published: 79.2 in FP32, 78.9 in INT8
 WITHOUT_INT8 = "segmentation_ffnet46NS_CCC_mobile"  # published: 76.7 in FP32
 
 
-class Images:
-    """As much of a CityscapesSplit as is compared."""
-
-    def __init__(self, number, size):
-        self.number, (self.height, self.width) = number, size
-
-    def __len__(self):
-        return self.number
-
-
-def comparison(number=500, size=(1024, 2048), calibrated=500, model=MODEL, equalized=False, data=None, **quantization):
+def comparison(number=500, size=INPUT_SIZE, calibrated=500, model=MODEL, equalized=False, data=None, **quantization):
     """What is shown beside a run that differs from the published ones in the arguments alone."""
     config = Config(ModelConfig((model,)), DataConfig(**data or {}), QuantizationConfig(**quantization))
-    checkpoint = Checkpoint(None, "state_dict", equalized, "0" * 64, Path("a.pth"))
-    return published_results(config, Images(number, size), checkpoint, Calibration(calibrated, ""))
+    setup = published.quantization_setup(config, calibrated, equalized)
+    return published.compare_with_variant(VARIANTS[model], ImageSetup(config.data.split, number, size), setup)
 
 
 def test_published_values_stand_beside_a_run_that_was_measured_alike():
@@ -94,5 +87,77 @@ def test_differences_in_quantization_do_not_matter_to_a_model_without_published_
                          "which has 4 images.")  # fmt: skip
 
 
-def test_nothing_is_published_for_the_demo():
-    assert comparison(number=24, data={"demo": True}) == Comparison()
+def ai_hub_comparison(images=50, size=INPUT_SIZE, model=MODEL, chip=GALAXY_S25, split="val", **quantization):
+    config = Config(ModelConfig((model,)), DataConfig(split=split), QuantizationConfig(**quantization), NpuConfig(chip))
+    return published.compare_with_ai_hub(config, ImageSetup(split, images, size))
+
+
+def test_ai_hubs_miou_stands_beside_a_run_that_was_measured_in_the_same_way():
+    assert ai_hub_comparison() == Comparison({FP32: 76.8, INT8_NPU: 76.5})
+    assert ai_hub_comparison(chip="sm8650") == Comparison()  # AI Hub published no mIoU for this chip
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    (
+        ({"images": 4}, "4 images"),
+        ({"split": "train"}, "the train split"),
+        ({"size": (512, 1024)}, "an image size of 512x1024"),
+        ({"model": "segmentation_ffnet78S_BCC_mobile_pre_down"}, "an image size of 1024x2048"),
+    ),
+)
+def test_ai_hubs_miou_is_in_a_note_if_other_images_were_scored(changes, difference):
+    found = ai_hub_comparison(**changes)
+    (note,) = found.notes
+    assert found.mious == {} and note.endswith(f"Not comparable with this run, which has {difference}.")
+    assert "% in FP32 and " in note and "on Snapdragon 8 Elite (Galaxy S25) by ONNX: " in note
+
+
+def test_ai_hubs_int8_miou_is_in_a_note_if_the_bit_widths_differ():
+    found = ai_hub_comparison(output_bw=16)
+    assert found.mious == {FP32: 76.8}
+    assert found.notes == [
+        "Qualcomm AI Hub, release of February 2026: mIoU of this model on Snapdragon 8 Elite (Galaxy S25) by ONNX: "
+        "76.5 % in INT8 NPU, on 50 images of 1024x2048 pixels. Not comparable with this run, which has 16-bit "
+        "activations."
+    ]
+
+
+def test_ai_hubs_latency_is_in_a_note():
+    (note,) = published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig(GALAXY_S25)))
+    assert "W8A8 at 1024x2048, on Snapdragon 8 Elite (Galaxy S25) by TFLite/DLC/ONNX: 4/7.2/6.8 ms" in note
+    assert published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig("sa8255"))) == []
+
+
+def test_ai_hub_published_the_same_devices_and_runtimes_for_each_model():
+    assert published.DEVICES.keys() <= CHIPS.keys()
+    for name in ZOO:
+        for chip, device in published.DEVICES.items():
+            result = ai_hub_result(name, chip)
+            assert result.device == device and (result.input_size == (512, 1024)) == VARIANTS[name].pre_down
+            assert list(result.latency) == list(result.w8a8_miou) == list(published.RUNTIMES)
+    assert ai_hub_result("segmentation_ffnet150_AAA") is None
+
+
+@pytest.mark.parametrize(
+    ("chip", "device", "latency", "fastest"),
+    (
+        ("sm8750", "Snapdragon 8 Elite (Galaxy S25)", "4.0/7.2/6.8", 4.0),
+        ("sm8850", "Snapdragon 8 Elite Gen 5", "2.9/5.2/3.8", 2.9),
+        ("sc8380xp", "Snapdragon X Elite", "-/16.0/10.3", 10.3),
+        ("sa8775p", "Snapdragon 8 Elite (Galaxy S25)", "4.0/7.2/6.8", 4.0),
+        (None, "Snapdragon 8 Elite (Galaxy S25)", "4.0/7.2/6.8", 4.0),
+    ),
+)
+def test_the_latency_is_that_on_a_measured_chip_or_on_the_galaxy_s25(chip, device, latency, fastest):
+    result = ai_hub_result(MODEL, chip)
+    assert (result.device, result.describe_latency(), result.fastest) == (device, latency, fastest)
+
+
+def test_no_runtime_is_the_fastest_if_none_was_published():
+    assert DeviceResult("device", (1, 1), 80.0, {}, dict.fromkeys(published.RUNTIMES)).fastest is None
+
+
+def test_published_values_need_no_torch():
+    code = "import sys, ffnet.results.published; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

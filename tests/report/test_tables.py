@@ -1,6 +1,5 @@
-"""The console's tables against a result worked by hand, and the table of models against the published one."""
+"""The tables as the console prints them: worked by hand, and the table of models against the published one."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,12 +8,13 @@ import pytest
 
 from ffnet.evaluation.backends import FP32, INT8_NPU
 from ffnet.quantization.recovery.outcome import RaisedQuantizer
-from ffnet.report import console
-from ffnet.report.console import format_console, format_models
-from ffnet.results.ai_hub import ByRuntime, galaxy_s25
+from ffnet.report import tables
+from ffnet.report.rendering import LEGEND, format_comparison, format_console, format_models
 from ffnet.results.result import Diagnostics
 from ffnet.variants import VARIANTS
 from tests.helpers.results import (
+    comparison_of,
+    plain_model,
     small_npu,
     small_recovery,
     small_result,
@@ -38,9 +38,12 @@ def test_the_heading_names_model_images_and_notes():
 def test_tables_show_drops_published_values_and_changes():
     backends, agreement, classes, stages = format_console(small_result()).split("\n\n")[1:]
     assert backends.splitlines() == [
-        "backend         mIoU %           95 % CI  mIoU drop        95 % CI  published %  drop  images/s",
-        "FP32            100.00  [100.00, 100.00]          -              -         79.2     -      4.00",
-        "INT8 simulated   83.75   [70.83, 100.00]      16.25  [0.00, 29.17]         78.9   0.3      2.00",
+        "backend         mIoU %           95 % CI  mIoU drop        95 % CI  published %  drop  "
+        "pixel accuracy %  images/s",
+        "FP32            100.00  [100.00, 100.00]          -              -         79.2     -  "
+        "          100.00      4.00",
+        "INT8 simulated   83.75   [70.83, 100.00]      16.25  [0.00, 29.17]         78.9   0.3  "
+        "           91.67      2.00",
     ]
     assert agreement.splitlines() == [
         "prediction agreement     pixels %",
@@ -66,7 +69,7 @@ def test_the_images_of_the_npu_have_their_own_tables():
     (metrics,) = [part for part in text.split("\n\n") if part.startswith("on the 2 images of the NPU  ")]
     rows = [line.split() for line in metrics.splitlines()[1:]]
     assert [row[0] for row in rows] == ["FP32", "INT8"]
-    assert rows[1][2] == "83.75" and rows[1][-3:] == ["76.5", "0.3", "0.25"]
+    assert rows[1][2] == "83.75" and rows[1][-4:] == ["76.5", "0.3", "91.67", "0.25"]
     assert "prediction agreement on the 2 images of the NPU  pixels %\nFP32 and INT8 NPU" in text
 
 
@@ -78,11 +81,11 @@ def test_a_run_without_published_values_or_a_second_backend_has_no_columns_for_t
 
 def test_the_most_sensitive_quantizers_are_listed_in_order():
     text = format_console(small_result(diagnostics=Diagnostics(sensitivity=small_sensitivity())))
-    (table,) = [part for part in text.split("\n\n") if part.startswith("most sensitive quantizers")]
-    assert [line.split() for line in table.splitlines()[1:]] == [
-        ["conv0", "weight", "weight", "8", "12.5", "+10.25"],
-        ["relu", "output", "activation", "8", "30.0", "+0.50"],
-        ["conv0", "input", "activation", "8", "-", "+0.00"],
+    (table,) = [part for part in text.split("\n\n") if "most sensitive quantizers" in part]
+    assert [" ".join(line.split()) for line in table.splitlines()[1:]] == [
+        "1 conv0 weight weight 8 12.5 97.00 +10.25 99.00",
+        "2 relu output activation 8 30.0 99.00 +0.50 95.00",
+        "3 conv0 input activation 8 - 100.00 +0.00 95.00",
     ]
 
 
@@ -90,17 +93,16 @@ def test_the_steps_of_accuracy_recovery_are_listed_below_fp32():
     parts = format_console(small_result(recovery=small_recovery())).split("\n\n")
     steps, raised = parts[3:5]
     assert [" ".join(line.split()) for line in steps.splitlines()] == [
-        "recovery, on 4 selection images mIoU % 95 % CI mIoU drop 95 % CI bit ops, % of W8A8 weight bytes, % of W8A8 "
-        "seconds outcome",
-        "FP32 80.00 - - - - - - -",
-        "plain 78.00 [70.00, 84.00] 2.00 [1.00, 3.00] 50.00 50.00 10.0 kept",
-        "sequential MSE 78.50 [71.00, 84.50] 1.50 [0.50, 2.50] 50.00 50.00 20.0 kept",
-        "sequential MSE and AdaRound 78.25 [70.50, 84.25] 1.75 [0.75, 2.75] 50.00 50.00 90.0 not kept",
-        "mixed precision, 2 of 10 raised 79.25 [72.00, 85.00] 0.75 [0.00, 1.50] 81.25 62.50 7.2 not kept",
-        "mixed precision, 1 of 10 raised 79.12 - 0.88 - 62.50 56.25 6.0 chosen",
+        "# recovery, on 4 selection images (FP32: 80.00 %) mIoU % 95 % CI mIoU drop 95 % CI bit ops, % of W8A8 weight "
+        "bytes, % of W8A8 seconds outcome",
+        "1 plain 78.00 [70.00, 84.00] 2.00 [1.00, 3.00] 50.00 50.00 10.0 kept",
+        "2 sequential MSE 78.50 [71.00, 84.50] 1.50 [0.50, 2.50] 50.00 50.00 20.0 kept",
+        "3 sequential MSE and AdaRound 78.25 [70.50, 84.25] 1.75 [0.75, 2.75] 50.00 50.00 90.0 not kept",
+        "4 mixed precision, 2 of 10 raised 79.25 [72.00, 85.00] 0.75 [0.00, 1.50] 81.25 62.50 7.2 not kept",
+        "5 mixed precision, 1 of 10 raised 79.12 - 0.88 - 62.50 56.25 6.0 chosen",
     ]
     assert [line.split() for line in raised.splitlines()] == [
-        ["raised", "quantizers", "(2", "of", "2)", "tensor", "bits"],
+        ["raised", "quantizers", "(2)", "tensor", "bits"],
         ["conv0", "weight", "8"],
         ["relu", "output", "16"],
     ]
@@ -109,21 +111,72 @@ def test_the_steps_of_accuracy_recovery_are_listed_below_fp32():
 def test_of_many_raised_quantizers_the_first_twelve_are_listed():
     many = [RaisedQuantizer(f"conv{i}", "weight", 8) for i in range(15)]
     text = format_console(small_result(recovery=small_recovery(raised=many)))
-    (table,) = [part for part in text.split("\n\n") if part.startswith("raised quantizers (12 of 15)")]
+    (table,) = [part for part in text.split("\n\n") if part.startswith("raised quantizers (15)")]
     assert [line.split()[0] for line in table.splitlines()[1:]] == [f"conv{i}" for i in range(12)]
 
 
 def test_accuracy_recovery_on_unlabelled_images_has_dashes_and_no_intervals():
     text = format_console(small_result(recovery=unlabelled_recovery()))
-    (steps,) = [part for part in text.split("\n\n") if part.startswith("recovery, on 4 selection images")]
-    assert "CI" not in steps and steps.splitlines()[2].split() == ["plain", "-", "-", "50.00", "50.00", "10.0", "kept"]
+    (steps,) = [part for part in text.split("\n\n") if "recovery, on 4 selection images (FP32: - %)" in part]
+    assert "CI" not in steps and steps.splitlines()[1].split()[1:] == [
+        "plain",
+        "-",
+        "-",
+        "50.00",
+        "50.00",
+        "10.0",
+        "kept",
+    ]
     assert "raised quantizers" not in text and "recovery" not in format_console(small_result())
 
 
-def test_color_is_used_only_on_request():
-    assert "\x1b" not in format_console(small_result())
-    text = format_console(small_result(), color=True)
-    assert "\x1b[31mroad" in text and "\x1b[31mbuilding" not in text and "\x1b[1mbackend" in text
+def test_the_comparison_has_its_models_fronts_and_answers():
+    models = [
+        plain_model("segmentation_ffnet_b", 20.25, 72.0, ms=4.0),
+        plain_model("segmentation_ffnet_a", 10.0, 70.0, published={FP32: 71.5}, npu=small_npu()),
+    ]
+    heading, table, backends, gmacs, latency, legend, answers = format_comparison(comparison_of(models)).split("\n\n")
+    title, *notes = heading.splitlines()
+    assert title == "Comparison of 2 models on 500 images of Cityscapes val, 1024x2048, CPU"
+    assert notes[0] == "Note: a note" and all(note.startswith("Note: ") for note in notes)
+    assert table.splitlines() == [
+        " #  model (segmentation_...)  INT8 %  M params  GMACs  latency ms         at   on front",
+        " 1  ffnet_b                    72.00      1.00   20.2     -/4.0/-  1024x2048  GMACs, ms",
+        " 2  ffnet_a                    70.00      1.00   10.0           -          -      GMACs",
+    ]
+    assert backends.splitlines() == [
+        "model           backend  images  mIoU %          95 % CI  mIoU drop        95 % CI  published %  "
+        "pixel accuracy %  images/s",
+        "ffnet_b            FP32     500   73.00   [71.00, 73.00]          -              -            -  "
+        "           91.67      2.00",
+        "ffnet_b  INT8 simulated     500   72.00   [71.00, 73.00]       1.00   [0.50, 1.50]            -  "
+        "           91.67      2.00",
+        "ffnet_a            FP32     500   71.00   [69.00, 71.00]          -              -         71.5  "
+        "           91.67      2.00",
+        "ffnet_a  INT8 simulated     500   70.00   [69.00, 71.00]       1.00   [0.50, 1.50]            -  "
+        "           91.67      2.00",
+        "ffnet_a        INT8 NPU       2   83.75  [70.83, 100.00]      16.25  [0.00, 29.17]            -  "
+        "           91.67      0.25",
+    ]
+    assert gmacs.splitlines() == [
+        "Pareto front by GMACs  GMACs  INT8 %   gain       95 % CI  excludes 0",
+        "ffnet_a                 10.0   70.00      -             -           -",
+        "ffnet_b                 20.2   72.00  +2.00  [2.00, 2.00]         yes",
+    ]
+    assert latency.splitlines() == [
+        "Pareto front by published latency   ms  INT8 %  gain  excludes 0",
+        "ffnet_b                            4.0   72.00     -           -",
+    ]
+    assert legend == LEGEND
+    assert [answer.split(", of")[0] for answer in answers.splitlines()] == ["By GMACs", "By published latency"]
+
+
+def test_columns_and_tables_of_a_comparison_without_values_are_left_out():
+    heading, table, _ = format_comparison(comparison_of([plain_model("a", 1.0, None)])).split("\n\n")
+    assert heading.startswith("Comparison of 1 model on")
+    assert table.splitlines()[1].split() == ["1", "a", "-", "1.00", "1.0"]
+    for word in ("latency", "front"):
+        assert word not in table
 
 
 def test_models_show_what_ai_hub_measured_on_a_galaxy_s25(monkeypatch):
@@ -132,7 +185,7 @@ def test_models_show_what_ai_hub_measured_on_a_galaxy_s25(monkeypatch):
         "segmentation_ffnet122NS_CCC_mobile_pre_down",
         "segmentation_ffnet18_dAAA",
     )
-    monkeypatch.setattr(console, "VARIANTS", {name: VARIANTS[name] for name in names})
+    monkeypatch.setattr(tables, "VARIANTS", {name: VARIANTS[name] for name in names})
     table, note = format_models().split("\n\n")
     heading, *rows = table.splitlines()
     assert heading.endswith("FP32 mIoU  INT8 mIoU  S25 float mIoU  S25 W8A8 mIoU  S25 W8A8 ms")
@@ -142,14 +195,6 @@ def test_models_show_what_ai_hub_measured_on_a_galaxy_s25(monkeypatch):
         ["-", "-", "-"],
     ]
     assert "Qualcomm AI Hub, release of February 2026" in note and "512x1024" in note and note.count("\n") == 1
-
-
-def test_a_latency_that_was_not_published_is_a_dash(monkeypatch):
-    published = galaxy_s25("segmentation_ffnet54S_dBBB_mobile")
-    incomplete = dataclasses.replace(published, latency=ByRuntime(None, 16.8, None))
-    monkeypatch.setattr(console, "galaxy_s25", lambda name: incomplete)
-    monkeypatch.setattr(console, "VARIANTS", dict(list(VARIANTS.items())[:1]))
-    assert "-/16.8/-" in format_models()
 
 
 @pytest.mark.slow

@@ -1,0 +1,159 @@
+"""The report as text for the console, and as one HTML page that needs no network."""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ffnet.evaluation.backends import INT8_SIMULATED
+from ffnet.labels import CLASSES, COLORS
+from ffnet.report import charts, tables
+from ffnet.report.tables import Value
+from ffnet.results.comparison import ModelComparison
+from ffnet.results.images import MARKS
+from ffnet.results.published import MIOU_IMAGES, SOURCE
+from ffnet.results.result import Result
+from ffnet.system.text import count, format_interval, format_number
+
+SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
+S25_NOTE = f"""\
+S25: on a Galaxy S25, from {SOURCE}; mIoU on {MIOU_IMAGES} images (W8A8 by ONNX), latency by TFLite/DLC/ONNX.
+There the input of the two pre_down models is 512x1024: their S25 mIoU is not comparable with that at 1024x2048."""
+LEGEND = f"""\
+Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published
+latency) and at least the same mIoU of {INT8_SIMULATED}.
+Gain: in percentage points over the next cheaper model of the front, with its paired 95 % confidence interval (CI)."""
+
+FOLDER = Path(__file__).parent
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def format_console(result: Result) -> str:
+    """Return the report on a run: heading and notes, and the tables."""
+    recovery, npu, sensitivity = result.recovery, result.npu, result.details.diagnostics.sensitivity
+    parts = [
+        tables.result_table(result).format(),
+        tables.agreement_table("agreement", result.agreement).format(),
+    ]
+    if recovery:
+        parts += [tables.recovery_table(recovery).format(), tables.raised_table(recovery).format(RAISED_QUANTIZERS)]
+    if npu:
+        parts += [table.format() for table in tables.npu_tables(npu)]
+    parts.append(tables.classes_table(result).format())
+    if sensitivity:
+        parts.append(tables.sensitivity_table(sensitivity).format(SENSITIVE_QUANTIZERS))
+    parts.append(tables.pairs_table("stages", ("stage", "seconds"), result.stage_seconds, 1).format())
+    title = f"{result.model} on {count(result.images, 'image')} of {result.dataset}, {result.device}"
+    return _document(title, result.notes, parts)
+
+
+def format_comparison(comparison: ModelComparison) -> str:
+    """Return the comparison of several models: heading and notes, the tables, and which model to deploy."""
+    fronts, last = comparison.fronts(), comparison.last
+    parts = [tables.models_table(comparison).format(), tables.compared_backends_table(comparison).format()]
+    if fronts:
+        parts += [*(tables.front_table(front).format() for front in fronts), LEGEND]
+        parts.append("\n".join(front.describe(last.images) for front in fronts))
+    size = "{}x{}".format(*last.details.image_size)
+    where = f"{count(last.images, 'image')} of {last.dataset}, {size}, {last.device}"
+    return _document(f"Comparison of {count(len(comparison.models), 'model')} on {where}", comparison.notes(), parts)
+
+
+def format_models() -> str:
+    """Return the table of the published variants."""
+    return f"{tables.variants_table().format()}\n\n{S25_NOTE}"
+
+
+def _document(title: str, notes: Sequence[str], parts: Sequence[str]) -> str:
+    heading = "\n".join((title, *(f"Note: {note}" for note in notes)))
+    return "\n\n".join((heading, *filter(None, parts)))
+
+
+def render(result: Result) -> str:
+    """Return the page of a run. Nothing in `result`, however it is named, becomes markup."""
+    calibration, checkpoint = result.calibration, result.checkpoint
+    settings: dict[str, Any] = {"model": result.model}
+    if calibration:
+        settings |= {"calibration": calibration.description, "calibration images": calibration.images}
+    if checkpoint:
+        settings |= {f"checkpoint {name}": value for name, value in vars(checkpoint).items()}
+    return _render_page(
+        "report.html.j2",
+        result,
+        settings=settings,
+        options=result.options,
+        notes=result.notes,
+        diagnostics=result.details.diagnostics,
+        marks=[*MARKS.values(), ("not scored", (0, 0, 0))],
+    )
+
+
+def render_comparison(comparison: ModelComparison) -> str:
+    """Return the page of a comparison. Nothing in `comparison`, however it is named, becomes markup."""
+    return _render_page(
+        "comparison.html.j2",
+        comparison.last,
+        settings={"image size": "{}x{}".format(*comparison.last.details.image_size)},
+        options=comparison.options,
+        notes=comparison.notes(),
+        comparison=comparison,
+    )
+
+
+def _render_page(
+    template: str, run: Result, settings: Mapping[str, Any], options: Mapping[str, Any], **values: Any
+) -> str:
+    """Return a page from a template that extends base.html.j2."""
+    script = (FOLDER / "report.js").read_text("utf-8")
+    return ENVIRONMENT.get_template(template).render(
+        run=run,
+        settings={"dataset": run.dataset, "device": run.device, **settings, **run.versions},
+        class_colors={label: tuple(COLORS[index].tolist()) for index, label in enumerate(CLASSES)},
+        style=(FOLDER / "report.css").read_text("utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        charts=charts,
+        tables=tables,
+        options={f"--{name.replace('_', '-')}": value for name, value in options.items()},
+        **values,
+    )
+
+
+def typeset(text: str) -> str:
+    """Return a number or an interval with minus signs instead of hyphens and without line breaks; a dash for "-"."""
+    return "–" if text == "-" else text.replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def data_value(value: Value) -> str:
+    """Return a number in full, or an interval as a JSON list, for sorting and for programs; "" for None."""
+    return "" if value is None else json.dumps(value)
+
+
+def data_uri(content: bytes | str, mime: str) -> str:
+    """Return a data URI, which holds its content."""
+    content = content.encode() if isinstance(content, str) else content
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def relative_url(path: str) -> str:
+    """Return a relative path as the URL of a link, which can name neither a scheme nor a host."""
+    return f"./{quote(os.fsencode(path))}"
+
+
+ENVIRONMENT.filters |= {
+    "count": count,
+    "data_uri": data_uri,
+    "data_value": data_value,
+    "interval": lambda limits: typeset(format_interval(limits)),
+    "number": lambda value, digits=2: typeset(format_number(value, digits)),
+    "relative_url": relative_url,
+    "typeset": typeset,
+}

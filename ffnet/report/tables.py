@@ -1,0 +1,316 @@
+"""The tables of a run and of a comparison: defined once, printed on the console and shown on the page.
+
+A comparison has the tables of a run with more rows, those of the costs of its models, and those of the Pareto fronts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.bootstrap import Interval
+from ffnet.labels import CLASSES
+from ffnet.model import build_without_weights, count_parameters
+from ffnet.onnx.divergence import LayerDivergence
+from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.quantization.sensitivity import Sensitivity
+from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison
+from ffnet.results.published import ai_hub_result
+from ffnet.results.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
+from ffnet.system.text import count, format_interval, format_number, format_table
+from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
+
+Value = str | int | float | Interval | None
+NUMBER, CHANGE, TEXT, MODEL, CLASS = "number", "change", "text", "model", "class"  # kinds of columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, and the value that each row's object has in it."""
+
+    heading: str
+    value: Callable[[Any], Value]
+    digits: int = 2  # decimals of a float
+    kind: str = NUMBER
+    optional: bool = False  # left out if no row has a value
+    shade: Callable[[Any], float | None] | None = None  # color on the page, as for a change in percentage points
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the values are text."""
+        return self.kind in (TEXT, MODEL, CLASS)
+
+    def text(self, row: Any) -> str:
+        """Return the value of a row as text; a hyphen if it has none."""
+        value = self.value(row)
+        if isinstance(value, tuple):
+            return format_interval(value)
+        if isinstance(value, str):
+            return value or "-"
+        return format_number(value, 0 if isinstance(value, int) else self.digits, "+" if self.kind == CHANGE else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: how each column is computed from the objects of its rows."""
+
+    name: str  # id of the element of the page
+    columns: Sequence[Column]
+    rows: Sequence[Any]
+    numbered: bool = False  # rows are numbered from 1, as in the chart beside the table
+    dense: bool = False  # many narrow columns
+
+    def shown_columns(self) -> list[Column]:
+        """Return the columns without optional ones that have no value."""
+        return [
+            column
+            for column in self.columns
+            if not column.optional or any(column.value(row) not in (None, "") for row in self.rows)
+        ]
+
+    def format(self, most: int | None = None) -> str:
+        """Return the headings and at most the first `most` rows as aligned lines; "" if there are no rows."""
+        columns, rows = self.shown_columns(), self.rows[:most]
+        if not rows:
+            return ""
+        lines = [[column.heading for column in columns], *([column.text(row) for column in columns] for row in rows)]
+        if self.numbered:
+            lines = [[f"{index or '#':>2}  {first}", *rest] for index, (first, *rest) in enumerate(lines)]
+        return format_table(lines)
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """One backend, and the result that it is part of; in a comparison, with its model and number of images."""
+
+    backend: str
+    result: Result | NpuResult
+    model: str = ""
+    images: int | None = None
+
+    @property
+    def entry(self) -> BackendResult:
+        """The metrics of the backend."""
+        return self.result.backends[self.backend]
+
+
+def result_table(result: Result) -> Table:
+    """Return the metrics of every backend of a run."""
+    return backends_table("backends", [BackendRow(name, result) for name in result.backends])
+
+
+def backends_table(name: str, rows: Sequence[BackendRow], heading: str = "backend") -> Table:
+    """Return the table of the metrics of backends; `heading`: that of the first column."""
+    columns = (
+        Column("model", lambda row: row.model, kind=MODEL, optional=True),
+        Column(heading, lambda row: row.backend, kind=TEXT),
+        Column("images", lambda row: row.images, optional=True),
+        Column("mIoU %", lambda row: row.entry.miou),
+        Column("95 % CI", lambda row: row.entry.miou_interval, optional=True),
+        Column("mIoU drop", lambda row: miou_drops(row.result.backends)[row.backend]),
+        Column("95 % CI", lambda row: row.entry.drop_interval, optional=True),
+        Column("published %", lambda row: row.result.published.get(row.backend), 1, optional=True),
+        Column("drop", lambda row: miou_drop(row.result.published, row.backend), 1, optional=True),
+        Column("pixel accuracy %", lambda row: row.entry.pixel_accuracy),
+        Column("images/s", lambda row: row.entry.images_per_second),
+    )
+    return Table(name, columns, rows)
+
+
+def pairs_table(name: str, headings: tuple[str, str], pairs: Mapping[str, Any], digits: int = 2) -> Table:
+    """Return a table of two columns; values that are no floats are shown as text."""
+    kind = NUMBER if all(isinstance(value, float) for value in pairs.values()) else TEXT
+    columns = (
+        Column(headings[0], lambda pair: pair[0], kind=TEXT),
+        Column(headings[1], lambda pair: pair[1] if kind == NUMBER or pair[1] is None else str(pair[1]), digits, kind),
+    )
+    return Table(name, columns, list(pairs.items()))
+
+
+def agreement_table(name: str, agreement: Mapping[str, float], where: str = "") -> Table:
+    """Return the prediction agreement of each two backends; `where`: on which images."""
+    heading = f"prediction agreement {where}".strip()
+    pairs = {pair.replace("|", " and "): percent for pair, percent in agreement.items()}
+    return pairs_table(name, (heading, "pixels %"), pairs)
+
+
+def npu_tables(npu: NpuResult) -> tuple[Table, Table]:
+    """Return the metrics and the agreement of every backend on the images that the NPU ran."""
+    where = f"on the {count(len(npu.images), 'image')} of the NPU"
+    rows = [BackendRow(name, npu) for name in npu.backends]
+    return backends_table("npu-backends", rows, where), agreement_table("npu-agreement", npu.agreement, where)
+
+
+def recovery_table(recovery: Recovery) -> Table:
+    """Return the steps of accuracy recovery."""
+    images = count(len(recovery.selection_images), "selection image")
+    heading = f"recovery, on {images} ({FP32}: {format_number(recovery.fp32_miou)} %)"
+    columns = (
+        Column(heading, lambda step: step.name, kind=TEXT),
+        Column("mIoU %", lambda step: step.miou),
+        Column("95 % CI", lambda step: step.miou_interval, optional=True),
+        Column("mIoU drop", lambda step: step.drop),
+        Column("95 % CI", lambda step: step.drop_interval, optional=True),
+        Column("bit ops, % of W8A8", lambda step: 100 * step.bit_operations),
+        Column("weight bytes, % of W8A8", lambda step: 100 * step.weight_bytes),
+        Column("seconds", lambda step: step.seconds, 1),
+        Column("outcome", recovery.outcome, kind=TEXT),
+    )
+    return Table("recovery", columns, recovery.steps, numbered=True)
+
+
+def raised_table(recovery: Recovery) -> Table:
+    """Return the quantizers that accuracy recovery gave more bits."""
+    columns = (
+        Column(f"raised quantizers ({len(recovery.raised)})", lambda quantizer: quantizer.layer, kind=TEXT),
+        Column("tensor", lambda quantizer: quantizer.tensor, kind=TEXT),
+        Column("bits", lambda quantizer: quantizer.bits),
+    )
+    return Table("raised", columns, recovery.raised)
+
+
+def classes_table(result: Result) -> Table:
+    """Return the IoU of every class and, after each backend but the first, its change in percentage points."""
+    columns = [Column("IoU % per class", str, kind=CLASS)]
+    for name, entry in result.backends.items():
+        columns.append(Column(name, entry.iou.get))
+        if entry is not result.base:
+            columns.append(Column("change", partial(entry.iou_change, result.base), kind=CHANGE))
+    return Table("classes", columns, CLASSES)
+
+
+def compared_classes_table(comparison: ModelComparison) -> Table:
+    """Return the IoU of every class in INT8 simulated of each model, colored by the difference to the best model."""
+    columns = [Column(f"IoU %; orange: worse than {comparison.best().short_name}", str, kind=CLASS)]
+    for model in comparison.models:
+        entry, best = (each.result.backends.get(INT8_SIMULATED) for each in (model, comparison.best()))
+        if entry and best:
+            columns.append(Column(model.short_name, entry.iou.get, 1, shade=partial(entry.iou_change, best)))
+    return Table("classes", columns, CLASSES, dense=True)
+
+
+def confusion_tables(result: Result) -> list[Table]:
+    """Return the confusion matrix of each backend in percent of a class's labelled pixels.
+
+    With several backends, the change from the first to the second comes first.
+    """
+    shares = {name: _shares(entry) for name, entry in result.backends.items()}
+    found = [_matrix_table(f"{name}, percent", share, share / 20) for name, share in shares.items()]
+    if len(shares) > 1:
+        (first, before), (second, after) = list(shares.items())[:2]
+        change = after - before
+        better = np.where(np.eye(len(CLASSES)), change, -change)
+        title = f"Change from {first} to {second} in percentage points; orange is worse"
+        found.insert(0, _matrix_table(title, change, better))
+    return found
+
+
+def _shares(entry: BackendResult) -> np.ndarray:
+    """Return a confusion matrix in percent of each class's labelled pixels; zeros if there are none."""
+    matrix = np.array(entry.confusion_matrix, np.float64)
+    return 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+
+
+def _matrix_table(title: str, matrix: np.ndarray, shades: np.ndarray) -> Table:
+    """Return the table of a matrix with a row and a column for each class."""
+    columns = [Column(title, CLASSES.__getitem__, kind=CLASS)]
+    for index, label in enumerate(CLASSES):
+        columns.append(Column(label, matrix[:, index].tolist().__getitem__, 1, shade=shades[:, index].__getitem__))
+    return Table(title.partition(",")[0].replace(" ", "-"), columns, range(len(CLASSES)), dense=True)
+
+
+def npu_layers_table(layers: Sequence[LayerDivergence]) -> Table:
+    """Return how far each quantized activation of the NPU is from the simulation's, in graph order."""
+    columns = (
+        Column("layer", lambda layer: layer.layer, kind=TEXT),
+        Column("differing %", lambda layer: 100 * layer.total.differing),
+        Column("mean, steps", lambda layer: layer.total.mean_steps, 4),
+        Column("largest, steps", lambda layer: layer.total.largest_steps),
+        Column("same input: differing %", lambda layer: 100 * layer.own.differing),
+        Column("mean, steps", lambda layer: layer.own.mean_steps, 4),
+        Column("largest, steps", lambda layer: layer.own.largest_steps),
+    )
+    return Table("npu-layers", columns, layers, numbered=True)
+
+
+def sensitivity_table(sensitivity: Sensitivity) -> Table:
+    """Return the quantizers, the most sensitive one first."""
+    columns = (
+        Column("most sensitive quantizers", lambda row: f"{row.layer} {row.role}", kind=TEXT),
+        Column("kind", lambda row: row.kind, kind=TEXT),
+        Column("bits", lambda row: row.bits),
+        Column("SQNR dB, only enabled", lambda row: row.sqnr_only_enabled, 1),
+        Column("agreement %", lambda row: row.agreement_only_enabled),
+        Column("gain dB, only disabled", sensitivity.gain, kind=CHANGE),
+        Column("agreement %", lambda row: row.agreement_only_disabled),
+    )
+    return Table("sensitivity", columns, sensitivity.rows, numbered=True)
+
+
+def models_table(comparison: ModelComparison) -> Table:
+    """Return the models of a comparison with their costs and the units of the costs by which they are on the front."""
+    fronts = comparison.fronts()
+    columns = (
+        Column(f"model ({COMMON_PREFIX}...)", lambda model: model.short_name, kind=MODEL),
+        Column("INT8 %", lambda model: model.int8_miou),
+        Column("M params", lambda model: model.parameters / 1e6),
+        Column("GMACs", lambda model: model.gmacs, 1),
+        Column("latency ms", lambda m: m.published and m.published.describe_latency(), kind=TEXT, optional=True),
+        Column("at", lambda m: m.published and "{}x{}".format(*m.published.input_size), kind=TEXT, optional=True),
+        Column("on front", lambda m: ", ".join(f.cost.unit for f in fronts if f.has(m)), kind=TEXT, optional=True),
+    )
+    return Table("models", columns, comparison.models, numbered=True)
+
+
+def compared_backends_table(comparison: ModelComparison) -> Table:
+    """Return the metrics of every backend of every model; those of the NPU on the images that it ran."""
+    rows: list[BackendRow] = []
+    for model in comparison.models:
+        result, npu = model.result, model.result.npu
+        rows += [BackendRow(name, result, model.short_name, result.images) for name in result.backends]
+        rows += [BackendRow(INT8_NPU, npu, model.short_name, len(npu.images))] if npu else []
+    return backends_table("backends", rows)
+
+
+def front_table(front: Front) -> Table:
+    """Return the members of a Pareto front from the cheapest to the most accurate one."""
+    columns = (
+        Column(f"Pareto front by {front.cost.name}", lambda member: member.model.short_name, kind=MODEL),
+        Column(front.cost.unit, lambda member: member.cost, 1),
+        Column("INT8 %", lambda member: member.miou),
+        Column("gain", lambda member: member.gain, kind=CHANGE),
+        Column("95 % CI", lambda member: member.gain_interval, optional=True),
+        Column("excludes 0", lambda member: {None: "", True: "yes", False: "no"}[member.distinct], kind=TEXT),
+    )
+    return Table(f"front-{COSTS.index(front.cost) + 1}", columns, front.members)
+
+
+def variants_table() -> Table:
+    """Return the published variants: parameters, sizes in pixels, published mIoU, and AI Hub's results on an S25."""
+    rows = [
+        (variant, count_parameters(build_without_weights(variant.name)), ai_hub_result(variant.name))
+        for variant in VARIANTS.values()
+        if not variant.is_demo
+    ]
+    columns = (
+        Column("model", lambda row: row[0].name, kind=MODEL),
+        Column("parameters", lambda row: f"{row[1] / 1e6:.2f} M", kind=TEXT),
+        Column("input", lambda _: "{}x{}".format(*INPUT_SIZE), kind=TEXT),
+        Column("output", lambda row: _output_size(row[0]), kind=TEXT),
+        Column("FP32 mIoU", lambda row: row[0].published.fp32, 1),
+        Column("INT8 mIoU", lambda row: row[0].published.int8, 1),
+        Column("S25 float mIoU", lambda row: row[2] and row[2].float_miou, 1),
+        Column("S25 W8A8 mIoU", lambda row: row[2] and row[2].w8a8_miou["onnx"], 1),
+        Column("S25 W8A8 ms", lambda row: row[2] and row[2].describe_latency(), kind=TEXT),
+    )
+    return Table("variants", columns, rows)
+
+
+def _output_size(variant: Variant) -> str:
+    """Return height and width of the logits, which have the size of the finest feature map."""
+    first_stage = 1 if variant.stem == "C" else variant.strides[0]  # stem C takes its finest map before the first stage
+    stride = 4 * first_stage * (2 if variant.pre_down else 1)
+    return "x".join(str(length // stride) for length in INPUT_SIZE)
