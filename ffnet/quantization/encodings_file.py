@@ -114,7 +114,7 @@ def _tensors_of_layer(layer: str, sides: dict[str, Any]) -> Iterator[tuple[str, 
 
 
 def _parse_versions_0_and_1(value: Any) -> Encoding:
-    """Parse an entry of version 0.x, an object or a list of one per channel, or of version 1.0.0, an object of lists."""
+    """Parse an entry of version 0.x, an object or a list of one per channel, or of version 1.0.0, one with lists."""
     channels = value if isinstance(value, list) else [value]
     if not channels or not all(isinstance(channel, dict) for channel in channels):
         raise ValueError("is neither an object nor a list of objects")
