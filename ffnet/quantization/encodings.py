@@ -183,15 +183,15 @@ def _load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[s
         return ()
     path = encodings.with_name(FLOAT_MODEL_FILE)
     try:
-        tensors = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
-        intact = _describes(manifest, path)
+        initializers = onnx.load(path).graph.initializer if _describes(manifest, path) else None
     except (DecodeError, OSError):
-        intact = False
-    if not intact:
+        initializers = None
+    if initializers is None:
         raise UserError(
             f"--encodings {encodings}: AdaRound rounded the weights of this export, and {path}, which holds them, is "
             "missing or was changed. Keep the files of an export together."
         )
+    tensors = {tensor.name: tensor for tensor in initializers}
     sites = [site for site in quantizer_sites(sim) if site.key == "weight" and site.layer in layers]
     for site in sites:
         _replace_weight(sim, site, tensors.get(str(site.tensor)), encodings)

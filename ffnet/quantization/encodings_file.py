@@ -74,7 +74,8 @@ def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
         if name in entries:
             raise ValueError(f"the file contains the entry {name!r} twice")
         try:
-            entries[name] = _parse_entry(value)
+            is_version_2 = isinstance(value, dict) and "output_dtype" in value
+            entries[name] = _parse_version_2(value) if is_version_2 else _parse_versions_0_and_1(value)
         except ValueError as error:
             raise ValueError(f"the entry {name!r} {error}") from error
     if not entries:
@@ -112,35 +113,32 @@ def _tensors_of_layer(layer: str, sides: dict[str, Any]) -> Iterator[tuple[str, 
                 yield f"{layer} {side} {index}", tensor
 
 
-def _parse_entry(value: Any) -> Encoding:
-    if isinstance(value, dict) and "output_dtype" in value:
-        return _parse_version_2(value)
-    if isinstance(value, dict) and "enc_type" in value:
-        return _parse_version_1(value)
-    return _parse_legacy(value)
-
-
-def _parse_legacy(value: Any) -> Encoding:
-    """Parse an entry of version 0.x: one object with bitwidth, scale, ..., or a list of them, one per channel."""
+def _parse_versions_0_and_1(value: Any) -> Encoding:
+    """Parse an entry of version 0.x, an object or a list of one per channel, or of version 1.0.0, one with lists."""
     channels = value if isinstance(value, list) else [value]
     if not channels or not all(isinstance(channel, dict) for channel in channels):
         raise ValueError("is neither an object nor a list of objects")
-    types = {_integer_type(channel, "bitwidth", "is_symmetric") for channel in channels}
+    types = {_integer_type(channel) for channel in channels}
     if len(types) > 1:
         raise ValueError("has channels that differ in bit width or symmetry")
     ((bits, symmetric),) = types
-    lists = {key: [channel.get(key) for channel in channels] for key in ("scale", "offset")}
-    scales, lows = _scales(lists, "scale"), _integers(lists, "offset")
+    scales = [scale for channel in channels for scale in _scales(channel, "scale")]
+    lows = [low for channel in channels for low in _integers(channel, "offset")]
     # AIMET 1.x's strict symmetry omits the lowest integer.
     strict = symmetric and bits > 2 and set(lows) == {1 - (1 << (bits - 1))}
     return _encoding(bits, symmetric, scales, lows, strict)
 
 
-def _parse_version_1(value: dict[str, Any]) -> Encoding:
-    if value["enc_type"] not in ("PER_TENSOR", "PER_CHANNEL") or "zero_point_shift" in value:
+def _integer_type(value: dict[str, Any]) -> tuple[int, bool]:
+    """Return the bit width of an entry, and whether it is symmetric."""
+    if value.get("enc_type", "PER_TENSOR") not in ("PER_TENSOR", "PER_CHANNEL") or "zero_point_shift" in value:
         raise ValueError("is neither PER_TENSOR nor PER_CHANNEL, or has a zero_point_shift, which is not supported")
-    bits, symmetric = _integer_type(value, "bw", "is_sym")
-    return _encoding(bits, symmetric, _scales(value, "scale"), _integers(value, "offset"))
+    if str(value.get("dtype", "int")).lower() != "int":
+        raise ValueError(f"has dtype {value['dtype']!r}, but only int is supported")
+    symmetry = str(value.get("is_symmetric", value.get("is_sym"))).lower()  # version 0.x has a bool as text
+    if symmetry not in ("true", "false"):
+        raise ValueError(f"has the symmetry {symmetry[:60]!r}, which is neither true nor false")
+    return _bits(value.get("bitwidth", value.get("bw"))), symmetry == "true"
 
 
 def _parse_version_2(value: dict[str, Any]) -> Encoding:
@@ -169,16 +167,6 @@ def _smallest(bits: int, signed: bool) -> int:
     return -(1 << (bits - 1)) if signed else 0
 
 
-def _integer_type(value: dict[str, Any], bits_key: str, symmetry_key: str) -> tuple[int, bool]:
-    """Return the bit width of an entry, and whether it is symmetric."""
-    if str(value.get("dtype", "int")).lower() != "int":
-        raise ValueError(f"has dtype {value['dtype']!r}, but only int is supported")
-    symmetry = str(value.get(symmetry_key)).lower()  # AIMET writes a bool as text
-    if symmetry not in ("true", "false"):
-        raise ValueError(f"has {symmetry_key!r} {value.get(symmetry_key)!r}, which is neither true nor false")
-    return _bits(value.get(bits_key)), symmetry == "true"
-
-
 def _bits(bits: Any) -> int:
     if bits not in range(2, 33):
         raise ValueError(f"has a bit width of {str(bits)[:60]}, but only integers from 2 to 32 are possible")
@@ -188,7 +176,7 @@ def _bits(bits: Any) -> int:
 def _numbers(value: dict[str, Any], key: str) -> list[float]:
     """Return the numbers under `key`, one or a list of them."""
     found = value.get(key)
-    numbers = found if isinstance(found, list) else [found]
+    numbers: list[Any] = found if isinstance(found, list) else [found]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 1e37:
             raise ValueError(f"has {key!r} {str(number)[:60]!r}, which is not a number in the range of float32")

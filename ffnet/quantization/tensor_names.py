@@ -35,14 +35,14 @@ def match_encodings(
     The symmetric 32-bit biases that AIMET 2 derives when it exports match no site and are not among these names.
     """
     graph = _Graph(sim.model, sites)
-    names = {site.tensor: site for site in sites if site.kind == WEIGHT and site.tensor}
+    names: Names = {site.tensor: site for site in sites if site.kind == WEIGHT and site.tensor}
     labels = _names_without_prefix(file)
     if file.by_layer:
         names |= _layer_names(graph)
     else:
         labels = {name: _scope_of(label) for name, label in labels.items()}
-        # All names of a file come from one exporter.
-        names |= max(_tensor_names(graph), key=lambda scheme: sum(label in scheme for label in labels.values()))
+        matches = [(sum(label in scheme for label in labels.values()), scheme) for scheme in _tensor_names(graph)]
+        names |= max(matches, key=lambda match: match[0])[1]  # all names of a file come from one exporter
     matched = {name: names[label] for name, label in labels.items() if label in names}
     biases = {name for name, _ in sim.model.named_parameters() if name.endswith(".bias")}
     derived = {
@@ -53,7 +53,14 @@ def match_encodings(
     others = [name for name in file.entries if name not in matched and name not in derived]
     if not file.by_layer:
         matched |= _match_ends(graph, matched, others, file)
-    return _encodings_of_sites(matched, file), [name for name in others if name not in matched]
+    encodings: dict[QuantizerSite, Encoding] = {}
+    for name, site in matched.items():
+        if encodings.setdefault(site, file.entries[name]) != file.entries[name]:
+            raise UserError(
+                f"--encodings {file.path}: the entry {name!r} contradicts another one for the same tensor "
+                f"({site.name}). Remove one of them."
+            )
+    return encodings, [name for name in others if name not in matched]
 
 
 def wrapper_prefix(file: EncodingsFile) -> str:
@@ -76,18 +83,6 @@ def _names_without_prefix(file: EncodingsFile) -> dict[str, str]:
     forms = {prefix: "", f"/{prefix.replace('.', '/')}": "/", f"module_{prefix.replace('.', '_')}": "module_"}
     pattern = re.compile(f"^({'|'.join(map(re.escape, forms))})")
     return {name: pattern.sub(lambda found: forms[found[0]], name) for name in file.entries}
-
-
-def _encodings_of_sites(matched: Names, file: EncodingsFile) -> dict[QuantizerSite, Encoding]:
-    first_names: dict[QuantizerSite, str] = {}
-    for name, site in matched.items():
-        first = first_names.setdefault(site, name)
-        if file.entries[first] != file.entries[name]:
-            raise UserError(
-                f"--encodings {file.path}: the entries {first!r} and {name!r} describe the same tensor and contradict "
-                "each other. Remove one of them."
-            )
-    return {site: file.entries[name] for site, name in first_names.items()}
 
 
 class _Graph:

@@ -104,28 +104,18 @@ def test_only_quantizers_with_fewer_bits_are_raised_and_int32_biases_keep_their_
     assert (kinds.count(WEIGHT), kinds.count(ACTIVATION)) == (weights, activations)
 
 
-def row(layer, kind, role):
-    return SensitivityRow(layer, kind, role, 0, 8, 10.0, 99.0, 10.0, 99.0)
-
-
 def test_groups_are_in_the_order_of_their_most_sensitive_quantizer():
     sim = build_quantsim(equalize(small_network()), QuantizationConfig(param_bw=4))
-    groups = precision_groups(sim)
     sites = quantizer_sites(sim)
-    rows = [row(site.layer, site.kind, site.role) for site in sites]
-    first = [(0, "block.conv2", WEIGHT), (1, "module_interpolate", ACTIVATION), (2, "classifier", ACTIVATION)]
-    for position, layer, kind in first:
-        index = next(i for i, each in enumerate(rows) if (each.layer, each.kind) == (layer, kind))
-        rows.insert(position, rows.pop(index))
+    first = [("block.conv2", WEIGHT), ("module_interpolate", ACTIVATION), ("classifier", ACTIVATION)]
+    order = first + [(site.layer, site.kind) for site in sites if (site.layer, site.kind) not in first]
+    rows = [SensitivityRow(layer, kind, "", 0, 8, 10.0, 99.0, 10.0, 99.0) for layer, kind in order]
+    groups = precision_groups(sim)
     ranked = rank_groups(groups, Sensitivity(rows, 10.0, 99.0, 1))
-    assert {id(group) for group in ranked} == {id(group) for group in groups}
-    assert [(ranked[0][0].layer, ranked[0][0].kind), {site.layer for site in ranked[1]}] == [
-        ("block.conv2", WEIGHT),
-        set(SHARED),
-    ]
-    assert (ranked[2][0].layer, ranked[2][0].kind) == ("classifier", ACTIVATION)
-    rest = [group for group in groups if group not in ranked[:3]]
-    assert names(ranked[3:]) == names(rest)
+    assert [group[0].kind for group in ranked[:3]] == [WEIGHT, ACTIVATION, ACTIVATION]
+    expected = [{"block.conv2"}, set(SHARED), {"classifier"}]
+    assert [{site.layer for site in group} for group in ranked[:3]] == expected
+    assert ranked[3:] == [group for group in groups if group not in ranked[:3]]
 
 
 def bits(sim):
