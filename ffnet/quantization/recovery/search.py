@@ -4,6 +4,7 @@ Sequential MSE and AdaRound cost nothing on a device. More bits for the most sen
 Every configuration is measured on selection images, which are not used for calibration.
 """
 
+import itertools
 import logging
 import math
 import time
@@ -169,9 +170,8 @@ class RecoverySearch:
             steps=[self._step(each) for each in self.tried if each.shown or each is best],
             chosen=best.name,
             raised=[
-                RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, group.bits)
-                for group in best.raised
-                for site in group.sites
+                RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, RAISED_BITS[site.kind])
+                for site in itertools.chain(*best.raised)
             ],
             interrupted=interrupted,
         )
