@@ -26,7 +26,7 @@ from ffnet.evaluation.scores import Scores
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
-from ffnet.quantization.recovery.mixed_precision import Groups
+from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.sensitivity import analyze_sensitivity
