@@ -157,13 +157,6 @@ def test_a_process_that_is_killed_is_reported_with_the_signal(target):
             process.call(npu_worker.describe_session)
 
 
-def test_a_file_that_the_library_cannot_read_is_an_error(tmp_path):
-    path = save(tmp_path / "broken.onnx", b"no network")
-    with pytest.raises(UserError, match=r"--npu sm8750: .*broken\.onnx can't be compiled"):
-        session_of(NpuTarget(path, CHIP))
-    assert not multiprocessing.active_children()
-
-
 def check_on_npu(sim, path, chip, image, agreement=0.98):
     """Check that a file runs without the CPU on a chip and computes what the simulation does."""
     expected = logits(lower(sim), image).numpy()
