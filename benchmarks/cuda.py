@@ -175,7 +175,11 @@ def measure_executions(bench: Bench, executions: Sequence[tuple[bool, torch.memo
             first[name, execution] = synchronized_clock(DEVICE) - begin
     for (name, execution), seconds in median_seconds(calls).items():
         tf32, layout, compiled = execution
-        options = "on" if tf32 else "off", str(layout).removeprefix("torch."), "compiled" if compiled else "eager"
+        options = (
+            "on" if tf32 else "off",
+            str(layout).removeprefix("torch.").removesuffix("_format"),
+            "compiled" if compiled else "eager",
+        )
         first_call = f"{first[name, execution]:.1f}"
         yield name, str(batch_size), *options, first_call, *bench.speed_cells(seconds / batch_size)
 
