@@ -12,13 +12,12 @@ from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SI
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.quantization.recovery.search import RaisedQuantizer
+from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.results import result as results
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.results.images import compare_images, worst_images
 from ffnet.results.published import DeviceResult
-from ffnet.results.recovery import Recovery, RecoveryStep
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
 
 PAIR = (FP32, INT8_SIMULATED)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ffnet.evaluation.backends import FP32, INT8_NPU
-from ffnet.quantization.recovery.search import RaisedQuantizer
+from ffnet.quantization.recovery.outcome import RaisedQuantizer
 from ffnet.report import tables
 from ffnet.report.rendering import LEGEND, format_comparison, format_console, format_models
 from ffnet.results.result import Diagnostics
