@@ -32,7 +32,7 @@ from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import quantize
-from ffnet.quantization.weighted_layers import total_multiply_accumulates
+from ffnet.quantization.weighted_layers import multiply_accumulates
 from ffnet.run.inputs import allow_tf32
 from ffnet.system.memory import is_out_of_memory
 

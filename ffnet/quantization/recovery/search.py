@@ -25,7 +25,7 @@ from ffnet.evaluation.scores import Scores
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
-from ffnet.quantization.recovery.mixed_precision import Groups
+from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.sensitivity import analyze_sensitivity
@@ -169,9 +169,9 @@ class RecoverySearch:
             steps=[self._step(each) for each in self.tried if each.shown or each is best],
             chosen=best.name,
             raised=[
-                RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, group.bits)
-                for group in best.raised
-                for site in group.sites
+                RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, RAISED_BITS[site.kind])
+                for sites in best.raised
+                for site in sites
             ],
             interrupted=interrupted,
         )
