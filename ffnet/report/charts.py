@@ -148,8 +148,9 @@ def _draw_point(axes: Axes, number: int, cost: float, miou: float | None, interv
         return
     if interval:
         axes.vlines(cost, *interval, color=color, linewidth=area / 80, zorder=2)
-    axes.scatter(cost, miou, s=area, color=color, zorder=3)
-    axes.text(cost, miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline")
+    zorder = 4 if kind in (CHOSEN, ON_FRONT) else 3
+    axes.scatter(cost, miou, s=area, color=color, zorder=zorder)
+    axes.text(cost, miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline", zorder=zorder)
 
 
 def _draw_baselines(axes: Axes, recovery: Recovery) -> None:

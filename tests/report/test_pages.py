@@ -178,11 +178,6 @@ def test_sections_without_content_are_left_out():
     assert "checkpoint" not in dict(page.tables["settings"])
 
 
-def test_counts_agree_with_their_nouns(text):
-    assert "<p>4 images of" in text and "measured on 8 images twice" in text
-    assert "<p>1 image of" in render(small_result(images=1))
-
-
 def test_the_tables_of_a_comparison_have_its_numbers(comparison, comparison_text):
     page = Page(comparison_text)
     models = comparison.models

@@ -10,19 +10,13 @@ import signal
 import pytest
 
 import ffnet_quanteval
-from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
 from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
 from ffnet.file_names import MODEL_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.results.ai_hub import GALAXY_S25
-from ffnet.results.published import Comparison, ImageSetup
-from ffnet.run.npu import ai_hub_notes, compare_with_ai_hub, divergence_notes, evenly_spaced
-from ffnet.variants import INPUT_SIZE
+from ffnet.run.npu import divergence_notes, evenly_spaced
 from tests.helpers.cityscapes_tree import SIZE
 from tests.helpers.program import arguments, run_with_result
-
-ZOO_MODEL = "segmentation_ffnet40S_dBBB_mobile"
 
 
 @pytest.fixture
@@ -143,45 +137,3 @@ def test_the_layers_that_diverge_first_and_most_are_named():
     assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
     (note,) = divergence_notes(layers[:1])
     assert "all quantized values are those of the simulation" in note
-
-
-def ai_hub_comparison(images=50, size=INPUT_SIZE, model=ZOO_MODEL, chip=GALAXY_S25, split="val", **quantization):
-    config = Config(ModelConfig((model,)), DataConfig(split=split), QuantizationConfig(**quantization), NpuConfig(chip))
-    return compare_with_ai_hub(config, ImageSetup(split, images, size))
-
-
-def test_ai_hubs_values_stand_beside_a_run_that_was_measured_alike():
-    assert ai_hub_comparison() == Comparison({FP32: 76.8, INT8_NPU: 76.5})
-    assert ai_hub_comparison(chip="sm8650") == Comparison()  # AI Hub published no mIoU for this chip
-
-
-@pytest.mark.parametrize(
-    ("changes", "difference"),
-    (
-        ({"images": 4}, "4 images"),
-        ({"split": "train"}, "the train split"),
-        ({"size": (512, 1024)}, "an image size of 512x1024"),
-        ({"model": "segmentation_ffnet78S_BCC_mobile_pre_down"}, "an image size of 1024x2048"),
-    ),
-)
-def test_ai_hubs_values_are_in_a_note_if_other_images_were_scored(changes, difference):
-    comparison = ai_hub_comparison(**changes)
-    (note,) = comparison.notes
-    assert comparison.mious == {} and note.endswith(f"Not comparable with this run, which has {difference}.")
-    assert "% in FP32 and " in note and "on Snapdragon 8 Elite (Galaxy S25) by ONNX: " in note
-
-
-def test_ai_hubs_int8_value_is_in_a_note_if_the_bit_widths_differ():
-    assert ai_hub_comparison(output_bw=16) == Comparison(
-        {FP32: 76.8},
-        [
-            "Qualcomm AI Hub, release of February 2026: mIoU of this model on Snapdragon 8 Elite (Galaxy S25) by ONNX: "
-            "76.5 % in INT8 NPU, on 50 images of 1024x2048 pixels. Not comparable with this run, which has 16-bit "
-            "activations."
-        ],
-    )
-
-
-def test_ai_hubs_latency_is_in_a_note():
-    (note,) = ai_hub_notes(Config(model=ModelConfig((ZOO_MODEL,)), npu=NpuConfig(GALAXY_S25)))
-    assert "W8A8 at 1024x2048, on Snapdragon 8 Elite (Galaxy S25) by TFLite/DLC/ONNX: 4/7.2/6.8 ms" in note
