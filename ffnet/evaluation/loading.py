@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
 
@@ -38,20 +37,6 @@ class Images(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Some images of a dataset as a dataset of their own."""
-
-    images: Images
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        return self.images[self.indices[index]]
-
-
 @contextlib.contextmanager
 def open_batches(images: Images, runtime: Runtime, title: str) -> Iterator["tqdm[Sample]"]:
     """Open `load_batches` with a progress bar. Worker threads stop on exit, even after an error."""
@@ -70,7 +55,7 @@ def load_batches(images: Images, runtime: Runtime) -> Generator[Sample, None, No
 
     Raises:
         DatasetError: If an image or a label is wrong, once its batch is due.
-        UserError: If the memory does not suffice, or if the threads can't be started.
+        UserError: If the memory does not suffice.
     """
     threads = decoding_threads(runtime)
     try:
@@ -119,22 +104,13 @@ def _load_samples(images: Images, threads: int, batch_size: int) -> Generator[Sa
     executor = ThreadPoolExecutor(threads, "decode")
     try:
         for index in range(len(images)):
-            pending.append(_submit(executor, images, index))
+            pending.append(executor.submit(images.__getitem__, index))
             if len(pending) > batch_size + threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)  # an interrupted run does not wait for images
-
-
-def _submit(executor: ThreadPoolExecutor, images: Images, index: int) -> Future[Sample]:
-    try:
-        return executor.submit(images.__getitem__, index)
-    except RuntimeError as error:
-        raise UserError(
-            f"--num-workers: a thread that decodes images can't be started ({error}). Give a smaller number, or 0."
-        ) from error
 
 
 def _stack(samples: Sequence[Sample], pin: bool) -> Sample:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx, nn
@@ -17,10 +16,7 @@ from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equ
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.recovery.search import recover
 from ffnet.quantization.state import SimState, read_state, write_state
-from ffnet.quantization.tf_enhanced import Exchange
 from ffnet.quantization.weighted_layers import raise_weight_scales
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,9 @@ class FoundEncodings:
     """The encodings of a simulation, and how they were found."""
 
     state: SimState  # ranges, bit widths and weights, which AdaRound may have rounded
-    calibration_images: int  # number of images; 0 if all encodings were loaded from a file
-    batch_size: int | None  # batch size of the calibration, after backoff; None without it
-    recovery: Recovery | None  # None without accuracy recovery
+    calibration_images: int = 0  # number of images; 0 if all encodings were loaded from a file
+    batch_size: int | None = None  # batch size of the calibration, after backoff; None without it
+    recovery: Recovery | None = None  # None without accuracy recovery
 
 
 @dataclass(frozen=True)
@@ -46,20 +42,14 @@ class QuantizedNetwork:
 
 
 class Execution:
-    """How `quantize` runs its steps: in this process, without saving anything. `ffnet.run` has another one."""
-
-    exchange: Exchange | None = None  # processes that calibrate together
+    """How `quantize` runs its steps: without measuring or saving anything. `ffnet.run` has another one."""
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that is entered for the duration of a stage."""
         return contextlib.nullcontext()
 
-    def once(self, function: Callable[[], T]) -> T:
-        """Return the result of a function that one process calls for all."""
-        return function()
-
     def saved(self, find: Callable[[], FoundEncodings]) -> FoundEncodings:
-        """Return what an earlier run found and saved, or else what `find` returns."""
+        """Return the encodings that an earlier run saved, or else those that `find` returns."""
         return find()
 
 
@@ -100,19 +90,15 @@ def quantize(
         raise ValueError("calibration needs images")
 
     def find() -> FoundEncodings:
-        needed = images if calibrates else None
-        batch_size = None
-        if needed is not None:
-            with execution.stage("calibrate"):
-                batch_size = calibrate_on_images(sim, needed, runtime, execution.exchange)
+        if images is None or not calibrates:
+            return FoundEncodings(read_state(sim))
+        with execution.stage("calibrate"):
+            batch_size = calibrate_on_images(sim, images, runtime)
         recovery = None
-        if config.recovers and needed is not None:
+        if config.recovers:
             with execution.stage("recover accuracy"):
-                recovery = execution.once(
-                    lambda: recover(sim, float_network, needed, selection or needed, config, runtime)
-                )
-        state = execution.once(lambda: read_state(sim))
-        return FoundEncodings(state, 0 if needed is None else len(needed), batch_size, recovery)
+                recovery = recover(sim, float_network, images, selection or images, config, runtime)
+        return FoundEncodings(read_state(sim), len(images), batch_size, recovery)
 
     found = execution.saved(find)
     write_state(sim, found.state)

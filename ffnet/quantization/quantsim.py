@@ -26,12 +26,11 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from ffnet.config import QuantizationConfig, Runtime
-from ffnet.evaluation.loading import Images, Selection
+from ffnet.evaluation.loading import Images
 from ffnet.evaluation.loop import calibration_batches, with_backoff
 from ffnet.model import GaussianConv2D
-from ffnet.quantization.tf_enhanced import Exchange, can_share_batches, share_batches, use_fast_analyzers
+from ffnet.quantization.tf_enhanced import use_fast_analyzers
 from ffnet.system.errors import UserError
-from ffnet.system.memory import is_out_of_gpu_memory
 from ffnet.system.text import count
 
 TRACE_SIZE = (1, 3, 64, 64)  # shape of the input with which AIMET traces the graph
@@ -114,68 +113,17 @@ def check_config_file(name: str) -> None:
         )
 
 
-def calibrate_on_images(
-    sim: QuantizationSimModel, images: Images, runtime: Runtime, exchange: Exchange | None = None
-) -> int:
+def calibrate_on_images(sim: QuantizationSimModel, images: Images, runtime: Runtime) -> int:
     """Calibrate a simulation on a dataset and return the batch size used.
 
-    If a GPU runs out of memory, calibration starts again with half the batch size. Processes that calibrate together
-    get the encodings that one of them would find alone.
-
-    Args:
-        sim: Changed in place.
-        images: Calibration set.
-        runtime: Device and data loading.
-        exchange: All processes that calibrate together; None: each calibrates alone.
-
-    Raises:
-        UserError: If a quantizer is left without encodings, or if the memory does not suffice.
+    If the GPU runs out of memory, calibration starts again with half the batch size.
     """
-    if exchange and can_share_batches(sim):
-        return _calibrate_together(sim, images, runtime, exchange)
 
     def work(batch_size: int) -> None:
         with contextlib.closing(calibration_batches(images, replace(runtime, batch_size=batch_size))) as batches:
             calibrate(sim, batches)
 
     return with_backoff(work, runtime.batch_size)[1]
-
-
-def _calibrate_together(sim: QuantizationSimModel, images: Images, runtime: Runtime, exchange: Exchange) -> int:
-    """Calibrate in several processes that add the histograms of their batches in the order of the batches."""
-    own, shared = own_batches(len(images), runtime.batch_size, exchange)
-    chosen = Selection(images, [index for batch in own for index in batch])
-
-    def shared_in_turn(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        for position, batch in enumerate(batches):
-            share_batches(sim, exchange if 1 <= position <= shared else None)
-            yield batch
-
-    try:
-        with contextlib.closing(calibration_batches(chosen, runtime)) as batches:
-            calibrate(sim, shared_in_turn(batches))
-    except RuntimeError as error:
-        if not is_out_of_gpu_memory(error):
-            raise
-        raise UserError(
-            f"--batch-size {runtime.batch_size}: the memory of a GPU does not suffice to calibrate with it. Give a "
-            "smaller number."
-        ) from error
-    finally:
-        share_batches(sim, None)
-    return runtime.batch_size
-
-
-def own_batches(images: int, batch_size: int, exchange: Exchange) -> tuple[list[range], int]:
-    """Return the batches that a process runs, as indices of images, and how many of them, after the first, are shared.
-
-    TF-Enhanced takes the range of its histograms from the first batch, which every process runs. Then each process runs
-    every n-th batch. The remaining batches, fewer than the processes, are run by every process.
-    """
-    batches = [range(start, min(start + batch_size, images)) for start in range(0, images, batch_size)]
-    shared = (len(batches) - 1) // exchange.world_size
-    stop = 1 + shared * exchange.world_size
-    return [batches[0], *batches[1 + exchange.rank : stop : exchange.world_size], *batches[stop:]], shared
 
 
 def calibrate(sim: QuantizationSimModel, batches: Iterable[torch.Tensor]) -> None:

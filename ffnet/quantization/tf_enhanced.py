@@ -6,14 +6,11 @@ although nothing is quantized meanwhile and only the last search counts. It read
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer, _Histogram
 from aimet_torch.quantsim import QuantizationSimModel
-
-from ffnet.quantization.sites import ACTIVATION, quantizer_sites
-from ffnet.system.errors import UserError
 
 # Histograms searched at the same time on a CPU. With AIMET's 64, temporary tensors leave the processor's caches if the
 # weights have 4 bits, for which fewer ranges are too narrow.
@@ -23,43 +20,12 @@ STRIDE = 4  # every 4th candidate is tested for being too narrow
 EXACT = 2**24  # number of values up to which histc's float32 counts are exact in any order
 
 
-class Exchange(Protocol):
-    """Processes that run successive batches at the same time."""
-
-    @property
-    def rank(self) -> int:
-        """The position of this process's batch."""
-        ...
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        ...
-
-    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """Return the float32 values, on the CPU, of all processes, in the order of their batches."""
-        ...
-
-
 def use_fast_analyzers(sim: QuantizationSimModel) -> None:
     """Replace AIMET's TF-Enhanced analyzers of a simulation's quantizers by the faster one."""
     for quantizer in sim.quantizers():
         analyzer = quantizer.encoding_analyzer
         if _has_fast_version(analyzer) and not isinstance(analyzer, FastTfEnhancedAnalyzer):
             quantizer.encoding_analyzer = FastTfEnhancedAnalyzer(analyzer.observer.shape)
-
-
-def share_batches(sim: QuantizationSimModel, exchange: Exchange | None) -> None:
-    """From now on, count every process's batch in all processes; without an exchange, count only this process's."""
-    for quantizer in sim.quantizers():
-        if isinstance(quantizer.encoding_analyzer, FastTfEnhancedAnalyzer):
-            quantizer.encoding_analyzer.exchange = exchange
-
-
-def can_share_batches(sim: QuantizationSimModel) -> bool:
-    """Return whether `share_batches` reaches every quantizer of an activation, once its analyzer is the faster one."""
-    analyzers = [site.quantizer.encoding_analyzer for site in quantizer_sites(sim) if site.kind == ACTIVATION]
-    return all(_has_fast_version(a) and all(n == 1 for n in a.observer.shape) for a in analyzers)
 
 
 def _has_fast_version(analyzer: object) -> bool:
@@ -74,7 +40,6 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
 
     # The histogram last searched, (number of steps, symmetric), and the encodings found.
     _last_search: tuple[Any, Any, Any] = (None, None, None)
-    exchange: Exchange | None = None  # see share_batches
 
     @torch.no_grad()
     def update_stats(self, input_tensor: torch.Tensor) -> Sequence[Any]:
@@ -86,17 +51,11 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
             return super().update_stats(input_tensor)
         lows, highs = rows.aminmax(dim=1) if len(rows) > 1 else (bound[None] for bound in rows.aminmax())
         if not (lows.isfinite().all() and highs.isfinite().all()):
-            if self.exchange:
-                raise UserError("calibration: an activation is infinite or NaN. Use another checkpoint.")
             return super().update_stats(input_tensor)
         if first:
             self.observer.merge_stats(self._histograms(rows, lows, highs), input_tensor)
             return self.observer.get_stats()
-        if self.exchange:
-            self._merge_all(kept[0], rows[0], lows[0], highs[0], self.exchange)
-        else:
-            counts = self._count(kept[0], rows[0], lows[0], highs[0])
-            self.observer.stats[0] = self._add(self._grown(kept[0], lows[0], highs[0]), counts)
+        self.observer.stats[0] = self._merged(kept[0], rows[0], lows[0], highs[0])
         return []
 
     def compute_encodings_from_stats(self, stats: Sequence[Any], num_steps: int, is_symmetric: bool) -> Any:
@@ -147,48 +106,21 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         counts[:, -1] += (rows > edges[:, -1:]).sum(1)
         return [_Histogram(*fields) for fields in zip(counts, edges, lows, highs, strict=True)]
 
-    def _merge_all(
-        self, kept: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor, exchange: Exchange
-    ) -> None:
-        """Add the values of all processes to the only histogram, as one process does that runs batch after batch.
+    def _merged(self, kept: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
+        """Return a histogram to which finite values from `low` to `high` are added, as merge_stats does.
 
-        Only ranges and counts are exchanged. The sums are formed in the order of the batches, so that the histogram is
-        the same to the last bit.
+        The range grows to these values as far as AIMET's limit allows. Values beyond it count in the outermost bins.
         """
-        bounds = exchange.gather(torch.stack([low, high]).float().cpu())
-        lows_and_highs = [pair.to(low) for pair in bounds]
-        before = kept
-        for earlier_low, earlier_high in lows_and_highs[: exchange.rank]:
-            before = self._grown(before, earlier_low, earlier_high)  # here only its range counts
-        counts = exchange.gather(self._count(before, values, low, high).cpu())
-        for (each_low, each_high), each in zip(lows_and_highs, counts, strict=True):
-            kept = self._add(self._grown(kept, each_low, each_high), each.to(low.device))
-        self.observer.stats[0] = kept
-
-    def _bounds(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the range of a histogram, extended to `low` and `high` as far as AIMET's limit allows."""
         left, right = self.observer._histogram_range_limit[0]
-        return low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
-
-    def _count(self, kept: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        """Return the counts of finite values in the bins, and of those below and above all bins, float32."""
-        least, most = self._bounds(kept, low, high)
-        counts = histogram(values, self.observer.num_bins, least.item(), most.item())
-        below = (values < least).sum() if low < least else 0
-        above = (values > most).sum() if high > most else 0
-        return torch.cat([counts, counts.new_tensor([below, above])])
-
-    def _add(self, kept: _Histogram, counts: torch.Tensor) -> _Histogram:
-        """Return a histogram with the counts of `_count` added, as _HistogramObserver.merge_stats does."""
-        total = counts[:-2] + kept.histogram
-        total[0] += counts[-2]
-        total[-1] += counts[-1]
-        return _Histogram(total, kept.bin_edges, kept.min, kept.max)
-
-    def _grown(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
-        """Return a histogram whose range is extended to `low` and `high`."""
-        least, most = self._bounds(kept, low, high)
-        return kept if least == kept.min and most == kept.max else self._extended(kept, low, high)
+        least, most = low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
+        if least != kept.min or most != kept.max:
+            kept = self._extended(kept, low, high)
+        counts = histogram(values, self.observer.num_bins, least.item(), most.item()) + kept.histogram
+        if low < least:
+            counts[0] += (values < least).sum()
+        if high > most:
+            counts[-1] += (values > most).sum()
+        return _Histogram(counts, kept.bin_edges, kept.min, kept.max)
 
     def _extended(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
         """Return a histogram spread over a range that grows to the values `low` and `high`, as merge_stats does.

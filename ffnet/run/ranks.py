@@ -27,7 +27,6 @@ class Ranks:
     rank: int
     world_size: int
     device: str  # device of this process
-    several_nodes: bool = False  # whether some of the processes are on other machines
 
     @property
     def is_main(self) -> bool:
@@ -66,12 +65,6 @@ class Ranks:
             dist.all_gather_object(items, item)
         return items
 
-    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """Return the values, on the CPU, of all ranks; this is `quantization.tf_enhanced.Exchange`."""
-        found = [torch.empty_like(values) for _ in range(self.world_size)]
-        dist.all_gather(found, values.contiguous())
-        return found
-
 
 @contextlib.contextmanager
 def open_ranks(device: str) -> Iterator[Ranks]:
@@ -90,9 +83,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         device = _local_gpu(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo", timeout=TIMEOUT)  # gloo for all: only small objects on the CPU are exchanged
     try:
-        world_size = dist.get_world_size()
-        several_nodes = world_size > int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        yield Ranks(dist.get_rank(), world_size, device, several_nodes)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -55,7 +54,7 @@ def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scor
 
     with run.stage("evaluate"), _resumption_explained(run):
         scores = run.saved_per_image(IMAGES, np.arange(len(images)), prepared.backends, batches, write).scores
-    run.notes += scoring_notes(scores, folder if run.ranks.several_nodes else None)
+    run.notes += scoring_notes(scores)
     return scores
 
 
@@ -73,8 +72,8 @@ def _resumption_explained(run: Run) -> Iterator[None]:
         raise
 
 
-def scoring_notes(scores: Scores, folder: Path | None = None) -> list[str]:
-    """Return notes on missing labels, on backoff, and on the predictions of several nodes, written to `folder`."""
+def scoring_notes(scores: Scores) -> list[str]:
+    """Return notes on missing labels and on backoff."""
     notes = []
     if not any(matrices.any() for matrices in scores.confusion_matrices.values()):
         notes.append(
@@ -83,11 +82,6 @@ def scoring_notes(scores: Scores, folder: Path | None = None) -> list[str]:
         )
     if scores.batch_size:
         notes.append(f"The GPU ran out of memory: the last batches had {count(scores.batch_size, 'image')}.")
-    if folder:
-        notes.append(
-            f"--save-predictions: the processes ran on several nodes. Each node has written the predictions of its own "
-            f"images to its own {folder}; copy them together unless the nodes share that folder."
-        )
     return notes
 
 

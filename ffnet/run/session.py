@@ -66,7 +66,6 @@ class Run(Execution):
         self.ranks = ranks
         quiet = config.runtime.quiet or not ranks.is_main
         self.runtime = replace(config.runtime, device=ranks.device, quiet=quiet)
-        self.exchange = ranks if ranks.world_size > 1 else None
         self.notes = list(notes)  # sentences for the report
         self.stage_seconds = dict(stage_seconds)
         self.storage: Storage | None = None
@@ -130,15 +129,19 @@ class Run(Execution):
         return self.ranks.once(function, *arguments)
 
     def saved(self, find: Callable[[], FoundEncodings]) -> FoundEncodings:
-        """Return the encodings that an earlier run saved, or find and save them; the same on every rank."""
+        """Return the encodings that an earlier run saved, or those that the main process finds, which are saved."""
         storage = self.storage
         if storage and self.saved_work.network:
             with self.stage("restore encodings"):
                 return self.once(storage.load_network)
-        found = find()
-        if storage:
-            self.once(storage.save_network, found)
-        return found
+
+        def find_and_save() -> FoundEncodings:
+            found = find()
+            if storage:
+                storage.save_network(found)
+            return found
+
+        return self.once(find_and_save)
 
     def saved_per_image(
         self,

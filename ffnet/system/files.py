@@ -120,19 +120,15 @@ def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
         )
 
 
-def write_atomically(path: Path, data: bytes | str, durable: bool = False) -> Path:
+def write_atomically(path: Path, data: bytes | str) -> Path:
     """Write `data`, text as UTF-8, so that `path` is either complete or unchanged; return `path`.
 
-    Bytes of file names that are not valid UTF-8 are written as they are on the disk. A `durable` file is complete even
-    after a power failure.
+    Bytes of file names that are not valid UTF-8 are written as they are on the disk.
     """
     data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     temporary = path.with_name(unfinished_name(path.name))
     try:
         temporary.write_bytes(data)
-        if durable:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

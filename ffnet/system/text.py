@@ -37,16 +37,6 @@ def format_interval(limits: tuple[float, float] | None) -> str:
     return f"[{format_number(limits[0])}, {format_number(limits[1])}]" if limits else "-"
 
 
-def interval_column(intervals: Sequence[tuple[float, float] | None]) -> list[str]:
-    """Return the column of 95 % confidence intervals; empty if all are None."""
-    return ["95 % CI", *map(format_interval, intervals)] if any(intervals) else []
-
-
-def join_columns(columns: Sequence[Sequence[str]]) -> Rows:
-    """Return the rows of a table that is given by its columns, without the empty ones."""
-    return list(zip(*filter(None, columns), strict=True))
-
-
 def format_table(rows: Rows) -> str:
     """Return rows as lines with aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
