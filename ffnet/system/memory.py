@@ -11,7 +11,7 @@ from ffnet.system.errors import UserError
 
 # Files in which Linux states the memory limit of a container: control groups of version 2 and of version 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-CPU_MESSAGE = "can't allocate memory"  # torch has no class for this error
+CPU_MESSAGES = ("can't allocate memory", "can't start new thread")  # torch and Python have no class for these errors
 GPU_MESSAGES = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -39,7 +39,8 @@ def is_out_of_gpu_memory(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether Python, torch or a GPU has run out of memory."""
-    return isinstance(error, MemoryError) or CPU_MESSAGE in str(error) or is_out_of_gpu_memory(error)
+    on_cpu = isinstance(error, MemoryError) or any(words in str(error) for words in CPU_MESSAGES)
+    return on_cpu or is_out_of_gpu_memory(error)
 
 
 def first_sentence(error: BaseException) -> str:
