@@ -19,8 +19,7 @@ from ffnet.config import QuantizationConfig
 from ffnet.evaluation.loading import MEAN, STD
 from ffnet.labels import IGNORED, NUM_CLASSES, TRAIN_IDS
 from ffnet.model import FFNet
-from ffnet.quantization.quantsim import build_quantsim, equalize
-from ffnet.quantization.quiet import quiet_aimet
+from ffnet.quantization.quantsim import build_quantsim, equalize, quiet_aimet
 
 
 def run(images: CityscapesSplit, model: FFNet, sim: QuantizationSimModel, device: torch.device) -> list[np.ndarray]:

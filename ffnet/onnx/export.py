@@ -47,7 +47,7 @@ from ffnet.onnx.graph import (
 )
 from ffnet.onnx.input_format import write_metadata
 from ffnet.options import check_bit_widths
-from ffnet.quantization.quiet import quiet_aimet
+from ffnet.quantization.quantsim import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder, sha256_of, unfinished_name

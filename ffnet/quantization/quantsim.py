@@ -7,6 +7,9 @@ quantizers around GaussianConv2D.
 
 import contextlib
 import copy
+import logging
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from aimet_torch.batch_norm_fold import fold_all_batch_norms
+from aimet_torch.common.utils import AimetLogger, TqdmStreamHandler
 from aimet_torch.cross_layer_equalization import equalize_model
 from aimet_torch.model_preparer import prepare_model
 from aimet_torch.nn import QuantizationMixin
@@ -25,7 +29,6 @@ from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation.loading import Images, Selection
 from ffnet.evaluation.loop import calibration_batches, with_backoff
 from ffnet.model import GaussianConv2D
-from ffnet.quantization.quiet import quiet_aimet
 from ffnet.quantization.tf_enhanced import Exchange, can_share_batches, share_batches, use_fast_analyzers
 from ffnet.system.errors import UserError
 from ffnet.system.memory import is_out_of_gpu_memory
@@ -200,3 +203,20 @@ def _trace_input(model: nn.Module) -> torch.Tensor:
     # Not zeros: the histograms of a constant have no range.
     device = next(model.parameters()).device
     return torch.linspace(-1, 1, torch.Size(TRACE_SIZE).numel(), device=device).reshape(TRACE_SIZE)
+
+
+@contextlib.contextmanager
+def quiet_aimet() -> Iterator[None]:
+    """Run AIMET without its progress messages; its warnings go to stderr."""
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):  # its use of torch.jit.trace
+            warnings.filterwarnings("ignore", category=category)
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+        for logger in (logging.getLogger(area.value) for area in AimetLogger.LogAreas):
+            logger.setLevel(logging.WARNING)
+            for handler in logger.handlers:
+                if isinstance(handler, TqdmStreamHandler):
+                    handler.stream = sys.stderr  # setStream would flush the old one, which may be closed
+        # It warns about every FFNet, whose sizes are taken at run time; this matters only to tools that reorder hooks.
+        logging.getLogger(AimetLogger.LogAreas.ConnectedGraph.value).setLevel(logging.ERROR)
+        yield

@@ -10,8 +10,7 @@ import torch
 from ffnet.config import QuantizationConfig
 from ffnet.quantization.encodings import load_encodings
 from ffnet.quantization.encodings_file import read_encodings
-from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
-from ffnet.quantization.quiet import quiet_aimet
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quiet_aimet
 from tests.helpers.networks import random_batches
 from tests.helpers.simulations import encodings, logits
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ffnet.quantization.quiet import quiet_aimet
+from ffnet.quantization.quantsim import quiet_aimet
 from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites
 
 POSITIONS = 1024  # positions of a layer's output that are drawn from each image

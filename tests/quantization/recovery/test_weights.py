@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from ffnet.config import QuantizationConfig
 from ffnet.model import FFNet
-from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
-from ffnet.quantization.quiet import quiet_aimet
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quiet_aimet
 from ffnet.quantization.recovery.weights import (
     BETA,
     REGULARIZATION,
