@@ -88,7 +88,7 @@ def compare_images(
     images: NamedImages,
     backends: Mapping[str, Backend],
     scores: Scores,
-    device: torch.device,
+    device: str,
 ) -> list[ImageComparison]:
     """Compare the images at `indices` in FP32 and simulated INT8.
 

@@ -23,8 +23,8 @@ class RecoveryStep:
     drop: float | None  # mIoU drop against FP32 on the same images, percentage points
     drop_interval: Interval | None
     bit_operations: float  # as a share of those at W8A8
-    weight_bytes: float  # likewise
-    seconds: float  # that it took to find and to measure
+    weight_bytes: float  # as a share of those at W8A8
+    seconds: float  # time to find and to measure the configuration
     kept: bool  # whether it is chosen or later steps started from it
 
 
@@ -36,10 +36,10 @@ class Recovery:
     fp32_miou: float | None  # percent, on the selection images
     steps: list[RecoveryStep]
     chosen: str  # name of the step whose configuration is used
-    raised: list[RaisedQuantizer]  # in that configuration
+    raised: list[RaisedQuantizer]  # quantizers with more bits in the chosen configuration
     selection_images: list[str]  # names of the images that the steps were measured on
-    scored_too: bool  # whether these belong to the split that is scored
-    interrupted: bool  # by Ctrl-C
+    scored_too: bool  # whether some of them are scored
+    interrupted: bool  # whether Ctrl-C ended the search
 
     @property
     def chosen_step(self) -> RecoveryStep:
