@@ -20,8 +20,8 @@ class RecoveryStep:
     drop: float | None  # mIoU drop against FP32 on the same images, percentage points
     drop_interval: Interval | None
     bit_operations: float  # as a share of those at W8A8
-    weight_bytes: float  # likewise
-    seconds: float  # time to find and to measure it
+    weight_bytes: float  # as a share of those at W8A8
+    seconds: float  # time to find and to measure the configuration
     kept: bool  # whether it is chosen or later steps started from it
 
 
@@ -42,10 +42,10 @@ class Recovery:
     fp32_miou: float | None  # percent, on the selection images
     steps: list[RecoveryStep]
     chosen: str  # name of the step whose configuration is used
-    raised: list[RaisedQuantizer]  # in that configuration
-    interrupted: bool  # by Ctrl-C
+    raised: list[RaisedQuantizer]  # quantizers with more bits in the chosen configuration
+    interrupted: bool  # whether Ctrl-C ended the search
     selection_images: list[str] = field(default_factory=list)  # names of the images that the steps were measured on
-    scored_too: bool = False  # whether these belong to the split that is scored
+    scored_too: bool = False  # whether some of them are scored
 
     @property
     def chosen_step(self) -> RecoveryStep:
