@@ -17,8 +17,8 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet import QuantizationConfig
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.evaluation.loading import normalize
+from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.labels import CLASSES, LABEL_IDS
 from ffnet.model import remove_batch_norms
 from ffnet.quantization.lowering import lower
@@ -305,7 +305,7 @@ def test_a_disk_that_fills_with_predictions_costs_no_scores(tree, toy_checkpoint
     def full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("ffnet.run.predictions.write_atomically", full)
+    monkeypatch.setattr("ffnet.run.scoring.write_atomically", full)
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--save-predictions", str(tree / "saved"))) == 2
     printed = capsys.readouterr()
     assert "_pred_labelIds.png: No space left on device" in printed.err and "mIoU %" in printed.out

@@ -15,13 +15,12 @@ from skimage.io import imsave
 from torch.nn.functional import interpolate
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import Runtime
-from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.config import PROGRESS_FOLDER, Runtime
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import warm_up
 from ffnet.evaluation.postprocessing import predict
-from ffnet.file_names import PROGRESS_FOLDER
+from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.labels import LABEL_IDS
 from tests.helpers.networks import TOY, toy_model
 from tests.helpers.pretend_gpu.device import pretend_gpu

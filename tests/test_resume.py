@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import ffnet_quanteval
-from ffnet.evaluation.backends import INT8_SIMULATED, short_name
-from ffnet.file_names import PROGRESS_FOLDER
-from ffnet.run.records import RecordFile
+from ffnet.config import PROGRESS_FOLDER
+from ffnet.evaluation.scores import INT8_SIMULATED, short_name
+from ffnet.run.storage import RecordFile
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_in_fork
 from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for

@@ -8,7 +8,7 @@ import torch
 
 import ffnet_quanteval
 from datasets.cityscapes import CityscapesSplit
-from ffnet.file_names import COMPARISON_FILES
+from ffnet.config import COMPARISON_FILES
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_with_result
 from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for

@@ -16,9 +16,8 @@ from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_checkpoint
 from ffnet.checkpoints.loading import find_checkpoints as find_in_folder
-from ffnet.config import Config, DataConfig
+from ffnet.config import RESULT_MEGABYTES, Config, DataConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
-from ffnet.file_names import RESULT_MEGABYTES
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
 from ffnet.run.predictions import predictions_megabytes, saved_backends

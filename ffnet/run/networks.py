@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ffnet.checkpoints.loading import Checkpoint
-from ffnet.config import Config
-from ffnet.file_names import MODEL_FILE, ROUNDED_LAYERS
+from ffnet.config import MODEL_FILE, ROUNDED_LAYERS, Config
 from ffnet.npu.backend import write_npu_context
 from ffnet.onnx.export import export
 from ffnet.options import option_values
 from ffnet.quantization.encodings import LoadedEncodings, rounded_layers
 from ffnet.quantization.quantize import QuantizedNetwork, quantize
-from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.quantization.recovery.search import Recovery
 from ffnet.results.result import Calibration, versions
 from ffnet.run.inputs import Inputs
 from ffnet.run.session import Run

@@ -13,11 +13,10 @@ import torch
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.chips import CHIPS
-from ffnet.evaluation.backends import INT8_NPU
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import INT8_NPU, Scores
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence

@@ -8,9 +8,9 @@ import torch
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Runtime
-from ffnet.evaluation.backends import ONNX_FILE
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
+from ffnet.evaluation.scores import ONNX_FILE
 from ffnet.onnx.input_format import InputFormat, choose_input
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.onnx.validation import describe_head

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import Config
-from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend
-from ffnet.evaluation.scores import Scores
-from ffnet.file_names import RESULT_FILE
+from ffnet.config import RESULT_FILE, Config
+from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend, Scores
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.options import option_values
 from ffnet.results import result as results

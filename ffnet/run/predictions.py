@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ffnet.config import Config
-from ffnet.evaluation.backends import INT8_SIMULATED, ONNX_FILE, short_name
+from ffnet.evaluation.scores import INT8_SIMULATED, ONNX_FILE, short_name
 from ffnet.labels import LABEL_IDS
 from ffnet.system.files import write_atomically
 

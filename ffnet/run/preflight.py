@@ -6,9 +6,16 @@ from pathlib import Path
 
 from datasets.cityscapes import check_folders
 from ffnet.chips import check_npu_package
-from ffnet.config import OUTPUT_FOLDERS, Config
-from ffnet.evaluation.backends import SAVED_BACKENDS, short_name
-from ffnet.file_names import COMPARISON_FILES, EXPORT_FILES, NPU_FOLDER, PROGRESS_FOLDER, RESULT_FILES
+from ffnet.config import (
+    COMPARISON_FILES,
+    EXPORT_FILES,
+    NPU_FOLDER,
+    OUTPUT_FOLDERS,
+    PROGRESS_FOLDER,
+    RESULT_FILES,
+    Config,
+)
+from ffnet.evaluation.scores import SAVED_BACKENDS, short_name
 from ffnet.options import FLAGS, lookup
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder

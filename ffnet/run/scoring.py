@@ -2,17 +2,16 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
 from ffnet.evaluation.compilation import PreparedBackends, choose_compilation, prepare_backends
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend, Scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.quantization.quantize import QuantizedNetwork
@@ -122,3 +121,8 @@ def differ(mious: tuple[float, float], agreement: float) -> bool:
     """Return whether two backends that should agree differ by more than MIOU_TOLERANCE or agree on too few pixels."""
     both_nan = mious[0] != mious[0] and mious[1] != mious[1]
     return not (both_nan or abs(mious[0] - mious[1]) <= MIOU_TOLERANCE) or agreement < LEAST_AGREEMENT
+
+
+BYTES_PER_PIXEL = 1 / 8  # upper bound for such a PNG file
+
+Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}

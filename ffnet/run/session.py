@@ -12,16 +12,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from ffnet.config import Config
+from ffnet.config import MANIFEST_FILE, Config
 from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import Shard, merge_shards, no_scores, without
-from ffnet.file_names import MANIFEST_FILE
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.run.inputs import Inputs
 from ffnet.run.predictions import Writer, missing_predictions, saved_backends
 from ffnet.run.ranks import Ranks
-from ffnet.run.records import RecordFile
-from ffnet.run.storage import IMAGES, Storage, conditions
+from ffnet.run.storage import IMAGES, RecordFile, Storage, conditions
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)

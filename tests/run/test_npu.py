@@ -10,8 +10,8 @@ import signal
 import pytest
 
 import ffnet_quanteval
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
-from ffnet.file_names import MODEL_FILE
+from ffnet.config import MODEL_FILE
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.run.npu import divergence_notes, evenly_spaced

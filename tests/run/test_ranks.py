@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from ffnet.config import Config, OutputConfig, QuantizationConfig
-from ffnet.evaluation.backends import INT8_SIMULATED, short_name
-from ffnet.file_names import PROGRESS_FOLDER
+from ffnet.config import PROGRESS_FOLDER, Config, OutputConfig, QuantizationConfig
+from ffnet.evaluation.scores import INT8_SIMULATED, short_name
 from ffnet.onnx.export import export_float
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 from ffnet.run import ranks as distributed

@@ -10,7 +10,7 @@ import torch
 from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import Scores
 from ffnet.run import records as recording
-from ffnet.run.records import RecordFile, ScoreCollector, read_records
+from ffnet.run.storage import RecordFile, ScoreCollector, read_records
 
 PAIR = ("FP32", "INT8 simulated")
 

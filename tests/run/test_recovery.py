@@ -5,8 +5,8 @@ import json
 import pytest
 
 import ffnet_quanteval
-from ffnet.evaluation.backends import INT8_SIMULATED
-from ffnet.file_names import EXPORT_FILES
+from ffnet.config import EXPORT_FILES
+from ffnet.evaluation.scores import INT8_SIMULATED
 from ffnet.quantization.recovery import search as recovery_search
 from ffnet.quantization.recovery.search import PLAIN, Candidate
 from tests.helpers.program import arguments, run_with_result

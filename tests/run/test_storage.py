@@ -11,18 +11,26 @@ import pytest
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, OutputConfig, QuantizationConfig, Runtime
-from ffnet.file_names import PROGRESS_FOLDER
+from ffnet.config import (
+    PROGRESS_FOLDER,
+    Config,
+    DataConfig,
+    ModelConfig,
+    NpuConfig,
+    OutputConfig,
+    QuantizationConfig,
+    Runtime,
+)
 from ffnet.options import OPTIONS
 from ffnet.quantization.quantsim import build_quantsim, equalize
-from ffnet.quantization.state import read_state
+from ffnet.quantization.sites import read_state
 from ffnet.results.result import Calibration
-from ffnet.run.records import RecordFile
 from ffnet.run.storage import (
     IMAGES,
     MAY_DIFFER,
     NPU,
     Progress,
+    RecordFile,
     conditions,
     differences,
     images_digest,

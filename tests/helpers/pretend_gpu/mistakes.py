@@ -10,7 +10,7 @@ from ffnet.evaluation.postprocessing import agreeing_pixels
 from ffnet.quantization.lowering import _plain_layer
 from ffnet.quantization.weighted_layers import _scale_factors
 from ffnet.run.diagnostics import diagnose
-from ffnet.run.records import ScoreCollector
+from ffnet.run.storage import ScoreCollector
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ import torch
 
 from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
 from ffnet.quantization.recovery.search import ADAROUND, PLAIN, SEQ_MSE, Images, RecoverySearch
-from ffnet.quantization.sites import quantizer_sites
-from ffnet.quantization.state import write_state
+from ffnet.quantization.sites import quantizer_sites, write_state
 from ffnet.quantization.weighted_layers import multiply_accumulates, raise_weight_scales
 from ffnet.system.errors import UserError
 from tests.helpers.simulations import small_network
