@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import RESULT_FILE, Config
+from ffnet.config import RESULT_FILE, Config, Runtime
+from ffnet.evaluation.loading import evenly_spaced, normalize
+from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend, Scores
-from ffnet.onnx.runtime import OnnxBackend
+from ffnet.onnx.input_format import InputFormat, choose_input
+from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
+from ffnet.onnx.validation import describe_head
 from ffnet.options import option_values
 from ffnet.results import result as results
 from ffnet.results.images import compare_images, worst_images
@@ -23,7 +28,6 @@ from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult
 from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
 from ffnet.run.networks import Model, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
-from ffnet.run.onnx_file import open_onnx
 from ffnet.run.ranks import Ranks
 from ffnet.run.scoring import measure_sensitivity, onnx_runtime_notes, prepare, score
 from ffnet.run.session import Run, timed
@@ -34,6 +38,8 @@ from ffnet.system.memory import enough_memory
 from ffnet.variants import VARIANTS
 
 logger = logging.getLogger(__name__)
+
+TRIAL_IMAGES = 4  # number of images in the trial, spread evenly over the scored ones
 
 
 def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
@@ -236,3 +242,41 @@ def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result:
     scores = score(prepared, images, run)
     outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
     return build_result(str(path), details_of(scores, images, failure=outcome.failure), outcome.result, run)
+
+
+def open_onnx(
+    path: Path, images: CityscapesSplit, runtime: Runtime, given: tuple[str | None, str | None] = (None, None)
+) -> tuple[OnnxBackend, list[str]]:
+    """Return a file as a backend that feeds it what it takes, and notes on the file.
+
+    Args:
+        path: The ONNX file.
+        images: Scored images; some are used to find what the file takes, if options and metadata do not say it.
+        runtime: How images are loaded.
+        given: Value range and channels that options name; None for what is not given.
+
+    Raises:
+        UserError: If the file can't be run.
+        DatasetError: If an image or a label is wrong.
+    """
+    backend = OnnxBackend(path)
+    notes = inspect_onnx(path).lines()
+    few = images.select(evenly_spaced(len(images), TRIAL_IMAGES).tolist())
+    one_by_one = replace(runtime, batch_size=1, num_workers=0, quiet=True)
+
+    def trial(input_format: InputFormat) -> float:
+        try:
+            return evaluate({ONNX_FILE: backend.with_input(input_format)}, few, one_by_one).miou(ONNX_FILE)
+        except UserError:  # logits that are not finite
+            return float("nan")
+
+    proto = onnx.load(path)
+    chosen = choose_input(proto, given, trial)
+    backend = backend.with_input(chosen)
+    notes.append(chosen.describe())
+    with torch.inference_mode():
+        logits = backend(normalize(images[0][0][None]))
+    head = describe_head(proto, backend.header.output_name, logits)
+    if head and tuple(logits.shape[2:]) != images.size:
+        notes.append(head)
+    return backend, notes

@@ -18,9 +18,8 @@ from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import prediction_writer, saved_backends
 from ffnet.run.session import Run
-from ffnet.run.storage import IMAGES
+from ffnet.run.storage import IMAGES, prediction_writer, saved_backends
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)

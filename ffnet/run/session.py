@@ -17,9 +17,8 @@ from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import Shard, merge_shards, no_scores, without
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import Writer, missing_predictions, saved_backends
 from ffnet.run.ranks import Ranks
-from ffnet.run.storage import IMAGES, RecordFile, Storage, conditions
+from ffnet.run.storage import IMAGES, RecordFile, Storage, Writer, conditions, missing_predictions, saved_backends
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)

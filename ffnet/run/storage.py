@@ -13,23 +13,25 @@ import contextlib
 import dataclasses
 import errno
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from PIL import Image
 from safetensors import SafetensorError
 
 from ffnet import __version__
 from ffnet.config import PROGRESS_FOLDER, RESULT_FILES, Config
-from ffnet.evaluation.scores import Scores, Shard, concatenate, merge_shards
-from ffnet.labels import NUM_CLASSES
+from ffnet.evaluation.scores import INT8_SIMULATED, ONNX_FILE, Scores, Shard, concatenate, merge_shards, short_name
+from ffnet.labels import LABEL_IDS, NUM_CLASSES
 from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.recovery.search import recovery_from_json
@@ -295,3 +297,52 @@ class Storage:
                 f"--output-dir {self.output_dir}: the run's work can't be saved in {error.filename or self.folder} "
                 f"({error.strerror or error}). Free some space there, or name another folder."
             ) from error
+
+
+BYTES_PER_PIXEL = 1 / 8  # upper bound for such a PNG file
+
+Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
+
+
+def saved_backends(config: Config) -> tuple[str, ...]:
+    """Return the backends whose predictions --save-predictions writes."""
+    return (ONNX_FILE,) if config.model.onnx else (INT8_SIMULATED,)
+
+
+def predictions_megabytes(images: int, size: tuple[int, int], backends: Collection[str]) -> float:
+    """Return an upper bound of the disk space that the predictions of images of `size` (H, W) take, in MB."""
+    return len(backends) * images * size[0] * size[1] * BYTES_PER_PIXEL / 1e6
+
+
+def prediction_writer(folder: Path, names: Sequence[str], backends: Collection[str]) -> Writer:
+    """Return a function that writes the predictions of one image, given its index in `names` and its train ids.
+
+    The official script takes the folder of a backend as CITYSCAPES_RESULTS. The files are
+    `<folder>/<backend>/<city>_<sequence>_<frame>_pred_labelIds.png`.
+    """
+    for backend in backends:
+        (folder / short_name(backend)).mkdir(parents=True, exist_ok=True)
+
+    def write(index: int, predictions: Mapping[str, np.ndarray]) -> None:
+        for backend, path in _prediction_files(folder, names[index], backends).items():
+            file = io.BytesIO()
+            Image.fromarray(LABEL_IDS[predictions[backend]]).save(file, "PNG")
+            write_atomically(path, file.getvalue())
+
+    return write
+
+
+def missing_predictions(
+    folder: Path, names: Sequence[str], backends: Collection[str], indices: Iterable[int]
+) -> list[int]:
+    """Return the `indices` of the images whose predictions are not all in the folder."""
+    return [
+        index
+        for index in indices
+        if not all(path.exists() for path in _prediction_files(folder, names[index], backends).values())
+    ]
+
+
+def _prediction_files(folder: Path, name: str, backends: Collection[str]) -> dict[str, Path]:
+    """Return the file of each backend with the predictions of an image."""
+    return {backend: folder / short_name(backend) / f"{name}_pred_labelIds.png" for backend in backends}

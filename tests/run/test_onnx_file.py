@@ -18,7 +18,7 @@ from ffnet.evaluation.scores import ONNX_FILE
 from ffnet.labels import LABEL_IDS
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
-from ffnet.run.onnx_file import open_onnx
+from ffnet.run.pipeline import open_onnx
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.onnx_files import color_network, normalizing_inside, save
 from tests.helpers.program import run_with_result
