@@ -76,7 +76,7 @@ def open_inputs(config: Config, ranks: Ranks) -> Inputs:
     if config.output.output_dir:
         digest = ranks.once(images_digest, inputs.images, decoding_threads(config.runtime))
     if ranks.device != "cpu":
-        keep_decoded(inputs)
+        keep_decoded(inputs, config.data)
     return replace(inputs, digest=digest)
 
 
@@ -154,15 +154,15 @@ def _ignored_files_notes(*splits: CityscapesSplit) -> list[str]:
     return [f"{count(number, 'hidden or operating-system file')} in the dataset folder {verb} ignored."] * bool(number)
 
 
-def keep_decoded(inputs: Inputs) -> None:
+def keep_decoded(inputs: Inputs, data: DataConfig) -> None:
     """Have images decoded once, as far as the memory allows: a GPU runs the networks in less time than decoding takes.
 
     At most MOST_DECODED bytes are kept, and an eighth of the memory.
     """
     most = min(MOST_DECODED, memory_bytes() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    splits = [inputs.images, *filter(None, [inputs.calibration_images])]
-    for split in splits:
-        split.keep_decoded(most // len(splits))
+    splits = 1 if data.calibration_split == data.split else 2
+    for images in filter(None, (inputs.images, inputs.calibration_images)):
+        images.keep_decoded(most // splits)
 
 
 def images_digest(images: CityscapesSplit, threads: int) -> str:

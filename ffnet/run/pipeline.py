@@ -73,13 +73,7 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
 
 
 def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
-    """Evaluate one model in FP32, in simulated INT8 and, if requested, on ONNX Runtime and on the NPU.
-
-    Args:
-        run: The run of this model.
-        inputs: Images.
-        path: File of the weights.
-    """
+    """Evaluate the weights in a file in FP32, in simulated INT8 and, if requested, on ONNX Runtime and on the NPU."""
     images, output = inputs.images, run.config.output
     with enough_memory():
         with run.stage("load checkpoint"):
@@ -131,15 +125,7 @@ def diagnose(model: Model, backends: Mapping[str, Backend], inputs: Inputs, scor
 
 
 def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, model: Model | None = None) -> Result:
-    """Return the Result of a run.
-
-    Args:
-        name: Name of the variant, or path of the ONNX file.
-        details: What the report needs beside the fields of result.json.
-        npu: Result of the NPU, if there is one.
-        run: The run.
-        model: Checkpoint and quantized network; None for an ONNX file.
-    """
+    """Return the Result of a variant or, without a model, of an ONNX file, whose path is its name."""
     config = run.config
     published = _published(model, details, config) if model and not config.data.demo else Comparison()
     checkpoint = model.checkpoint if model else None

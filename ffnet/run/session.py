@@ -51,14 +51,7 @@ class Run(Execution):
     def __init__(
         self, config: Config, ranks: Ranks, stage_seconds: Mapping[str, float] = {}, notes: Sequence[str] = ()
     ) -> None:
-        """Begin a run.
-
-        Args:
-            config: Configuration of one model.
-            ranks: Process group.
-            stage_seconds: Wall times of earlier stages.
-            notes: Notes on earlier stages.
-        """
+        """Begin the run of one model after earlier stages, whose wall times and notes are given."""
         self.config = config
         self.ranks = ranks
         quiet = config.runtime.quiet or not ranks.is_main
@@ -78,9 +71,7 @@ class Run(Execution):
     def begin(self, weights: str, inputs: Inputs) -> None:
         """Begin to save work in the output folder or, with --resume, find what an earlier run saved there.
 
-        Args:
-            weights: sha256 of the checkpoint or of the ONNX file.
-            inputs: Images that are scored, and their digest.
+        `weights` is the sha256 of the checkpoint or of the ONNX file.
 
         Raises:
             UserError: If another run uses the folder, or if the earlier run was made under other conditions.

@@ -1,4 +1,4 @@
-"""Saved work of one model's run, which `--resume` continues: the folder `progress` in its output folder.
+"""What a run saves image by image: predictions, and in the folder `progress` the work that `--resume` continues.
 
     settings.json        what the saved work depends on, see `conditions`
     network.safetensors  ranges, bit widths and rounded weights of the simulation, once they are found
@@ -114,8 +114,11 @@ def _parse(line: bytes) -> tuple[int, Scores] | None:
 
 logger = logging.getLogger(__name__)
 
+Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
+
 SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
 IMAGES, NPU = "images", "npu"  # kinds of record files
+BYTES_PER_PIXEL = 1 / 8  # upper bound of a PNG file of predictions
 
 # Options that change nothing in the saved work, or whose files are compared by their content.
 MAY_DIFFER = (
@@ -297,11 +300,6 @@ class Storage:
                 f"--output-dir {self.output_dir}: the run's work can't be saved in {error.filename or self.folder} "
                 f"({error.strerror or error}). Free some space there, or name another folder."
             ) from error
-
-
-BYTES_PER_PIXEL = 1 / 8  # upper bound for such a PNG file
-
-Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
 
 
 def saved_backends(config: Config) -> tuple[str, ...]:
