@@ -37,7 +37,7 @@ from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.quantize import QuantizedNetwork, quantize
-from ffnet.quantization.weighted_layers import total_multiply_accumulates
+from ffnet.quantization.weighted_layers import multiply_accumulates
 from ffnet.variants import DEFAULT_MODEL, INPUT_SIZE
 
 DEVICE = "cuda:0"
@@ -83,7 +83,7 @@ class Bench:
     @functools.cached_property
     def operations(self) -> int:
         """Floating-point operations of the network per image."""
-        return 2 * total_multiply_accumulates(random_model(self.name), INPUT_SIZE)
+        return 2 * sum(multiply_accumulates(random_model(self.name), INPUT_SIZE).values())
 
     def inputs(self, batch_size: int) -> torch.Tensor:
         """Return copies of the first image, normalized (batch_size, 3, H, W) float32, on the GPU."""
