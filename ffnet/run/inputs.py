@@ -28,8 +28,8 @@ from ffnet.system.memory import memory_bytes
 from ffnet.system.text import count
 from ffnet.variants import VARIANTS, Variant
 
-MOST_DECODED = 2**32  # bytes of decoded images and labels that are kept in memory: all 500 of Cityscapes val
-MOST_SELECTION_IMAGES = 32  # unless --selection-images gives another number
+MOST_DECODED = 2**32  # bytes of decoded images and labels in memory; all 500 of Cityscapes val fit
+MOST_SELECTION_IMAGES = 32  # default of --selection-images, if the split has enough images
 DEMO_FOLDER = Path(__file__).parents[2] / "demo"
 
 
@@ -155,9 +155,9 @@ def _ignored_files_notes(*splits: CityscapesSplit) -> list[str]:
 
 
 def keep_decoded(inputs: Inputs, data: DataConfig) -> None:
-    """Have images decoded once, as far as the memory allows: a GPU runs the networks in less time than decoding takes.
+    """Decode images only once, as far as memory allows, because a GPU runs the networks faster than they are decoded.
 
-    At most MOST_DECODED bytes are kept, and an eighth of the memory.
+    Decoded images take at most MOST_DECODED bytes and an eighth of the memory.
     """
     most = min(MOST_DECODED, memory_bytes() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     splits = 1 if data.calibration_split == data.split else 2
@@ -174,7 +174,7 @@ def images_digest(images: CityscapesSplit, threads: int) -> str:
 
 
 def _create_output_folders(config: Config, images: CityscapesSplit) -> None:
-    """Create the folders for results, and check that their disks have room for them."""
+    """Create the folders for results, and check that their disks have enough free space."""
     output, models = config.output, len(config.model.names)
     megabytes: float = models * RESULT_MEGABYTES
     if output.output_dir:
@@ -185,9 +185,9 @@ def _create_output_folders(config: Config, images: CityscapesSplit) -> None:
 
 
 def find_checkpoints(config: Config) -> tuple[dict[str, Path], list[str]]:
-    """Return the file of each model's weights, and notes on what else a folder holds.
+    """Return the file of each model's weights, and notes on the other files in a folder.
 
-    These are the given files, the demo's, or the published ones, which are downloaded on first use.
+    The files are those given, the demo's, or the published ones, which are downloaded on first use.
 
     Raises:
         InvalidCheckpointError: If a model has no file.
@@ -212,7 +212,7 @@ def check_checkpoints(paths: Mapping[str, Path]) -> None:
     """Load every model's file once, one at a time.
 
     Raises:
-        InvalidCheckpointError: If some of them can't be used; the message names all of these.
+        InvalidCheckpointError: If some can't be used; the message names all of them.
     """
     problems = []
     for name, path in paths.items():

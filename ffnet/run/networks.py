@@ -38,9 +38,9 @@ def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Mod
     found = network.found
     recovery = found.recovery
     if recovery and inputs.selection_images:
-        names = inputs.selection_images.names
-        scored_too = not set(names).isdisjoint(inputs.images.names)
-        recovery = replace(recovery, selection_images=names, scored_too=scored_too)
+        selection = inputs.selection_images
+        scored_too = not set(selection.images).isdisjoint(inputs.images.images)
+        recovery = replace(recovery, selection_images=selection.names, scored_too=scored_too)
         run.notes.append(recovery.describe())
     description = describe_encodings(run.config, found.calibration_images, network.loaded)
     if found.batch_size is not None and found.batch_size < run.runtime.batch_size:

@@ -43,10 +43,10 @@ TRIAL_IMAGES = 4  # number of images in the trial, spread evenly over the scored
 
 
 def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
-    """Evaluate one model after the other, and yield the Result of each as soon as it is there.
+    """Evaluate one model after the other, and yield the Result of each as soon as it is complete.
 
-    Under torchrun every rank scores its share of the images and yields the same Results. Work is marked as finished
-    once the next Result is asked for.
+    Under torchrun every rank scores its share of the images and yields the same Results. A model is marked as finished
+    once the consumer, which writes its Result, asks for the next one.
 
     Raises:
         UserError: If an option, a file or the environment is wrong.
@@ -59,7 +59,7 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
         inputs = open_inputs(config, ranks)
     with timed("find checkpoints", seconds):
         checkpoints, notes = ranks.once(find_checkpoints, config)
-        if len(names) > 1:  # errors come before the first model takes time
+        if len(names) > 1:  # report errors before the first model takes time
             ranks.once(check_checkpoints, checkpoints)
     for name in names:
         with _model_named(name, config), Run(config.for_model(name), ranks, seconds, [*inputs.notes, *notes]) as run:

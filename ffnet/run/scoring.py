@@ -42,7 +42,7 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
 def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scores:
     """Run the images through all backends, apart from those whose scores an earlier run saved."""
     runtime = run.runtime
-    if not runtime.on_gpu:  # where backends take single images anyway: less is lost if the run is stopped
+    if not runtime.on_gpu:  # backends take single images anyway, and less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
     folder, names = run.config.output.save_predictions, saved_backends(run.config)
     write = prediction_writer(folder, images.names, names) if folder else None

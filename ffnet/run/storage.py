@@ -4,7 +4,7 @@
     network.safetensors  ranges, bit widths and rounded weights of the simulation, once they are found
     images-0.jsonl       scores of the images that rank 0 has run through the backends; see `RecordFile`
     npu-0.jsonl          the same for the NPU
-    finished             names of the files of the results, once all are written
+    finished             names of the result files, once all are written
 
 Every rank appends to record files of its own; the main process writes everything else.
 """
@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from ffnet import __version__
-from ffnet.config import PROGRESS_FOLDER, RESULT_FILES, Config
+from ffnet.config import PROGRESS_FOLDER, RESULT_FILE, RESULT_FILES, Config
 from ffnet.evaluation.scores import INT8_SIMULATED, ONNX_FILE, Scores, Shard, concatenate, merge_shards, short_name
 from ffnet.labels import LABEL_IDS, NUM_CLASSES
 from ffnet.options import FLAGS, lookup, plain_value
@@ -183,7 +183,7 @@ class Storage:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 raise UserError(
-                    f"--output-dir {self.output_dir}: another run writes there. Wait for its end, or name another "
+                    f"--output-dir {self.output_dir}: another run writes there. Wait until it ends, or name another "
                     "folder."
                 ) from error
             remove_unfinished(self.folder, (SETTINGS, NETWORK))
@@ -251,7 +251,12 @@ class Storage:
         return all((self.output_dir / name).exists() for name in names)
 
     def mark_finished(self) -> None:
-        """Note that all results are written, after which the network is no longer needed."""
+        """Note that all results are written, after which the network is no longer needed.
+
+        Do nothing if the results could not be written: result.json is written last.
+        """
+        if not (self.output_dir / RESULT_FILE).exists():
+            return
         names = [name for name in RESULT_FILES if (self.output_dir / name).exists()]
         with self.errors_named():
             write_atomically(self.folder / FINISHED, "".join(f"{name}\n" for name in names))
@@ -277,7 +282,7 @@ class Storage:
         return sorted(path for path in self.folder.iterdir() if re.fullmatch(rf"{kind}-\d+\.jsonl", path.name))
 
     def _read(self, kind: str) -> Shard | None:
-        """Return the scores that all ranks have saved, None if there are none; report damaged records."""
+        """Return the saved scores of all ranks, None if there are none; report damaged records."""
         shards = []
         for path in self._record_files(kind):
             shard, damaged = read_records(path)

@@ -1,4 +1,4 @@
-"""The search for a configuration that loses less accuracy, step by step from the cheapest on.
+"""Search for a configuration that loses less accuracy, one step after the other, the cheapest first.
 
 Sequential MSE and AdaRound cost nothing on a device. More bits for the most sensitive quantizers do, so they come last.
 Every configuration is measured on selection images, which are not used for calibration.
@@ -305,8 +305,8 @@ class RecoverySearch:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"--recovery-images {self.config.recovery_images}: the memory does not suffice for {name} on so many "
-                "images. Give a smaller number."
+                f"--recovery-images {self.config.recovery_images}: the memory does not suffice for {name} on this "
+                "number of images. Give a smaller one."
             ) from error
         self._calibrate()
         self._measure(name if base.name == PLAIN else f"{base.name} and {name}", read_state(self.sim))
