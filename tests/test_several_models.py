@@ -185,7 +185,7 @@ def test_an_end_before_the_first_result_is_written_is_no_crash(data, tmp_path, c
     def stop(*_):
         raise error
 
-    monkeypatch.setattr("ffnet.report.delivery.describe_result", stop)
+    monkeypatch.setattr("ffnet.report.delivery.deliver_result", stop)
     assert ffnet_quanteval.main(options_for(data, "--output-dir", tmp_path / "out")) == status
     assert "Comparison" not in capsys.readouterr().out
 

@@ -15,10 +15,10 @@ from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COSTS, ComparedModel, ModelComparison
 from ffnet.results.published import RUNTIMES
+from ffnet.results.recovery import Recovery
 from ffnet.results.result import BackendResult, Result, miou_drops, percent
 from ffnet.system.files import write_atomically
 
@@ -130,10 +130,8 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
 def _backend(name: str, backends: Mapping[str, BackendResult]) -> Row:
     """Return a backend's mIoU and mIoU drop with the limits of their intervals; empty cells without the backend."""
     entry = backends.get(name)
-    miou, miou_interval, drop_interval = (
-        (entry.miou, entry.miou_interval, entry.drop_interval) if entry else (None, None, None)
-    )
-    row = _with_limits(f"{name} mIoU", " ", miou, miou_interval)
+    miou, interval, drop_interval = (entry.miou, entry.miou_interval, entry.drop_interval) if entry else (None,) * 3
+    row = _with_limits(f"{name} mIoU", " ", miou, interval)
     if name != FP32:
         row |= _with_limits(f"{name} drop", " ", miou_drops(backends).get(name), drop_interval)
     return row

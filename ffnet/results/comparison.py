@@ -21,7 +21,7 @@ from ffnet.system.text import count, format_interval, format_number, list_names
 from ffnet.variants import VARIANTS
 
 BIT_WIDTH_OPTIONS = ("default_param_bw", "default_output_bw")  # keys of Result.options
-COMMON_PREFIX = "segmentation_"  # of the names of all variants
+COMMON_PREFIX = "segmentation_"  # all names of variants begin with it
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ComparedModel:
     parameters: int
     gmacs: float  # 10**9 multiply-accumulates of one image of the run's size
     published: DeviceResult | None  # None if AI Hub has not published the model
-    resampled: np.ndarray = field(repr=False, compare=False)  # of INT8 simulated; see bootstrap.resampled_mious
+    resampled: np.ndarray = field(repr=False, compare=False)  # INT8 simulated; see bootstrap.resampled_mious
 
     @property
     def short_name(self) -> str:
@@ -106,7 +106,7 @@ class Candidate:
 
     model: ComparedModel
     cost: float
-    miou: float  # of INT8 simulated, percent
+    miou: float  # INT8 simulated, percent
     gain: float | None = None  # over the mIoU of the next cheaper member, percentage points; None for the cheapest
     gain_interval: Interval | None = None  # paired 95 % confidence interval; None if there is none
 
@@ -214,7 +214,7 @@ LIMITS: dict[str, Callable[[ComparedModel], bool]] = {  # note before the names 
 class ModelComparison:
     """Several models that one run evaluated on the same images."""
 
-    models: list[ComparedModel]  # in the order of the run; at least one
+    models: list[ComparedModel]  # at least one; order of the run
     run_notes: list[str]  # sentences on the whole run
     options: dict[str, Any]  # every option by its name with underscores
 

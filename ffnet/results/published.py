@@ -81,7 +81,7 @@ class QuantizationSetup:
     recovered: bool = False  # with accuracy recovery
 
 
-PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # in `ffnet.variants`, as is the quantization
+PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # images of the values in `ffnet.variants`
 PUBLISHED_QUANTIZATION = QuantizationSetup(8, 8, False, "tf_enhanced", "default", True, (500, "val"))
 
 DIFFERENCES: dict[str, Callable[[Any], str]] = {  # field -> what a run with this value has; after "which has"

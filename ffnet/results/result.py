@@ -31,10 +31,10 @@ class BackendResult:
 
     miou: float | None  # percent, mean over the classes that occur
     miou_interval: Interval | None  # 95 % confidence interval of `miou` in percent
-    drop_interval: Interval | None  # of the mIoU drop against FP32 in percentage points; None for FP32 and without FP32
+    drop_interval: Interval | None  # mIoU drop against FP32, percentage points; None for FP32 and without FP32
     iou: dict[str, float | None]  # class -> percent; None if the class occurs in neither labels nor predictions
     pixel_accuracy: float | None  # percent of the scored pixels
-    images_per_second: float  # in the network, without decoding and scoring
+    images_per_second: float  # time in the network alone, without decoding and scoring
     confusion_matrix: list[list[int]]  # 19 rows of 19 pixel counts, row = label, column = prediction
 
     def iou_change(self, base: "BackendResult", label: str) -> float | None:
@@ -67,15 +67,15 @@ class NpuResult:
     chip: str  # part name
     name: str  # marketing name
     soc_model: int  # Qualcomm's number of the chip
-    architecture: str  # of the NPU, such as "v79"
-    hardware: bool  # run by an NPU in this PC; otherwise emulated
-    version: str  # of onnxruntime-qnn
-    processes: int  # that ran images at the same time
+    architecture: str  # Hexagon architecture, such as "v79"
+    hardware: bool  # whether an NPU in this PC ran the network; otherwise it was emulated
+    version: str  # onnxruntime-qnn
+    processes: int  # number of processes that ran images at the same time
     cpu_nodes: list[str]  # names of the nodes that ran on the CPU
     requested_images: int  # number of images to run; more than `images` if the evaluation ended early
     images: list[str]  # names of the images that were scored
-    backends: dict[str, BackendResult]  # in evaluation order: the others, then the NPU
-    agreement: dict[str, float]  # "FP32|INT8 NPU" -> percent of pixels predicted alike
+    backends: dict[str, BackendResult]  # evaluation order: the others, then the NPU
+    agreement: dict[str, float]  # "FP32|INT8 NPU" -> percent of pixels with equal predictions
     published: dict[str, float]  # backend -> mIoU that Qualcomm AI Hub published if it is comparable, percent
 
     def describe(self) -> str:
@@ -123,13 +123,13 @@ class Result:
     checkpoint: CheckpointInfo | None  # None for --onnx
     calibration: Calibration | None  # None for --onnx
     recovery: Recovery | None  # None without --seq-mse, --adaround and --max-drop
-    backends: dict[str, BackendResult]  # in evaluation order: FP32 first, or the ONNX file alone
-    agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels predicted alike
+    backends: dict[str, BackendResult]  # evaluation order: FP32 first, or the ONNX file alone
+    agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels with equal predictions
     npu: NpuResult | None  # None without --npu, and if the NPU finished no image
     stage_seconds: dict[str, float]  # stage -> wall time
     options: dict[str, Any]  # every option by its name with underscores, defaults included
     command: str  # the command line that repeats the run
-    versions: dict[str, str]  # of Python and of the packages that influence the metrics
+    versions: dict[str, str]  # Python, and the packages that influence the metrics
     details: Details = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ffnet.results.published import DeviceResult
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
 
 PAIR = (FP32, INT8_SIMULATED)
-CPU = torch.device("cpu")
+CPU = "cpu"
 SIZE = (2, 4)  # height, width of the images
 MIXED = "mixed precision"
 ZOO = (  # the five models that AI Hub published

@@ -23,11 +23,9 @@ from tests.helpers.results import (
     comparison_of,
     noise_result,
     plain_model,
-    small_layers,
     small_npu,
     small_recovery,
     small_result,
-    unlabelled_recovery,
     zoo_comparison,
 )
 
@@ -114,17 +112,6 @@ def test_the_numbers_of_images_and_quantizers_are_those_of_the_diagnostics(resul
     ]
 
 
-def test_the_section_on_the_npu_shows_its_metrics_and_layers():
-    diagnostics = Diagnostics(npu_layers=small_layers())
-    page = Page(render(small_result(npu=small_npu(), diagnostics=diagnostics)))
-    miou, drop = (float(page.numbers("npu-backends")["INT8 NPU"][column]) for column in (0, 2))
-    assert (miou, drop) == (83.75, 16.25)
-    assert [row[1:4] for row in page.tables["npu-layers"][1:]] == [
-        ["image", "1.0", "0.01"], ["conv0", "2.0", "0.025"], ["logits", "30.0", "0.45"],
-    ]  # fmt: skip
-    assert "npu-backends" not in Page(render(small_result())).tables
-
-
 def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(result, text):
     page, recovery = Page(text), json.loads(json.dumps(result.to_json()))["recovery"]
     headings, *steps = page.tables["recovery"]
@@ -137,13 +124,6 @@ def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(
     assert [row[9] for row in steps] == ["kept", "kept", "not kept", "not kept", "chosen"]
     assert page.tables["raised"][1:] == [["conv0", "weight", "8"], ["relu", "output", "16"]]
     assert "are those on 4 selection images." in text
-
-
-def test_accuracy_recovery_on_unlabelled_images_has_its_table_alone():
-    page = Page(render(small_result(recovery=unlabelled_recovery())))
-    assert page.tables["recovery"][1][1:4] == ["plain", "", ""] and "raised" not in page.tables
-    without = Page(render(small_result()))
-    assert len(page.images) == len(without.images) and "recovery" not in without.tables
 
 
 def test_settings_options_and_command_are_those_of_the_result(result, text):

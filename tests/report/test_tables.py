@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ffnet.evaluation.backends import FP32, INT8_NPU
-from ffnet.quantization.recovery.outcome import RaisedQuantizer
 from ffnet.report import tables
 from ffnet.report.rendering import LEGEND, format_comparison, format_console, format_models
 from ffnet.results.result import Diagnostics
@@ -106,13 +105,6 @@ def test_the_steps_of_accuracy_recovery_are_listed_below_fp32():
         ["conv0", "weight", "8"],
         ["relu", "output", "16"],
     ]
-
-
-def test_of_many_raised_quantizers_the_first_twelve_are_listed():
-    many = [RaisedQuantizer(f"conv{i}", "weight", 8) for i in range(15)]
-    text = format_console(small_result(recovery=small_recovery(raised=many)))
-    (table,) = [part for part in text.split("\n\n") if part.startswith("raised quantizers (15)")]
-    assert [line.split()[0] for line in table.splitlines()[1:]] == [f"conv{i}" for i in range(12)]
 
 
 def test_accuracy_recovery_on_unlabelled_images_has_dashes_and_no_intervals():

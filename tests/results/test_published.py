@@ -154,6 +154,16 @@ def test_the_latency_is_that_on_a_measured_chip_or_on_the_galaxy_s25(chip, devic
     assert (result.device, result.describe_latency(), result.fastest) == (device, latency, fastest)
 
 
+def test_the_documentation_has_the_latency_of_every_device():
+    page = (Path(__file__).parents[2] / "docs" / "published.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "segm" in line[:6]]
+    documented = {name: cells for name, size, *cells in rows if size in ("1024x2048", "512x1024")}
+    assert documented.keys() == set(ZOO)
+    for name, cells in documented.items():
+        found = [[None if value == "-" else float(value) for value in cell.split(" / ")] for cell in cells]
+        assert found == [list(ai_hub_result(name, chip).latency.values()) for chip in published.DEVICES]
+
+
 def test_no_runtime_is_the_fastest_if_none_was_published():
     assert DeviceResult("device", (1, 1), 80.0, {}, dict.fromkeys(published.RUNTIMES)).fastest is None
 

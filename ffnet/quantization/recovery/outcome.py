@@ -20,7 +20,7 @@ class RecoveryStep:
     drop: float | None  # mIoU drop against FP32 on the same images, percentage points
     drop_interval: Interval | None
     bit_operations: float  # as a share of those at W8A8
-    weight_bytes: float  # likewise
+    weight_bytes: float  # as a share of those at W8A8
     seconds: float  # time to find and to measure it
     kept: bool  # whether it is chosen or later steps started from it
 
@@ -42,8 +42,8 @@ class Recovery:
     fp32_miou: float | None  # percent, on the selection images
     steps: list[RecoveryStep]
     chosen: str  # name of the step whose configuration is used
-    raised: list[RaisedQuantizer]  # in that configuration
-    interrupted: bool  # by Ctrl-C
+    raised: list[RaisedQuantizer]  # quantizers with more bits in the chosen configuration
+    interrupted: bool  # whether Ctrl-C ended the search
     selection_images: list[str] = field(default_factory=list)  # names of the images that the steps were measured on
     scored_too: bool = False  # whether these belong to the split that is scored
 
