@@ -15,10 +15,10 @@ from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.evaluation.bootstrap import Interval
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import Difference, LayerDivergence
+from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COSTS, ComparedModel, ModelComparison
 from ffnet.results.published import RUNTIMES
-from ffnet.results.recovery import Recovery
 from ffnet.results.result import BackendResult, Result, miou_drops, percent
 from ffnet.system.files import write_atomically
 
