@@ -29,11 +29,10 @@ from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import CHIPS, DEFAULT_CHIP, check_npu_package
-from ffnet.config import QuantizationConfig, Runtime
-from ffnet.evaluation.backends import FP32, INT8_NPU
+from ffnet.config import MODEL_FILE, QuantizationConfig, Runtime
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.file_names import MODEL_FILE
+from ffnet.evaluation.scores import FP32, INT8_NPU
 from ffnet.model import FFNet
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget

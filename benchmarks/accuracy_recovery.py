@@ -21,7 +21,7 @@ from benchmarks.program import run_program
 from demo.ill_conditioned import ill_conditioned
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import DEFAULT_CHIP, check_npu_package
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.system.text import format_interval, format_number, format_table
 from ffnet.variants import DEMO_VARIANTS
 

@@ -28,11 +28,10 @@ from benchmarks.inputs import first_image, option_parser, random_model, write_ch
 from benchmarks.program import run_program
 from benchmarks.timing import markdown, markdown_row, measure_alternately, medians
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import Runtime
-from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, Runtime
 from ffnet.evaluation.loading import load_batches, normalize, synchronized_clock
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
-from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend

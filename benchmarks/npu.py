@@ -20,8 +20,7 @@ from benchmarks.inputs import first_image, option_parser, random_model, write_im
 from benchmarks.program import memory_bytes, npu_processes, processor_seconds
 from benchmarks.timing import describe_machine, markdown, measure_alternately, median_ratio
 from ffnet.chips import CHIPS, DEFAULT_CHIP, check_npu_package
-from ffnet.config import Runtime
-from ffnet.file_names import MODEL_FILE
+from ffnet.config import MODEL_FILE, Runtime
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.export import export

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ffnet.file_names import RESULT_FILE
+from ffnet.config import RESULT_FILE
 
 ROOT = Path(__file__).parents[1]
 SAMPLING_SECONDS = 0.05  # interval at which memory is read

@@ -21,13 +21,12 @@ from benchmarks.inputs import first_image, option_parser, random_model, write_ch
 from benchmarks.program import run_program
 from benchmarks.timing import Seconds, describe_machine, markdown, measure_alternately, median_ratio, medians
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import QuantizationConfig, Runtime
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
+from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, QuantizationConfig, Runtime
 from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
 from ffnet.evaluation.loading import load_batches, synchronized_clock
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
-from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend

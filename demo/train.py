@@ -25,10 +25,10 @@ from demo.streetscenes.render import render_scene
 from demo.streetscenes.scenes import FIRST_FREE_SEED, ensure_scenes, process_pool
 from ffnet.checkpoints.download import default_cache_dir
 from ffnet.config import Runtime
-from ffnet.evaluation.backends import FP32
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.metrics import iou
+from ffnet.evaluation.scores import FP32
 from ffnet.labels import CLASSES, IGNORED, NUM_CLASSES, TRAIN_IDS
 from ffnet.model import build_model
 from ffnet.run.inputs import DEMO_FOLDER

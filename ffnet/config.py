@@ -1,10 +1,36 @@
-"""The configuration of a run as frozen dataclasses, which `ffnet.options` builds. Needs no torch."""
+"""The configuration of a run as frozen dataclasses, and the names of its files. `ffnet.options` builds it."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ffnet.variants import DEFAULT_MODEL
+
+# In --output-dir, for one model.
+RESULT_FILE, REPORT, COMPARISON_TABLE = "result.json", "report.html", "comparison.csv"
+RESULT_FILES = (
+    RESULT_FILE,
+    REPORT,
+    "per_class.csv",
+    "per_image.csv",
+    "recovery.csv",
+    "sensitivity.csv",
+    "npu_layers.csv",
+)
+PROGRESS_FOLDER = "progress"  # beside RESULT_FILES; holds what --resume needs
+RESULT_MEGABYTES = 30  # upper bound of the size of RESULT_FILES and PROGRESS_FOLDER together
+# In --output-dir, for several models, beside a folder for each.
+COMPARISON_FILES = (REPORT, COMPARISON_TABLE)
+
+# In --export.
+MODEL_FILE = "model.onnx"  # with QuantizeLinear and DequantizeLinear nodes
+FLOAT_MODEL_FILE = "model_fp32.onnx"
+ENCODINGS_FILE = "model.encodings"
+MANIFEST_FILE = "manifest.json"
+EXPORT_FILES = (MODEL_FILE, FLOAT_MODEL_FILE, ENCODINGS_FILE, MANIFEST_FILE)
+ROUNDED_LAYERS = "rounded_layers"  # key of the manifest: layers whose weights in FLOAT_MODEL_FILE AdaRound rounded
+NPU_FOLDER = "npu"  # holds a folder with CONTEXT_FILE and its binary for each chip
+CONTEXT_FILE = "model_ctx.onnx"  # the network as compiled for a chip
 
 LIST_CHIPS = "list"  # in place of a chip: print the table of chips
 VALUE_RANGES = ("normalized", "0-1", "0-255")  # ranges of the values that an ONNX file takes

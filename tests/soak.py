@@ -1,12 +1,11 @@
 """Run the program on random command lines: `python -m tests.soak --count 2000 --seed 0`.
 
-Valid and broken values of all options, on tiny images and on odd files, in a process of their own. Every run must end
-within 120 s with status 0, 1 or 2, print no traceback, and leave nothing half-written. What breaks a rule is printed.
+Each has valid and broken values of some options, tiny images and odd files. Every run must end within 120 s with status
+0, 1 or 2, print no traceback, and leave nothing half-written. Runs that break a rule are printed.
 """
 
 import argparse
 import collections
-import contextlib
 import hashlib
 import json
 import os
@@ -16,13 +15,24 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+import ffnet.report.delivery  # noqa: F401  # forks need not import it
+import ffnet.run.pipeline  # noqa: F401
+import ffnet_quanteval
+from ffnet.variants import VARIANTS
+from tests.helpers.cityscapes_tree import write_tree
+from tests.helpers.exports import export_simulation
+from tests.helpers.networks import TOY, golden_state, random_batches, three_layer_network, toy_model
+from tests.helpers.program import start_fork
+from tests.helpers.simulations import simulate
+
 TIMEOUT = 120  # seconds
-LIBRARY_FILES = {".ses"}  # that ONNX Runtime leaves in the temporary folder in every run
-BROKEN_SHARE = 0.2  # of the values
+LIBRARY_FILES = {".ses"}  # files that ONNX Runtime leaves in the temporary folder in every run
+BROKEN_SHARE = 0.2  # share of broken values
 NUMBERS = (["1", "2", "3"], ["0", "-1", "x", "1.5", "9" * 20, ""])
 SWITCH = ([None], ["maybe"])
 
@@ -36,7 +46,7 @@ class Grammar:
 
 
 def grammar(files):
-    """Return the values of every option; `files`: see write_files."""
+    """Return the values of every option; `files` is what `write_files` returns."""
     numbers, switch = Grammar(*NUMBERS), Grammar(*SWITCH)
     outputs = Grammar(["new", "ne w/é/deep", "empty", "."], [*files["folders"], *files["garbage"], "new/inside", ""])
     inputs = [*files["garbage"], *files["folders"], "nowhere", ""]
@@ -45,7 +55,6 @@ def grammar(files):
         "--model-name": Grammar([files["model"]], ["segmentation_ffnet14T_dBBB_mobile", "published", "ffnet40S", ""]),
         "--list-models": switch,
         "--checkpoint": Grammar([files["checkpoint"], files["checkpoint folder"]], inputs),
-        "--models-at-once": numbers,
         "--resume": switch,
         "--cache-dir": Grammar(["cache"], files["garbage"]),
         "--onnx": Grammar([files["onnx"]], inputs),
@@ -95,15 +104,6 @@ def grammar(files):
 
 def write_files(folder):
     """Write good, broken and odd inputs into a folder and return their paths by kind."""
-    import torch
-
-    from ffnet.variants import VARIANTS
-    from tests.helpers.cityscapes_tree import write_tree
-    from tests.helpers.exports import export_simulation
-    from tests.helpers.networks import TOY, golden_state, random_batches, three_layer_network, toy_model
-    from tests.helpers.simulations import simulate
-
-    VARIANTS[TOY.name] = TOY
     trees = {name: folder / name for name in ("good", "no label", "other size", "broken image", "odd file")}
     for path in trees.values():
         write_tree(path, "val", 3)
@@ -165,54 +165,31 @@ class Run:
     """How one run of the program ended."""
 
     status: int | None  # None: it was still running after TIMEOUT
-    seconds: float
-    stdout: str
-    stderr: str
+    output: str  # stdout and stderr
 
 
 def run_program(arguments, folder):
-    """Run the program in a fork of this process, which has the modules loaded, with `folder` as working directory."""
-    begin = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        os._exit(run_in_child(arguments, folder))
-    status = None
-    while status is None and time.monotonic() - begin < TIMEOUT:
+    """Run the program in a fork of this process with `folder` as working directory and its own temporary folder."""
+    (folder / "tmp").mkdir()
+
+    def run():
+        os.setsid()
+        os.chdir(folder)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder / "tmp")
+        try:
+            return ffnet_quanteval.main(arguments)
+        except SystemExit as end:
+            return end.code or 0
+
+    child, status, deadline = start_fork(run, folder / "log"), None, time.monotonic() + TIMEOUT
+    while status is None and time.monotonic() < deadline:
         time.sleep(0.02)
         pid, code = os.waitpid(child, os.WNOHANG)
         status = os.waitstatus_to_exitcode(code) if pid else None
     if status is None:
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    texts = (Path(folder / name).read_text(errors="replace") for name in ("stdout.log", "stderr.log"))
-    return Run(status, time.monotonic() - begin, *texts)
-
-
-def run_in_child(arguments, folder):
-    """Run the program with its own streams and temporary folder, and return its exit status."""
-    os.setsid()
-    os.chdir(folder)
-    (folder / "tmp").mkdir()
-    tempfile.tempdir = os.environ["TMPDIR"] = str(folder / "tmp")
-    for number, name in ((1, "stdout.log"), (2, "stderr.log")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    import torch
-
-    import ffnet_quanteval
-
-    # A fork breaks torch's pool of threads, which is replaced at its next use; two threads that do so at once abort.
-    torch.set_num_threads(torch.get_num_threads())
-    try:
-        status = ffnet_quanteval.main(arguments)
-    except SystemExit as end:
-        status = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-        status = 70
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    return status
+    return Run(status, (folder / "log").read_text(errors="replace"))
 
 
 def faults(run, folder):
@@ -222,11 +199,11 @@ def faults(run, folder):
     found = []
     if run.status not in (0, 1, 2):
         found.append(f"The exit status is {run.status}.")
-    if "Traceback" in run.stdout + run.stderr:
+    if "Traceback" in run.output:
         found.append("A traceback was printed.")
-    errors = [line for line in run.stderr.splitlines() if line.startswith("ffnet_quanteval.py: error: ")]
+    errors = run.output.count("ffnet_quanteval.py: error: ")
     if (run.status == 2) != bool(errors):
-        found.append(f"Status {run.status} with {len(errors)} error lines.")
+        found.append(f"Status {run.status} with {errors} error lines.")
     left = [path for path in (folder / "tmp").iterdir() if path.name not in LIBRARY_FILES]
     found += [f"Left behind: {path.relative_to(folder)}." for path in left]
     for path in folder.rglob("*"):
@@ -250,8 +227,8 @@ def is_whole(path):
 
 
 def soak(count, seed, progress=False):
-    """Run so many command lines; return how often each status was seen, and the runs with faults."""
-    rng, statuses, failures = random.Random(seed), collections.Counter(), []
+    """Run `count` command lines; return how often each status was seen, and the number of runs with faults."""
+    rng, statuses, failures = random.Random(seed), collections.Counter(), 0
     with tempfile.TemporaryDirectory() as work:
         files = write_files(Path(work))
         options = grammar(files)
@@ -262,10 +239,10 @@ def soak(count, seed, progress=False):
             run = run_program(arguments, folder)
             statuses[run.status] += 1
             if found := faults(run, folder):
-                failures.append((arguments, found, run.stderr[-1500:]))
-                print(number, " ".join(map(repr, arguments)), *found, run.stderr[-1500:], sep="\n", flush=True)
+                failures += 1
+                print(number, " ".join(map(repr, arguments)), *found, run.output[-1500:], sep="\n", flush=True)
             elif progress and number % 50 == 49:
-                print(number + 1, dict(statuses), f"{len(failures)} faults", file=sys.stderr, flush=True)
+                print(number + 1, dict(statuses), f"{failures} with faults", file=sys.stderr, flush=True)
             shutil.rmtree(folder)
     return statuses, failures
 
@@ -275,20 +252,11 @@ def main():
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    prepare()
-    statuses, failures = soak(args.count, args.seed, progress=True)
-    print(f"{args.count} command lines: statuses {dict(statuses)}, {len(failures)} with faults")
-    return int(bool(failures))
-
-
-def prepare():
-    """Load what every run needs, so that a run takes no seconds for it."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    import ffnet.report.delivery  # noqa: F401
-
     torch.set_num_threads(1)
+    VARIANTS[TOY.name] = TOY
+    statuses, failures = soak(args.count, args.seed, progress=True)
+    print(f"{args.count} command lines: statuses {dict(statuses)}, {failures} with faults")
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Runs that are stopped and resumed give what an uninterrupted run gives: the same counts in every backend."""
 
 import errno
-import json
 import os
 import random
 import shutil
@@ -12,138 +11,190 @@ import pytest
 import torch
 
 import ffnet_quanteval
-from ffnet.evaluation.backends import INT8_SIMULATED, short_name
-from ffnet.file_names import PROGRESS_FOLDER
-from ffnet.run.records import RecordFile
+from ffnet.config import PROGRESS_FOLDER
+from ffnet.evaluation.scores import INT8_SIMULATED, short_name
+from ffnet.quantization import quantize
+from ffnet.run import pipeline
+from ffnet.run.storage import RecordFile
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_in_fork
-from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for
+from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for, read
+
+RECOVERY = ("--default-param-bw", "4", "--adaround", "2", "--calibration-split", "train", "--selection-images", "1")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(data):
-    """The counts of a run that nothing stops."""
+    """The counts of a run that nothing stops, whose folder is `whole`."""
     assert ffnet_quanteval.main(options_for(data, "--output-dir", data / "whole")) == 0
     return counts(data / "whole")
 
 
+@pytest.fixture
+def out(data, uninterrupted, tmp_path):
+    """A copy of the output folder of the uninterrupted run."""
+    return shutil.copytree(data / "whole", tmp_path / "out")
+
+
+def resume(data, out, *more, names=NAMES):
+    return ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume", *more, names=names))
+
+
+def slow_records():
+    """Have the scores of each image take longer, so that kills hit the evaluation as often as the other stages."""
+    original = RecordFile.append
+
+    def append(self, indices, scores):
+        time.sleep(0.2)
+        original(self, indices, scores)
+
+    RecordFile.append = append
+
+
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_ten_random_moments_counts_what_an_uninterrupted_run_counts(data):
-    options = options_for(data, "--execute", "--output-dir")
+def test_a_run_that_is_killed_at_ten_random_moments_counts_what_an_uninterrupted_run_counts(data, uninterrupted):
+    options, log = options_for(data, "--output-dir"), data / "log"
     begin = time.monotonic()
-    assert run_in_fork([*options, data / "executed"], data / "log") == 0, (data / "log").read_text()
-    seconds = time.monotonic() - begin
-    rng, out, killed = random.Random(0), data / "killed", 0
+    assert run_in_fork([*options, data / "slow"], log, slow_records) == 0, log.read_text()
+    seconds, rng, out, killed = time.monotonic() - begin, random.Random(0), data / "killed", 0
     for moment in sorted(rng.uniform(0, seconds) for _ in range(10)):  # early ones first, while there is work
-        status = run_in_fork(
-            [*options, out, "--resume"],
-            data / "log",
-            lambda moment=moment: signal.setitimer(signal.ITIMER_REAL, moment),  # SIGALRM ends the process at once
-        )
-        assert status in (0, -signal.SIGALRM), (data / "log").read_text()
+
+        def kill_later(moment=moment):
+            slow_records()
+            signal.setitimer(signal.ITIMER_REAL, moment)  # SIGALRM ends the process at once
+
+        status = run_in_fork([*options, out, "--resume"], log, kill_later)
+        assert status in (0, -signal.SIGALRM), log.read_text()
         killed += status != 0
     assert killed >= 3
-    assert run_in_fork([*options, out, "--resume"], data / "log") == 0, (data / "log").read_text()
-    assert counts(out) == counts(data / "executed")
+    assert run_in_fork([*options, out, "--resume"], log) == 0, log.read_text()
+    assert counts(out) == uninterrupted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("written", (0.0, 0.4, 1.0))
-def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupted, written):
-    """The process kills itself while the second model's third record is on its way to the disk."""
-    out = data / f"torn {written}"
+def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupted, tmp_path):
+    """The process kills itself while the third record is on its way to the disk; predictions are complete later."""
+    out, evaluated, log = tmp_path / "out", tmp_path / "evaluated", tmp_path / "log"
+    saved = tmp_path / "saved" / short_name(INT8_SIMULATED)
+    options = options_for(data, "--output-dir", out, "--save-predictions", saved.parent, names=(TOY.name,))
 
-    def kill_at_sixth_record():
+    def change_append(after):
         original, calls = RecordFile.append, []
 
         def append(self, indices, scores):
-            calls.append(indices)
             before = os.fstat(self._file.fileno()).st_size
             original(self, indices, scores)
-            if len(calls) == 6:
-                length = os.fstat(self._file.fileno()).st_size - before
-                os.truncate(self._file.fileno(), before + round(written * length))
-                os.kill(os.getpid(), signal.SIGKILL)
+            calls.extend(indices)
+            after(self._file.fileno(), before, calls)
 
         RecordFile.append = append
 
-    options = options_for(data, "--output-dir", out)
-    assert run_in_fork(options, data / "log", kill_at_sixth_record) == -signal.SIGKILL
-    evaluated = data / "evaluated"
+    def tear_third(file, before, calls):
+        if len(calls) == 3:
+            os.truncate(file, (before + os.fstat(file).st_size) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def count_records():
-        original = RecordFile.append
-        evaluated.unlink(missing_ok=True)
+    def note(file, before, calls):
+        evaluated.write_text(" ".join(map(str, calls)))
 
-        def append(self, indices, scores):
-            with evaluated.open("a") as file:
-                file.write(f"{self._file.name} {list(indices)}\n")
-            original(self, indices, scores)
+    assert run_in_fork(options, log, lambda: change_append(tear_third)) == -signal.SIGKILL
+    assert len(list(saved.iterdir())) == 3
+    assert run_in_fork([*options, "--resume"], log, lambda: change_append(note)) == 0
+    assert evaluated.read_text() == "2 3 4 5"
+    assert "dropped 1 record, torn" in log.read_text()
+    assert counts(out, (TOY.name,))[TOY.name] == uninterrupted[TOY.name] and len(list(saved.iterdir())) == IMAGES
 
-        RecordFile.append = append
+    for path in sorted(saved.iterdir())[:2]:
+        path.unlink()
+    assert run_in_fork([*options, "--resume"], log, lambda: change_append(note)) == 0
+    assert "the files of 2 images that the earlier run wrote are not there" in log.read_text()
+    assert evaluated.read_text() == "0 1" and len(list(saved.iterdir())) == IMAGES
+    assert counts(out, (TOY.name,))[TOY.name] == uninterrupted[TOY.name]
 
-    assert run_in_fork([*options, "--resume"], data / "log", count_records) == 0
-    assert len(evaluated.read_text().splitlines()) == 2 * IMAGES - (6 if written == 1 else 5)
-    assert ("dropped 1 record, torn" in (data / "log").read_text()) == (0 < written < 1)
-    assert counts(out) == uninterrupted
 
-
-def test_other_settings_are_refused_before_the_work_and_the_right_ones_go_on(data, uninterrupted, capsys):
-    out = data / "whole"
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume", "--default-param-bw", "4")) == 2
+def test_other_settings_are_refused_and_a_finished_run_is_not_repeated(data, out, uninterrupted, capsys, monkeypatch):
+    assert resume(data, out, "--default-param-bw", "4") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "--resume" in error and "--default-param-bw was 8 and is 4" in error
-    assert counts(out) == uninterrupted
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")}
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume", "--num-workers", "1")) == 0
+    monkeypatch.setattr(pipeline, "quantize_checkpoint", lambda *_: pytest.fail("a model was quantized"))
+    assert resume(data, out, "--num-workers", "1") == 0
     assert "results of an earlier run are complete" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*.*")} == before
     assert counts(out) == uninterrupted
 
 
-def test_records_that_were_lost_after_the_end_are_computed_again(data, uninterrupted, tmp_path, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(data / "whole", out)
-    path = out / TOY.name / PROGRESS_FOLDER / "images-0.jsonl"
-    path.write_bytes(path.read_bytes()[:-7])
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
-    errors = capsys.readouterr().err
-    assert "dropped 1 record" in errors and errors.count("results of an earlier run are complete") == 1
-    assert counts(out) == uninterrupted
-
-
-@pytest.mark.parametrize("content", ("", "{}", "[1]", '{"npu": 3}'))
-def test_a_damaged_result_of_the_earlier_run_is_named(data, uninterrupted, tmp_path, capsys, content):
-    out = tmp_path / "out"
-    shutil.copytree(data / "whole", out)
-    (out / TOY.name / "result.json").write_text(content)
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert f"{out / TOY.name / 'result.json'}: this file is damaged" in error and "Delete it" in error
-
-
-def test_other_weights_are_refused(data, uninterrupted, tmp_path, capsys):
+def test_other_weights_are_refused(data, out, tmp_path, capsys):
     shutil.copytree(data / "weights", tmp_path / "weights")
     state = torch.load(tmp_path / "weights" / f"{SMOOTHED.name}.pth", weights_only=True)
     next(iter(state.values())).mul_(1.5)
     torch.save(state, tmp_path / "weights" / f"{SMOOTHED.name}.pth")
-    options = options_for(data, "--output-dir", data / "whole", "--resume")
-    options[options.index("--checkpoint") + 1] = str(tmp_path / "weights")
+    options = options_for(data, "--output-dir", out, "--resume", weights=tmp_path / "weights")
     assert ffnet_quanteval.main(options) == 2
-    assert "other conditions: the sha256 of the weights" in capsys.readouterr().err
+    assert f"{SMOOTHED.name}: --resume: the run in" in (error := capsys.readouterr().err)
+    assert "other conditions: the sha256 of the weights" in error
 
 
-def test_a_model_can_be_added_to_a_run(data, uninterrupted, tmp_path, capsys):
+@pytest.mark.parametrize("content", ("", "{}", "[1]", '{"npu": 3}'))
+def test_a_damaged_result_of_the_earlier_run_is_named(data, out, capsys, content):
+    (out / TOY.name / "result.json").write_text(content)
+    assert resume(data, out) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{TOY.name}: {out / TOY.name / 'result.json'}: this file is damaged" in error and "Delete it" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ("report", "record", "model"))
+def test_what_is_gone_is_made_again_and_nothing_else(data, out, uninterrupted, capsys, lost):
+    """A model of the first run may also be a new one; half-written files of a run that was killed are removed."""
+    report = out / TOY.name / "report.html"
+    report.with_name(".report.html.123").write_text("half")
+    if lost == "report":
+        report.unlink()
+    elif lost == "record":
+        records = out / TOY.name / PROGRESS_FOLDER / "images-0.jsonl"
+        records.write_bytes(records.read_bytes()[:-7])
+    else:
+        shutil.rmtree(out / TOY.name)
+    assert resume(data, out) == 0
+    assert counts(out) == uninterrupted and report.exists()
+    assert not list(out.rglob(".report.html.*"))
+    errors = capsys.readouterr().err
+    assert ("dropped 1 record" in errors) == (lost == "record")
+    assert errors.count("results of an earlier run are complete") == 1
+
+
+@pytest.mark.slow
+def test_recovery_is_not_repeated_but_a_recovered_network_that_is_gone_is_made_again(
+    data, tmp_path, capsys, monkeypatch
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
     out = tmp_path / "out"
-    out.mkdir()
-    shutil.copytree(data / "whole" / TOY.name, out / TOY.name)
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
-    assert counts(out) == uninterrupted
-    assert capsys.readouterr().err.count("results of an earlier run are complete") == 1
+    options = options_for(data, *RECOVERY, "--output-dir", tmp_path / "whole", names=(TOY.name,))
+    assert ffnet_quanteval.main(options) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "score", stop)
+        assert ffnet_quanteval.main(options_for(data, *RECOVERY, "--output-dir", out, names=(TOY.name,))) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize, "recover", stop)
+        patch.setattr(quantize, "calibrate_on_images", stop)
+        assert resume(data, out, *RECOVERY, names=(TOY.name,)) == 0
+    whole, stopped = read(tmp_path / "whole"), read(out)
+    assert counts(out, (TOY.name,)) == counts(tmp_path / "whole", (TOY.name,))
+    assert stopped["calibration"] == whole["calibration"] and stopped["notes"] == whole["notes"]
+    assert [step["drop"] for step in stopped["recovery"]["steps"]] == [s["drop"] for s in whole["recovery"]["steps"]]
+    assert not (out / PROGRESS_FOLDER / "network.safetensors").exists()
+    (out / "result.json").unlink()
+    assert resume(data, out, *RECOVERY, names=(TOY.name,)) == 0
+    assert "the recovered network is no longer there; all images are evaluated again" in capsys.readouterr().err
+    assert counts(out, (TOY.name,)) == counts(tmp_path / "whole", (TOY.name,))
 
 
-def test_ctrl_c_during_the_evaluation_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
-    out, original, calls = tmp_path / "out", RecordFile.append, []
+@pytest.mark.slow
+def test_ctrl_c_during_the_evaluation_says_how_to_continue(data, uninterrupted, tmp_path, capsys, monkeypatch):
+    original, calls = RecordFile.append, []
 
     def append(self, indices, scores):
         original(self, indices, scores)
@@ -151,123 +202,27 @@ def test_ctrl_c_during_the_evaluation_says_how_to_go_on(data, tmp_path, capsys, 
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    options = options_for(data, "--output-dir", out, names=(TOY.name,))
-    with monkeypatch.context() as patch:
-        patch.setattr(RecordFile, "append", append)
-        assert ffnet_quanteval.main(options) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
-    assert ffnet_quanteval.main([*options, "--resume"]) == 0
-    assert not (out / PROGRESS_FOLDER / "network.safetensors").exists()
+    monkeypatch.setattr(RecordFile, "append", append)
+    options = options_for(data, "--output-dir", tmp_path / "out", names=(TOY.name,))
+    assert ffnet_quanteval.main(options) == 130
+    assert "the same command with --resume continues" in capsys.readouterr().err
+    assert resume(data, tmp_path / "out", names=(TOY.name,)) == 0
+    assert len(calls) == IMAGES and counts(tmp_path / "out", (TOY.name,))[TOY.name] == uninterrupted[TOY.name]
 
 
-def test_recovery_is_not_repeated_and_its_rounded_weights_are_restored(data, tmp_path, monkeypatch):
-    more = ["--default-param-bw", "4", "--adaround", "3", "--calibration-split", "train", "--selection-images", "1"]
-    options = [
-        options_for(data, "--output-dir", tmp_path / name, *more, names=(TOY.name,)) for name in ("whole", "stopped")
-    ]
-    assert ffnet_quanteval.main(options[0]) == 0
+@pytest.mark.slow
+@pytest.mark.parametrize("disk", ("records", "results"))
+def test_a_full_disk_is_named_and_the_run_can_be_completed(data, uninterrupted, tmp_path, capsys, monkeypatch, disk):
+    out, message = tmp_path / "out", os.strerror(errno.ENOSPC)
 
-    def stop(*_, **__):
-        raise KeyboardInterrupt
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, message, "images-0.jsonl" if disk == "records" else "report.html")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ffnet.run.pipeline.score", stop)
-        assert ffnet_quanteval.main(options[1]) == 130
-    monkeypatch.setattr("ffnet.run.encodings.recover", stop)
-    monkeypatch.setattr("ffnet.run.encodings.calibrate_on_images", stop)
-    assert ffnet_quanteval.main([*options[1], "--resume"]) == 0
-    whole, stopped = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped"))
-    assert counts(tmp_path / "stopped", (TOY.name,)) == counts(tmp_path / "whole", (TOY.name,))
-    assert stopped["calibration"] == whole["calibration"] and stopped["notes"] == whole["notes"]
-    assert [step["drop"] for step in stopped["recovery"]["steps"]] == [s["drop"] for s in whole["recovery"]["steps"]]
-
-
-def test_saved_predictions_are_complete_after_a_resumption(data, tmp_path):
-    saved = tmp_path / "saved"
-    options = options_for(data, "--output-dir", tmp_path / "out", "--save-predictions", saved)
-
-    def kill_at_fifth_record():
-        original, calls = RecordFile.append, []
-
-        def append(self, indices, scores):
-            calls.append(indices)
-            if len(calls) == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            original(self, indices, scores)
-
-        RecordFile.append = append
-
-    assert run_in_fork(options, tmp_path / "log", kill_at_fifth_record) == -signal.SIGKILL
-    assert run_in_fork([*options, "--resume"], tmp_path / "log") == 0, (tmp_path / "log").read_text()
-    for name in NAMES:
-        assert len(list((saved / name / short_name(INT8_SIMULATED)).glob("*.png"))) == IMAGES
-
-
-@pytest.mark.parametrize("left", ("report.html", "segmentation_ffnet_toy/result.json", "segmentation_ffnet_toy"))
-def test_what_a_kill_left_of_an_unfinished_file_does_not_prevent_a_resumption(data, uninterrupted, tmp_path, left):
-    out = tmp_path / "out"
-    shutil.copytree(data / "whole", out)
-    path = out / left
-    path.with_name(f".{path.name}.123").write_text("half")
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
-    assert counts(out) == uninterrupted
-
-
-def test_a_lost_report_is_written_again(data, uninterrupted, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(data / "whole", out)
-    (out / TOY.name / "report.html").unlink()
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
-    assert (out / TOY.name / "report.html").exists() and counts(out) == uninterrupted
-
-
-def test_lost_predictions_are_written_again(data, tmp_path, capsys):
-    saved = tmp_path / "saved"
-    options = options_for(data, "--output-dir", tmp_path / "out", "--save-predictions", saved, names=(TOY.name,))
-    assert ffnet_quanteval.main(options) == 0
-    before, files = counts(tmp_path / "out", (TOY.name,)), sorted(saved.rglob("*.png"))
-    for path in files[:2]:
-        path.unlink()
-    assert ffnet_quanteval.main([*options, "--resume"]) == 0
-    assert "the files of 2 images that the earlier run wrote are not there" in capsys.readouterr().err
-    assert sorted(saved.rglob("*.png")) == files and counts(tmp_path / "out", (TOY.name,)) == before
-
-
-def test_scores_of_a_recovered_network_that_is_gone_are_computed_again(data, tmp_path, capsys):
-    """A recovery that is repeated may end with another network."""
-    more = ["--default-param-bw", "4", "--adaround", "2", "--calibration-split", "train", "--selection-images", "1"]
-    options = options_for(data, "--output-dir", tmp_path / "out", *more, names=(TOY.name,))
-    assert ffnet_quanteval.main(options) == 0
-    before = counts(tmp_path / "out", (TOY.name,))
-    (tmp_path / "out" / "result.json").unlink()
-    assert ffnet_quanteval.main([*options, "--resume"]) == 0
-    assert "the recovered network is no longer there; all images are evaluated again" in capsys.readouterr().err
-    assert counts(tmp_path / "out", (TOY.name,)) == before
-
-
-def test_a_full_disk_under_the_records_is_named_and_the_run_goes_on(data, uninterrupted, tmp_path, capsys, monkeypatch):
-    class Full:
-        def __init__(self, file):
-            self.file, self.name = file, file.name
-
-        def write(self, line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    original, out = RecordFile.__init__, tmp_path / "out"
-
-    def open_full(self, *arguments):
-        original(self, *arguments)
-        self._file = Full(self._file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RecordFile, "__init__", open_full)
-        assert ffnet_quanteval.main(options_for(data, "--output-dir", out)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    for name, line in zip(NAMES, lines, strict=True):
-        assert f"{out / name / PROGRESS_FOLDER}/images-0.jsonl: {os.strerror(errno.ENOSPC)}. " in line
-        assert "start again with --resume" in line
-    assert counts(out) == uninterrupted
-    assert ffnet_quanteval.main(options_for(data, "--output-dir", out, "--resume")) == 0
+        patch.setattr(*((RecordFile, "append") if disk == "records" else ("ffnet.report.delivery", "render")), full)
+        assert ffnet_quanteval.main(options_for(data, "--output-dir", out, names=(TOY.name,))) == 2
+    error = capsys.readouterr().err
+    assert message in error and ("start again with --resume" in error or disk == "results")
+    assert resume(data, out, names=(TOY.name,)) == 0
+    assert (out / "report.html").exists()
+    assert counts(out, (TOY.name,))[TOY.name] == uninterrupted[TOY.name]

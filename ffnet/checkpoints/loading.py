@@ -26,7 +26,7 @@ from ffnet.system.text import list_names
 from ffnet.variants import VARIANTS, Variant
 
 MAX_HEADER = 2**20  # bytes of a safetensors header
-HEAD = 512  # bytes that show the form of a file
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".zip")  # names of checkpoints in a folder end in these
 ZIP_MAGIC = b"PK\3\4"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch before 1.6 began with
 
@@ -87,9 +87,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointContents, str]:
     """Return the contents and the sha256 of a checkpoint.
 
-    Args:
-        path: The file.
-        member: The checkpoint to read if the file is a release zip; may be left out if the zip holds only one.
+    `member` is the checkpoint to read in a release zip; it may be left out if the zip holds only one.
 
     Raises:
         InvalidCheckpointError: if the file is not a checkpoint.
@@ -153,23 +151,18 @@ def read_release(file: io.BufferedReader, members: list[str], member: str) -> tu
 
 def read_stream(stream: io.BytesIO) -> CheckpointContents:
     """Read one checkpoint, whose form is detected from its first bytes."""
-    head = bytes(stream.getbuffer()[:HEAD])
+    head = bytes(stream.getbuffer()[:30])
     if head.startswith(ZIP_MAGIC):
         contents = read_torch_zip(stream)
     elif head.startswith(LEGACY_MAGIC):
         contents = read_legacy_format(stream)
-    elif begins_like_safetensors(head):
+    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         contents = CheckpointContents("safetensors", safetensors.torch.load(stream.getvalue()))
     else:
-        raise CheckpointProblem(f"this file begins with {head[:30]!r}, unlike a checkpoint")
+        raise CheckpointProblem(f"this file begins with {head!r}, unlike a checkpoint")
     if not contents.state_dict:
         raise CheckpointProblem("this file holds no tensors", "Name another one.")
     return without_prefix(contents)
-
-
-def begins_like_safetensors(head: bytes) -> bool:
-    """Return whether a file with these first bytes may be a safetensors file."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
 def find_checkpoints(folder: Path, names: Sequence[str]) -> FoundCheckpoints:
@@ -182,8 +175,7 @@ def find_checkpoints(folder: Path, names: Sequence[str]) -> FoundCheckpoints:
         InvalidCheckpointError: if a model has no checkpoint or several, or if one would be used for models whose
             published weights differ; the message names all these models.
     """
-    visible = [path for path in folder.rglob("[!.]*") if path.is_file()]
-    files = sorted(path for path in visible if begins_like_checkpoint(path))
+    files = sorted(path for path in folder.rglob("[!.]*") if path.suffix in SUFFIXES and path.is_file())
     found = {name: files_named_for(VARIANTS[name], files) for name in names}
     unnamed = [name for name in names if not found[name]]
     notes = []
@@ -194,17 +186,10 @@ def find_checkpoints(folder: Path, names: Sequence[str]) -> FoundCheckpoints:
         except InvalidCheckpointError as error:
             notes.append(f"A file in the folder was ignored. {error}")
     if problems := list(choice_problems(found, unnamed)):
-        labels = list_names([path.name for path in files]) or "no file that begins like a checkpoint"
+        labels = list_names([path.name for path in files]) or "no checkpoints"
         text = " ".join([*problems, f"The folder holds {labels}.", *notes[:1]])
         raise InvalidCheckpointError(f"--checkpoint {folder}: {printable(text)}")
     return FoundCheckpoints({name: paths[0] for name, paths in found.items()}, tuple(notes))
-
-
-def begins_like_checkpoint(path: Path) -> bool:
-    """Return whether a file's first bytes may be those of a checkpoint or a release zip."""
-    with errors_naming(path), path.open("rb") as file:
-        head = file.read(HEAD)
-    return head.startswith((ZIP_MAGIC, LEGACY_MAGIC)) or begins_like_safetensors(head)
 
 
 def known_stems(variant: Variant) -> list[str]:

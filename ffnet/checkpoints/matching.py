@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ffnet.checkpoints.unpickling import CheckpointContents, CheckpointProblem
 from ffnet.model import FFNet, remove_batch_norms
 from ffnet.system.text import list_names
-from ffnet.variants import VARIANTS, Published, Variant
+from ffnet.variants import VARIANTS, Variant
 
 WRAPPERS = (  # attributes that hold the network in wrappers of torch and Lightning, then in those of trainers
     "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
@@ -159,11 +159,7 @@ def matching_variants(contents: CheckpointContents, names: Iterable[str] | None 
 
 
 @functools.cache
-def _shapes_of(variant: Variant, folded: bool) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in empty_model(variant, folded).state_dict().items()}
-
-
 def shapes_of(variant: Variant, folded: bool) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a variant, without the smoothing kernel; those with equal ones share them."""
-    same = replace(variant, name="", upsampling="nearest", pre_down=False, release_file="", published=Published())
-    return _shapes_of(same, folded)
+    """Return the shape of each tensor of a variant, without its smoothing kernel's."""
+    state = empty_model(variant, folded).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items() if not key.startswith("smoothing.")}

@@ -1,9 +1,8 @@
 """Safe unpickling: read a state_dict or a whole pickled module without running anything that the file contains.
 
-torch's restricted unpickler (`weights_only=True`) reads the file. It gets a stub for each class or function that a
-published file imports; a file that imports anything else is refused. Earlier checks cover what torch does not: the zip
-must hold plain records with correct checksums, and the pickle must not nest tuples so deeply that hashing them crashes
-the process.
+torch's restricted unpickler (`weights_only=True`) reads the file, with a stub for each class or function that published
+files import; a file that imports anything else is refused. torch checks neither the zip's records and checksums nor the
+nesting of tuples, which can crash the process when they are hashed.
 """
 
 import io
@@ -22,7 +21,6 @@ from torch import Tensor
 MAX_BYTES = 400 * 2**20  # size of a checkpoint, and of all its tensors together; the largest published one has 378 MiB
 MAX_PICKLE = 2**20  # bytes; published files have at most 250 kB
 MAX_COUNT = 20_000  # modules and tensors; a module that has two names counts twice
-MAX_NAME = 200  # characters of one name in a key
 MAX_DEPTH = 32  # nesting of modules
 MAX_ENTRIES = 3  # nesting of training checkpoints
 MAX_TUPLE = 1_000  # values in a tuple, nested ones included; hashing recurses without a limit
@@ -279,7 +277,7 @@ def named_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, An
 def members(state: dict[Any, Any], kind: str) -> Iterator[tuple[str, Any]]:
     """Yield the names and values in a module's dictionary `kind`, without those that are None."""
     for name, value in dict.items(state.get(kind, {})):
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or "." in name:
+        if not isinstance(name, str) or not 0 < len(name) <= 200 or "." in name:
             raise CheckpointProblem(f"a module has a member {str(name)[:80]!r}; names are texts without a dot")
         if value is not None:
             yield name, value

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ffnet.config import Runtime
-from ffnet.evaluation.backends import Backend
 from ffnet.evaluation.loading import memory_format
 from ffnet.evaluation.postprocessing import Kernel, two_largest
+from ffnet.evaluation.scores import Backend
 from ffnet.system.errors import UserError
 from ffnet.system.memory import first_sentence
 from ffnet.variants import VARIANTS

@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import Backend
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import Images, Sample, normalize, open_batches, synchronized_clock
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
-from ffnet.evaluation.scores import Scores, concatenate, no_scores
+from ffnet.evaluation.scores import Backend, Scores, concatenate, no_scores
 from ffnet.labels import NUM_CLASSES
 from ffnet.system.errors import UserError
 from ffnet.system.memory import first_sentence, is_out_of_gpu_memory

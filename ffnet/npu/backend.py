@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from ffnet.chips import CHIPS
-from ffnet.config import NpuConfig
-from ffnet.evaluation.backends import INT8_NPU
-from ffnet.file_names import CONTEXT_FILE, MODEL_FILE, NPU_FOLDER
+from ffnet.config import CONTEXT_FILE, MODEL_FILE, NPU_FOLDER, NpuConfig
+from ffnet.evaluation.scores import INT8_NPU
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.worker import NpuSession, NpuTarget
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat

@@ -26,8 +26,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from ffnet.chips import CHIPS
-from ffnet.evaluation.loading import MEAN, STD
-from ffnet.file_names import (
+from ffnet.config import (
     CONTEXT_FILE,
     ENCODINGS_FILE,
     EXPORT_FILES,
@@ -36,6 +35,7 @@ from ffnet.file_names import (
     MODEL_FILE,
     NPU_FOLDER,
 )
+from ffnet.evaluation.loading import MEAN, STD
 from ffnet.labels import CLASSES
 from ffnet.onnx.graph import (
     GraphIndex,

@@ -19,7 +19,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from google.protobuf.message import DecodeError
 from torch import nn
 
-from ffnet.file_names import FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
+from ffnet.config import FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites, site_parameter, sites_by_quantizer
 from ffnet.quantization.tensor_names import match_encodings, wrapper_prefix

@@ -13,9 +13,8 @@ from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
-from ffnet.quantization.recovery.outcome import Recovery
-from ffnet.quantization.recovery.search import recover
-from ffnet.quantization.state import SimState, read_state, write_state
+from ffnet.quantization.recovery.search import Recovery, recover
+from ffnet.quantization.sites import SimState, read_state, write_state
 from ffnet.quantization.weighted_layers import raise_weight_scales
 
 

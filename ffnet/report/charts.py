@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
-from ffnet.evaluation.bootstrap import Interval
+from ffnet.evaluation.metrics import Interval
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.outcome import CHOSEN, KEPT, NOT_KEPT, Recovery
+from ffnet.quantization.recovery.search import CHOSEN, KEPT, NOT_KEPT, Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
 from ffnet.results.comparison import Front, ModelComparison

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
-from ffnet.evaluation.bootstrap import Interval
+from ffnet.evaluation.metrics import Interval
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COSTS, ModelComparison
 from ffnet.results.published import RUNTIMES

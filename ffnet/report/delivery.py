@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ffnet.config import Config
-from ffnet.evaluation.backends import FP32, INT8_NPU
-from ffnet.file_names import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES
+from ffnet.config import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES, Config
+from ffnet.evaluation.scores import FP32, INT8_NPU
 from ffnet.options import PROGRAM, option_values
 from ffnet.report import csv_files
 from ffnet.report.rendering import format_comparison, format_console, format_models, render, render_comparison

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ffnet.evaluation.backends import INT8_SIMULATED
+from ffnet.evaluation.scores import INT8_SIMULATED
 from ffnet.labels import CLASSES, COLORS
 from ffnet.report import charts, tables
 from ffnet.report.tables import Value

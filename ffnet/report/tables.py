@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
-from ffnet.evaluation.bootstrap import Interval
+from ffnet.evaluation.metrics import Interval
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison
 from ffnet.results.published import ai_hub_result

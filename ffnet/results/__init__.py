@@ -1,1 +1,1 @@
-"""Results: the schema of result.json, accuracy recovery, image comparisons, published values, several models."""
+"""What a run found: the schema of `result.json`, compared images and models, and published values."""

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
-from ffnet.evaluation.bootstrap import Interval, difference_interval, resampled_mious
-from ffnet.evaluation.scores import no_scores
+from ffnet.evaluation.metrics import Interval, difference_interval, resampled_mious
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED, no_scores
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.weighted_layers import multiply_accumulates
 from ffnet.results.published import SOURCE, DeviceResult, ai_hub_result

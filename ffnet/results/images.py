@@ -14,11 +14,10 @@ from skimage.measure import block_reduce
 from skimage.morphology import dilation
 from skimage.util import img_as_ubyte
 
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED, Backend
 from ffnet.evaluation.loading import Images, normalize
 from ffnet.evaluation.metrics import image_ious, image_mious
 from ffnet.evaluation.postprocessing import predict
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED, Backend, Scores
 from ffnet.labels import CLASSES, COLORS, IGNORED
 
 PAIR = (FP32, INT8_SIMULATED)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ffnet.config import Config
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.system.text import count, format_number
 from ffnet.variants import INPUT_SIZE, Variant
 

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import FP32
-from ffnet.evaluation.bootstrap import Interval, MiouIntervals, miou_intervals
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.metrics import Interval, MiouIntervals, miou_intervals
+from ffnet.evaluation.scores import FP32, Scores
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.outcome import Recovery, recovery_from_json, with_tuples
+from ffnet.quantization.recovery.search import Recovery, recovery_from_json, with_tuples
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.images import ImageComparison
 from ffnet.system.text import count, list_names

@@ -16,21 +16,20 @@ from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_checkpoint
 from ffnet.checkpoints.loading import find_checkpoints as find_in_folder
-from ffnet.config import Config, DataConfig
+from ffnet.config import RESULT_MEGABYTES, Config, DataConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
-from ffnet.file_names import RESULT_MEGABYTES
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
-from ffnet.run.predictions import predictions_megabytes, saved_backends
 from ffnet.run.ranks import Ranks
+from ffnet.run.storage import predictions_megabytes, saved_backends
 from ffnet.system.errors import UserError
 from ffnet.system.files import create_output_folder, sha256_of
 from ffnet.system.memory import memory_bytes
 from ffnet.system.text import count
 from ffnet.variants import VARIANTS, Variant
 
-MOST_DECODED = 2**32  # bytes of decoded images and labels that are kept in memory: all 500 of Cityscapes val
-MOST_SELECTION_IMAGES = 32  # unless --selection-images gives another number
+MOST_DECODED = 2**32  # bytes of decoded images and labels in memory; all 500 of Cityscapes val fit
+MOST_SELECTION_IMAGES = 32  # default of --selection-images, if the split has enough images
 DEMO_FOLDER = Path(__file__).parents[2] / "demo"
 
 
@@ -77,7 +76,7 @@ def open_inputs(config: Config, ranks: Ranks) -> Inputs:
     if config.output.output_dir:
         digest = ranks.once(images_digest, inputs.images, decoding_threads(config.runtime))
     if ranks.device != "cpu":
-        keep_decoded(inputs)
+        keep_decoded(inputs, config.data)
     return replace(inputs, digest=digest)
 
 
@@ -155,15 +154,15 @@ def _ignored_files_notes(*splits: CityscapesSplit) -> list[str]:
     return [f"{count(number, 'hidden or operating-system file')} in the dataset folder {verb} ignored."] * bool(number)
 
 
-def keep_decoded(inputs: Inputs) -> None:
-    """Have images decoded once, as far as the memory allows: a GPU runs the networks in less time than decoding takes.
+def keep_decoded(inputs: Inputs, data: DataConfig) -> None:
+    """Decode images only once, as far as memory allows, because a GPU runs the networks faster than they are decoded.
 
-    At most MOST_DECODED bytes are kept, and an eighth of the memory.
+    Decoded images take at most MOST_DECODED bytes and an eighth of the memory.
     """
     most = min(MOST_DECODED, memory_bytes() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    splits = [inputs.images, *filter(None, [inputs.calibration_images])]
-    for split in splits:
-        split.keep_decoded(most // len(splits))
+    splits = 1 if data.calibration_split == data.split else 2
+    for images in filter(None, (inputs.images, inputs.calibration_images)):
+        images.keep_decoded(most // splits)
 
 
 def images_digest(images: CityscapesSplit, threads: int) -> str:
@@ -175,7 +174,7 @@ def images_digest(images: CityscapesSplit, threads: int) -> str:
 
 
 def _create_output_folders(config: Config, images: CityscapesSplit) -> None:
-    """Create the folders for results, and check that their disks have room for them."""
+    """Create the folders for results, and check that their disks have enough free space."""
     output, models = config.output, len(config.model.names)
     megabytes: float = models * RESULT_MEGABYTES
     if output.output_dir:
@@ -186,9 +185,9 @@ def _create_output_folders(config: Config, images: CityscapesSplit) -> None:
 
 
 def find_checkpoints(config: Config) -> tuple[dict[str, Path], list[str]]:
-    """Return the file of each model's weights, and notes on what else a folder holds.
+    """Return the file of each model's weights, and notes on the other files in a folder.
 
-    These are the given files, the demo's, or the published ones, which are downloaded on first use.
+    The files are those given, the demo's, or the published ones, which are downloaded on first use.
 
     Raises:
         InvalidCheckpointError: If a model has no file.
@@ -213,7 +212,7 @@ def check_checkpoints(paths: Mapping[str, Path]) -> None:
     """Load every model's file once, one at a time.
 
     Raises:
-        InvalidCheckpointError: If some of them can't be used; the message names all of these.
+        InvalidCheckpointError: If some can't be used; the message names all of them.
     """
     problems = []
     for name, path in paths.items():

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ffnet.checkpoints.loading import Checkpoint
-from ffnet.config import Config
-from ffnet.file_names import MODEL_FILE, ROUNDED_LAYERS
+from ffnet.config import MODEL_FILE, ROUNDED_LAYERS, Config
 from ffnet.npu.backend import write_npu_context
 from ffnet.onnx.export import export
 from ffnet.options import option_values
 from ffnet.quantization.encodings import LoadedEncodings, rounded_layers
 from ffnet.quantization.quantize import QuantizedNetwork, quantize
-from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.quantization.recovery.search import Recovery
 from ffnet.results.result import Calibration, versions
 from ffnet.run.inputs import Inputs
 from ffnet.run.session import Run
@@ -39,9 +38,9 @@ def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Mod
     found = network.found
     recovery = found.recovery
     if recovery and inputs.selection_images:
-        names = inputs.selection_images.names
-        scored_too = not set(names).isdisjoint(inputs.images.names)
-        recovery = replace(recovery, selection_images=names, scored_too=scored_too)
+        selection = inputs.selection_images
+        scored_too = not set(selection.images).isdisjoint(inputs.images.images)
+        recovery = replace(recovery, selection_images=selection.names, scored_too=scored_too)
         run.notes.append(recovery.describe())
     description = describe_encodings(run.config, found.calibration_images, network.loaded)
     if found.batch_size is not None and found.batch_size < run.runtime.batch_size:

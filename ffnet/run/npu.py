@@ -1,6 +1,7 @@
-"""Evaluate on the NPU: some of the images, because each takes long, in processes of their own, which may crash.
+"""Evaluate some of the images on the NPU, where each takes long.
 
-Whatever ends this, the images that were done and all other results are saved.
+Qualcomm's library runs in separate processes, because it may crash. Whatever ends the evaluation, the images that were
+done and all other results are saved.
 """
 
 import importlib.metadata
@@ -13,11 +14,10 @@ import torch
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.chips import CHIPS
-from ffnet.evaluation.backends import INT8_NPU
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import INT8_NPU, Scores
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
@@ -150,10 +150,10 @@ def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: Citys
 
 
 def divergence_notes(layers: Sequence[LayerDivergence]) -> list[str]:
-    """Return notes that name the first layer of divergence, and the one that adds most to it."""
+    """Return notes that name the first divergent layer, and the one that adds most to the divergence."""
     first, largest = first_divergence(layers), largest_divergence(layers)
     if first is None or largest is None:
-        return [f"{INT8_NPU}: on the first image, all quantized values are those of the simulation."]
+        return [f"{INT8_NPU}: on the first image, all quantized values equal those of the simulation."]
     differences = [
         f"{100 * layer.own.differing:.2f} % of its values differ for the same input, by "
         f"{layer.own.mean_steps:.4f} quantization steps on average and at most {layer.own.largest_steps}"

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import Config
-from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend
-from ffnet.evaluation.scores import Scores
-from ffnet.file_names import RESULT_FILE
-from ffnet.onnx.runtime import OnnxBackend
+from ffnet.config import RESULT_FILE, Config, Runtime
+from ffnet.evaluation.loading import evenly_spaced, normalize
+from ffnet.evaluation.loop import evaluate
+from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend, Scores
+from ffnet.onnx.input_format import InputFormat, choose_input
+from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
+from ffnet.onnx.validation import describe_head
 from ffnet.options import option_values
 from ffnet.results import result as results
 from ffnet.results.images import compare_images, worst_images
@@ -25,7 +28,6 @@ from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult
 from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
 from ffnet.run.networks import Model, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
-from ffnet.run.onnx_file import open_onnx
 from ffnet.run.ranks import Ranks
 from ffnet.run.scoring import measure_sensitivity, onnx_runtime_notes, prepare, score
 from ffnet.run.session import Run, timed
@@ -37,12 +39,14 @@ from ffnet.variants import VARIANTS
 
 logger = logging.getLogger(__name__)
 
+TRIAL_IMAGES = 4  # number of images in the trial, spread evenly over the scored ones
+
 
 def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
-    """Evaluate one model after the other, and yield the Result of each as soon as it is there.
+    """Evaluate one model after the other, and yield the Result of each as soon as it is complete.
 
-    Under torchrun every rank scores its share of the images and yields the same Results. Work is marked as finished
-    once the next Result is asked for.
+    Under torchrun every rank scores its share of the images and yields the same Results. A model is marked as finished
+    once the consumer, which writes its Result, asks for the next one.
 
     Raises:
         UserError: If an option, a file or the environment is wrong.
@@ -55,7 +59,7 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
         inputs = open_inputs(config, ranks)
     with timed("find checkpoints", seconds):
         checkpoints, notes = ranks.once(find_checkpoints, config)
-        if len(names) > 1:  # errors come before the first model takes time
+        if len(names) > 1:  # report errors before the first model takes time
             ranks.once(check_checkpoints, checkpoints)
     for name in names:
         with _model_named(name, config), Run(config.for_model(name), ranks, seconds, [*inputs.notes, *notes]) as run:
@@ -69,13 +73,7 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
 
 
 def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
-    """Evaluate one model in FP32, in simulated INT8 and, if requested, on ONNX Runtime and on the NPU.
-
-    Args:
-        run: The run of this model.
-        inputs: Images.
-        path: File of the weights.
-    """
+    """Evaluate the weights in a file in FP32, in simulated INT8 and, if requested, on ONNX Runtime and on the NPU."""
     images, output = inputs.images, run.config.output
     with enough_memory():
         with run.stage("load checkpoint"):
@@ -127,15 +125,7 @@ def diagnose(model: Model, backends: Mapping[str, Backend], inputs: Inputs, scor
 
 
 def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, model: Model | None = None) -> Result:
-    """Return the Result of a run.
-
-    Args:
-        name: Name of the variant, or path of the ONNX file.
-        details: What the report needs beside the fields of result.json.
-        npu: Result of the NPU, if there is one.
-        run: The run.
-        model: Checkpoint and quantized network; None for an ONNX file.
-    """
+    """Return the Result of a variant or, without a model, of an ONNX file, whose path is its name."""
     config = run.config
     published = _published(model, details, config) if model and not config.data.demo else Comparison()
     checkpoint = model.checkpoint if model else None
@@ -238,3 +228,41 @@ def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result:
     scores = score(prepared, images, run)
     outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
     return build_result(str(path), details_of(scores, images, failure=outcome.failure), outcome.result, run)
+
+
+def open_onnx(
+    path: Path, images: CityscapesSplit, runtime: Runtime, given: tuple[str | None, str | None] = (None, None)
+) -> tuple[OnnxBackend, list[str]]:
+    """Return a file as a backend that feeds it what it takes, and notes on the file.
+
+    Args:
+        path: The ONNX file.
+        images: Scored images; some are used to find what the file takes, if options and metadata do not say it.
+        runtime: How images are loaded.
+        given: Value range and channels that options name; None for what is not given.
+
+    Raises:
+        UserError: If the file can't be run.
+        DatasetError: If an image or a label is wrong.
+    """
+    backend = OnnxBackend(path)
+    notes = inspect_onnx(path).lines()
+    few = images.select(evenly_spaced(len(images), TRIAL_IMAGES).tolist())
+    one_by_one = replace(runtime, batch_size=1, num_workers=0, quiet=True)
+
+    def trial(input_format: InputFormat) -> float:
+        try:
+            return evaluate({ONNX_FILE: backend.with_input(input_format)}, few, one_by_one).miou(ONNX_FILE)
+        except UserError:  # logits that are not finite
+            return float("nan")
+
+    proto = onnx.load(path)
+    chosen = choose_input(proto, given, trial)
+    backend = backend.with_input(chosen)
+    notes.append(chosen.describe())
+    with torch.inference_mode():
+        logits = backend(normalize(images[0][0][None]))
+    head = describe_head(proto, backend.header.output_name, logits)
+    if head and tuple(logits.shape[2:]) != images.size:
+        notes.append(head)
+    return backend, notes

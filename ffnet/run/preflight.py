@@ -4,10 +4,18 @@ import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from datasets.cityscapes import check_folders
 from ffnet.chips import check_npu_package
-from ffnet.config import OUTPUT_FOLDERS, Config
-from ffnet.evaluation.backends import SAVED_BACKENDS, short_name
-from ffnet.file_names import COMPARISON_FILES, EXPORT_FILES, NPU_FOLDER, PROGRESS_FOLDER, RESULT_FILES
+from ffnet.config import (
+    COMPARISON_FILES,
+    EXPORT_FILES,
+    NPU_FOLDER,
+    OUTPUT_FOLDERS,
+    PROGRESS_FOLDER,
+    RESULT_FILES,
+    Config,
+)
+from ffnet.evaluation.scores import SAVED_BACKENDS, short_name
 from ffnet.options import FLAGS, lookup
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder
@@ -18,6 +26,8 @@ INPUT_FILES = ("quantization.encodings", "model.onnx")
 
 def check(config: Config) -> None:
     """Raise a UserError if an input file is missing, an output folder can't be used or a package is not installed."""
+    if config.data.dataset_path:
+        check_folders(config.data.dataset_path, config.data.split)
     _check_input_files(config)
     _check_nesting(_output_folders(config))
     _check_output_folders(config)
@@ -36,7 +46,7 @@ def _check_input_files(config: Config) -> None:
             f"{len(config.model.names)}. Name a folder that holds a file for each."
         )
     if config.quantization.encodings and several:
-        raise UserError("--encodings are those of one model, and --model-name has several. Name one model.")
+        raise UserError("--encodings belongs to one model, and --model-name has several. Name one model.")
     for target in INPUT_FILES:
         path = lookup(config, target)
         if path and not path.is_file():

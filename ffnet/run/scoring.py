@@ -2,26 +2,24 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.evaluation.backends import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend
 from ffnet.evaluation.compilation import PreparedBackends, choose_compilation, prepare_backends
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend, Scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import prediction_writer, saved_backends
 from ffnet.run.session import Run
-from ffnet.run.storage import IMAGES
+from ffnet.run.storage import IMAGES, prediction_writer, saved_backends
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
@@ -44,7 +42,7 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
 def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scores:
     """Run the images through all backends, apart from those whose scores an earlier run saved."""
     runtime = run.runtime
-    if not runtime.on_gpu:  # where backends take single images anyway: less is lost if the run is stopped
+    if not runtime.on_gpu:  # backends take single images anyway, and less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
     folder, names = run.config.output.save_predictions, saved_backends(run.config)
     write = prediction_writer(folder, images.names, names) if folder else None
@@ -122,3 +120,8 @@ def differ(mious: tuple[float, float], agreement: float) -> bool:
     """Return whether two backends that should agree differ by more than MIOU_TOLERANCE or agree on too few pixels."""
     both_nan = mious[0] != mious[0] and mious[1] != mious[1]
     return not (both_nan or abs(mious[0] - mious[1]) <= MIOU_TOLERANCE) or agreement < LEAST_AGREEMENT
+
+
+BYTES_PER_PIXEL = 1 / 8  # upper bound for such a PNG file
+
+Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}

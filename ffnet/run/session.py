@@ -12,16 +12,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from ffnet.config import Config
+from ffnet.config import MANIFEST_FILE, Config
 from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import Shard, merge_shards, no_scores, without
-from ffnet.file_names import MANIFEST_FILE
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import Writer, missing_predictions, saved_backends
 from ffnet.run.ranks import Ranks
-from ffnet.run.records import RecordFile
-from ffnet.run.storage import IMAGES, Storage, conditions
+from ffnet.run.storage import IMAGES, RecordFile, Storage, Writer, conditions, missing_predictions, saved_backends
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
@@ -54,14 +51,7 @@ class Run(Execution):
     def __init__(
         self, config: Config, ranks: Ranks, stage_seconds: Mapping[str, float] = {}, notes: Sequence[str] = ()
     ) -> None:
-        """Begin a run.
-
-        Args:
-            config: Configuration of one model.
-            ranks: Process group.
-            stage_seconds: Wall times of earlier stages.
-            notes: Notes on earlier stages.
-        """
+        """Begin the run of one model after earlier stages, whose wall times and notes are given."""
         self.config = config
         self.ranks = ranks
         quiet = config.runtime.quiet or not ranks.is_main
@@ -81,9 +71,7 @@ class Run(Execution):
     def begin(self, weights: str, inputs: Inputs) -> None:
         """Begin to save work in the output folder or, with --resume, find what an earlier run saved there.
 
-        Args:
-            weights: sha256 of the checkpoint or of the ONNX file.
-            inputs: Images that are scored, and their digest.
+        `weights` is the sha256 of the checkpoint or of the ONNX file.
 
         Raises:
             UserError: If another run uses the folder, or if the earlier run was made under other conditions.

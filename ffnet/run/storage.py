@@ -1,45 +1,124 @@
-"""Saved work of one model's run, which `--resume` continues: the folder `progress` in its output folder.
+"""What a run saves image by image: predictions, and in the folder `progress` the work that `--resume` continues.
 
     settings.json        what the saved work depends on, see `conditions`
     network.safetensors  ranges, bit widths and rounded weights of the simulation, once they are found
-    images-0.jsonl       scores of the images that rank 0 has run through the backends; see `records`
+    images-0.jsonl       scores of the images that rank 0 has run through the backends; see `RecordFile`
     npu-0.jsonl          the same for the NPU
-    finished             names of the files of the results, once all are written
+    finished             names of the result files, once all are written
 
 Every rank appends to record files of its own; the main process writes everything else.
 """
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
+import io
 import json
 import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from PIL import Image
 from safetensors import SafetensorError
 
 from ffnet import __version__
-from ffnet.config import Config
-from ffnet.evaluation.scores import Shard, merge_shards
-from ffnet.file_names import PROGRESS_FOLDER, RESULT_FILES
+from ffnet.config import PROGRESS_FOLDER, RESULT_FILE, RESULT_FILES, Config
+from ffnet.evaluation.scores import INT8_SIMULATED, ONNX_FILE, Scores, Shard, concatenate, merge_shards, short_name
+from ffnet.labels import LABEL_IDS, NUM_CLASSES
 from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.quantize import FoundEncodings
-from ffnet.quantization.recovery.outcome import recovery_from_json
-from ffnet.quantization.state import load_state, save_state
+from ffnet.quantization.recovery.search import recovery_from_json
+from ffnet.quantization.sites import load_state, save_state
 from ffnet.results.result import processor_name, versions
-from ffnet.run.records import RecordFile, read_records
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, write_atomically
 from ffnet.system.text import count
 
+
+class RecordFile:
+    """A file to which the scores of images are appended, one line per image."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create a file."""
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, indices: Iterable[int], scores: Scores) -> None:
+        """Append the scores of the images with these indices; raise an OSError if the disk is full or fails."""
+        try:
+            for record in _records(indices, scores):
+                content = json.dumps(record, separators=(",", ":")).encode()
+                line = b"%08x %s\n" % (zlib.crc32(content), content)
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+        except OSError as error:  # writing to an open file does not name it
+            raise OSError(error.errno, error.strerror, self._file.name) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _records(indices: Iterable[int], scores: Scores) -> Iterator[dict[str, Any]]:
+    """Yield the record of each image; the times of a batch are divided among its images."""
+    for position, index in enumerate(indices):
+        yield {
+            "image": int(index),
+            "pixels": scores.pixels_per_image,
+            "confusion": {name: m[position].ravel().tolist() for name, m in scores.confusion_matrices.items()},
+            "agreeing": [[*pair, int(counts[position])] for pair, counts in scores.agreeing_pixels.items()],
+            "seconds": {name: seconds / scores.images for name, seconds in scores.seconds.items()},
+            "scoring_seconds": scores.scoring_seconds / scores.images,
+        }
+
+
+def read_records(path: Path) -> tuple[Shard | None, int]:
+    """Return the scores in a file, None if there are none, and the number of damaged records.
+
+    The last record is torn if the run was killed while it was written. Damaged records are removed from the file, so
+    that it can be appended to; their images have to be scored again.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    parsed = [(line, record) for line in lines if (record := _parse(line))]
+    damaged = len(lines) - len(parsed)
+    if damaged:
+        write_atomically(path, b"".join(line for line, _ in parsed))
+    by_image = dict(record for _, record in parsed)
+    if not by_image:
+        return None, damaged
+    return Shard(np.array(list(by_image), np.int64), concatenate(list(by_image.values()))), damaged
+
+
+def _parse(line: bytes) -> tuple[int, Scores] | None:
+    """Return the index and the scores of the image in a line; None if the line is damaged."""
+    checksum, _, content = line.partition(b" ")
+    if not content.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(content[:-1]):
+        return None
+    record = json.loads(content)
+    shape = (1, NUM_CLASSES, NUM_CLASSES)
+    scores = Scores(
+        {name: np.array(counts, np.int64).reshape(shape) for name, counts in record["confusion"].items()},
+        {(first, second): np.array([count], np.int64) for first, second, count in record["agreeing"]},
+        record["pixels"],
+        record["seconds"],
+        record["scoring_seconds"],
+    )
+    return record["image"], scores
+
+
 logger = logging.getLogger(__name__)
+
+Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
 
 SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
 IMAGES, NPU = "images", "npu"  # kinds of record files
+BYTES_PER_PIXEL = 1 / 8  # upper bound of a PNG file of predictions
 
 # Options that change nothing in the saved work, or whose files are compared by their content.
 MAY_DIFFER = (
@@ -104,7 +183,7 @@ class Storage:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 raise UserError(
-                    f"--output-dir {self.output_dir}: another run writes there. Wait for its end, or name another "
+                    f"--output-dir {self.output_dir}: another run writes there. Wait until it ends, or name another "
                     "folder."
                 ) from error
             remove_unfinished(self.folder, (SETTINGS, NETWORK))
@@ -172,7 +251,12 @@ class Storage:
         return all((self.output_dir / name).exists() for name in names)
 
     def mark_finished(self) -> None:
-        """Note that all results are written, after which the network is no longer needed."""
+        """Note that all results are written, after which the network is no longer needed.
+
+        Do nothing if the results could not be written: result.json is written last.
+        """
+        if not (self.output_dir / RESULT_FILE).exists():
+            return
         names = [name for name in RESULT_FILES if (self.output_dir / name).exists()]
         with self.errors_named():
             write_atomically(self.folder / FINISHED, "".join(f"{name}\n" for name in names))
@@ -198,7 +282,7 @@ class Storage:
         return sorted(path for path in self.folder.iterdir() if re.fullmatch(rf"{kind}-\d+\.jsonl", path.name))
 
     def _read(self, kind: str) -> Shard | None:
-        """Return the scores that all ranks have saved, None if there are none; report damaged records."""
+        """Return the saved scores of all ranks, None if there are none; report damaged records."""
         shards = []
         for path in self._record_files(kind):
             shard, damaged = read_records(path)
@@ -221,3 +305,47 @@ class Storage:
                 f"--output-dir {self.output_dir}: the run's work can't be saved in {error.filename or self.folder} "
                 f"({error.strerror or error}). Free some space there, or name another folder."
             ) from error
+
+
+def saved_backends(config: Config) -> tuple[str, ...]:
+    """Return the backends whose predictions --save-predictions writes."""
+    return (ONNX_FILE,) if config.model.onnx else (INT8_SIMULATED,)
+
+
+def predictions_megabytes(images: int, size: tuple[int, int], backends: Collection[str]) -> float:
+    """Return an upper bound of the disk space that the predictions of images of `size` (H, W) take, in MB."""
+    return len(backends) * images * size[0] * size[1] * BYTES_PER_PIXEL / 1e6
+
+
+def prediction_writer(folder: Path, names: Sequence[str], backends: Collection[str]) -> Writer:
+    """Return a function that writes the predictions of one image, given its index in `names` and its train ids.
+
+    The official script takes the folder of a backend as CITYSCAPES_RESULTS. The files are
+    `<folder>/<backend>/<city>_<sequence>_<frame>_pred_labelIds.png`.
+    """
+    for backend in backends:
+        (folder / short_name(backend)).mkdir(parents=True, exist_ok=True)
+
+    def write(index: int, predictions: Mapping[str, np.ndarray]) -> None:
+        for backend, path in _prediction_files(folder, names[index], backends).items():
+            file = io.BytesIO()
+            Image.fromarray(LABEL_IDS[predictions[backend]]).save(file, "PNG")
+            write_atomically(path, file.getvalue())
+
+    return write
+
+
+def missing_predictions(
+    folder: Path, names: Sequence[str], backends: Collection[str], indices: Iterable[int]
+) -> list[int]:
+    """Return the `indices` of the images whose predictions are not all in the folder."""
+    return [
+        index
+        for index in indices
+        if not all(path.exists() for path in _prediction_files(folder, names[index], backends).values())
+    ]
+
+
+def _prediction_files(folder: Path, name: str, backends: Collection[str]) -> dict[str, Path]:
+    """Return the file of each backend with the predictions of an image."""
+    return {backend: folder / short_name(backend) / f"{name}_pred_labelIds.png" for backend in backends}

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ffnet.checkpoints.loading import InvalidCheckpointError, find_checkpoints, load_checkpoint
-from ffnet.checkpoints.matching import shapes_of
 from ffnet.model import build_model
 from ffnet.variants import VARIANTS
 from tests.helpers import checkpoint_forms as forms
@@ -30,10 +29,8 @@ TOYS = [
 
 
 @pytest.fixture(autouse=True)
-def toys(request, monkeypatch):
+def toys(monkeypatch):
     """The demo's variants and the toys are all variants."""
-    if request.node.get_closest_marker("slow"):
-        return
     few = {name: VARIANTS[name] for name in (DEMO, PRE_DOWN)} | {toy.name: toy for toy in TOYS}
     for user in ("variants", "model", "checkpoints.loading", "checkpoints.matching"):
         monkeypatch.setattr(f"ffnet.{user}.VARIANTS", few)
@@ -76,7 +73,7 @@ def test_published_and_own_names_decide_between_files_that_fit_as_well(name, tmp
 
 
 def test_models_of_other_names_get_the_only_file_that_fits(tmp_path):
-    demo, pre_down = save(state_of(DEMO), tmp_path / "x" / "a"), save(state_of(PRE_DOWN), tmp_path / "b.ckpt")
+    demo, pre_down = save(state_of(DEMO), tmp_path / "x" / "a.bin"), save(state_of(PRE_DOWN), tmp_path / "b.ckpt")
     (tmp_path / "README.md").write_text("none")
     assert found(tmp_path, PRE_DOWN, DEMO) == {PRE_DOWN: pre_down, DEMO: demo}
 
@@ -110,7 +107,7 @@ def test_one_error_names_all_missing_and_ambiguous_models_and_the_files(tmp_path
     message = refusal(tmp_path, DEMO, PRE_DOWN, SMALL)
     assert f"No file fits {PRE_DOWN}, {SMALL}." in message and "The folder holds two.pth, one.pth." in message
     assert f"{DEMO} has several files: {tmp_path / 'two.pth'}, {tmp_path / 'x' / 'one.pth'}. Keep one" in message
-    assert "no file that begins like a checkpoint" in refusal(tmp_path / "none", DEMO)
+    assert "The folder holds no checkpoints." in refusal(tmp_path / "none", DEMO)
 
 
 def test_one_file_is_never_used_for_models_whose_published_weights_differ(tmp_path):
@@ -135,20 +132,3 @@ def test_files_that_can_not_be_loaded_are_ignored_with_a_note(tmp_path):
     (note,) = result.notes
     assert note.startswith(f"A file in the folder was ignored. {tmp_path / 'cut.pth'}: this file is broken")
     assert f"No file fits {PRE_DOWN}." in refusal(tmp_path, PRE_DOWN)
-
-
-@pytest.mark.slow
-def test_published_models_that_share_shapes_but_not_weights_are_few():
-    models = {}
-    for name, variant in VARIANTS.items():
-        if not variant.is_demo:
-            shapes = frozenset(shapes_of(variant, False).items())
-            models.setdefault(shapes, {}).setdefault(variant.release_file, []).append(name.split("ffnet")[1])
-    pairs = [names for group in models.values() for names in group.values() if len(names) > 1]
-    rivals = [sorted(min(names, key=len) for names in group.values()) for group in models.values() if len(group) > 1]
-    assert len(models) == 45 and len(pairs) == 16
-    assert all(sorted(names) == [min(names), f"{min(names)}_pre_down"] for names in pairs)
-    mobile = ["150S_BBB", "86S_BBB", "86S_dBBB"]
-    assert sorted(rivals) == sorted(
-        [[name, f"{name}_mobile"] for name in mobile] + [[f"{depth}_AAA", f"{depth}_dAAA"] for depth in (50, 101)]
-    )

@@ -13,7 +13,7 @@ import torch
 from ffnet.checkpoints import matching
 from ffnet.checkpoints.__main__ import main
 from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint, read_state_dict
-from ffnet.model import GaussianConv2D, build_model, remove_batch_norms
+from ffnet.model import build_model, remove_batch_norms
 from ffnet.variants import VARIANTS
 from tests.helpers import checkpoint_forms as forms
 from tests.helpers.networks import DEMO
@@ -22,8 +22,6 @@ from tests.helpers.networks import PRE_DOWN as DEMO_PRE_DOWN
 PICKLED = Path(__file__).parents[1] / "data" / "pickled"
 ZOO = [name for name, variant in VARIANTS.items() if variant.published.int8]
 MODELS = [DEMO_PRE_DOWN, *(pytest.param(name, marks=pytest.mark.slow) for name in (ZOO[2], ZOO[4]))]
-# Of the zoo's own equalized files.
-FOLDED_KEYS = {"segmentation_ffnet40S_dBBB_mobile": 114, "segmentation_ffnet122NS_CCC_mobile_pre_down": 279}
 SHARED = ["segmentation_ffnet86S_dBBB_mobile", "segmentation_ffnet86S_dBBB"]  # the same tensors
 FEW = [DEMO, DEMO_PRE_DOWN, *SHARED]
 REAL = [("tiny", "tiny"), ("tiny_cuda", "tiny"), ("tiny_unprepared", "tiny"), ("odd", "odd")]
@@ -99,12 +97,6 @@ def test_prepared_and_equalized_files_of_zoo_models_load_exactly(name, equalized
     assert torch.equal(forms.logits(loaded.model), forms.logits(model))
 
 
-@pytest.mark.parametrize(("name", "keys"), FOLDED_KEYS.items())
-def test_network_without_batch_norms_has_as_many_tensors_as_the_zoos(name, keys):
-    with torch.device("meta"):
-        assert len(remove_batch_norms(build_model(name)).state_dict()) == keys
-
-
 def test_network_with_folded_batch_norms_computes_what_the_original_does(demo, tmp_path):
     loaded = load_checkpoint(DEMO, save(forms.folded(demo), tmp_path / "x"))
     expected = forms.logits(demo)
@@ -155,12 +147,6 @@ def test_smoothing_may_be_a_convolution_with_bias_in_the_file(demo_pre_down, tmp
     loaded = load_checkpoint(DEMO_PRE_DOWN, tmp_path / "x").model
     assert torch.equal(loaded.smoothing.bias, model.smoothing.bias)
     assert torch.equal(forms.logits(loaded), forms.logits(model))
-
-
-def test_smoothing_class_may_be_in_any_module(demo_pre_down, monkeypatch, tmp_path):
-    monkeypatch.setitem(forms.NAMES, GaussianConv2D, forms.Name("zoo.ffnet.blocks GaussianConv2D"))
-    path = save_prepared(demo_pre_down, tmp_path / "x")
-    assert same(load_checkpoint(DEMO_PRE_DOWN, path).model.state_dict(), demo_pre_down.state_dict())
 
 
 def test_smoothing_with_padding_is_refused(demo_pre_down, tmp_path):

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ffnet.checkpoints import matching
 from ffnet.checkpoints.__main__ import main
-from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint, read_state_dict
+from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint
 from ffnet.model import build_model
 from ffnet.variants import VARIANTS
 from tests.helpers import checkpoint_forms as forms
@@ -228,15 +228,3 @@ def test_of_two_entries_the_trained_weights_are_read_and_the_average_is_named(de
     loaded = load_checkpoint(DEMO, tmp_path / "x")
     assert same(loaded.model.state_dict(), demo.state_dict())
     assert loaded.notes[1] == "Not used, although they may hold weights too: 'model_ema'."
-
-
-def test_a_whole_module_in_a_training_checkpoint_is_read(demo, tmp_path):
-    forms.save_pickled({"epoch": 3, "model": demo}, tmp_path / "x")
-    loaded = load_checkpoint(DEMO, tmp_path / "x")
-    assert loaded.form == "module" and same(loaded.model.state_dict(), demo.state_dict())
-
-
-def test_an_entry_of_an_unknown_name_is_refused_with_a_remedy(demo, tmp_path):
-    torch.save({"epoch": 3, "student": demo.state_dict()}, tmp_path / "x")
-    with pytest.raises(InvalidCheckpointError, match="save its state_dict alone"):
-        read_state_dict(tmp_path / "x")

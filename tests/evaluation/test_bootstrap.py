@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.bootstrap import (
+from ffnet.evaluation.metrics import (
     RESAMPLES,
     MiouIntervals,
     difference_interval,

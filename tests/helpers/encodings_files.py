@@ -33,18 +33,18 @@ PLAIN = {
 class Case:
     prepared: Any
     sim: Any  # calibrated
-    folder: Path  # with the FILES that AIMET wrote of it
+    folder: Path  # holds the FILES that AIMET wrote
     x: Any
 
     def content(self, name=BY_LAYER):
         return json.loads((self.folder / name).read_text())
 
     def read(self, content):
-        """The EncodingsFile of a file, or of a file's content."""
+        """Return the EncodingsFile of a file or of its content."""
         return read_encodings(content if isinstance(content, Path) else write(self.folder, content))
 
     def load(self, content, partial=False):
-        """(sim, LoadedEncodings) of a new simulation with the encodings of a file, or of a file's content."""
+        """Return a new simulation with the encodings of a file or of its content, and its LoadedEncodings."""
         sim = build_quantsim(self.prepared, QuantizationConfig())
         return sim, load_encodings(sim, self.read(content), partial)
 
@@ -54,7 +54,7 @@ class Case:
 
 
 def make_case(model, folder, names=FILES):
-    """The Case of a network, with the files in `names`."""
+    """Return the Case of a network, with the files in `names`."""
     prepared = equalize(model)
     sim = build_quantsim(prepared, QuantizationConfig())
     calibrate(sim, random_batches())

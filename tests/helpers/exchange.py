@@ -1,7 +1,7 @@
-"""An exchange between threads, for what processes exchange while they calibrate together."""
+"""An exchange between threads, in place of processes that calibrate together."""
 
 import threading
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 
 class Threads:
@@ -11,11 +11,21 @@ class Threads:
         self.values, self.barrier = [None] * number, threading.Barrier(number, timeout=60)
 
     def exchange(self, rank):
-        return SimpleNamespace(rank=rank, gather=lambda values: self.gather(rank, values))
+        return ThreadExchange(self, rank)
 
-    def gather(self, rank, values):
-        self.values[rank] = values
-        self.barrier.wait()
-        found = [value.clone() for value in self.values]
-        self.barrier.wait()
+
+@dataclass(frozen=True)
+class ThreadExchange:
+    threads: Threads
+    rank: int
+
+    @property
+    def world_size(self):
+        return len(self.threads.values)
+
+    def gather(self, values):
+        self.threads.values[self.rank] = values
+        self.threads.barrier.wait()
+        found = [value.clone() for value in self.threads.values]
+        self.threads.barrier.wait()
         return found

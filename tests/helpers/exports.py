@@ -11,8 +11,8 @@ from aimet_torch.quantsim import QuantizationSimModel
 
 from demo.streetscenes.render import render_scene
 from ffnet.checkpoints.loading import load_checkpoint
+from ffnet.config import MODEL_FILE
 from ffnet.evaluation.loading import normalize
-from ffnet.file_names import MODEL_FILE
 from ffnet.onnx.export import export
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.networks import demo_checkpoint, random_batches

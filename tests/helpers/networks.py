@@ -29,12 +29,12 @@ TOY = Variant(
 
 
 def demo_checkpoint(name):
-    """The file of the demo's trained weights."""
+    """Return the file of the demo's trained weights."""
     return DEMO_FOLDER / f"{name}.pth"
 
 
 def golden_state(model):
-    """The weights that the golden outputs were measured with: computed from each key's crc32 alone."""
+    """Return the weights of the golden outputs, which depend on the crc32 of each key alone."""
     return {key: golden_tensor(key, tensor) for key, tensor in model.state_dict().items()}
 
 
@@ -58,21 +58,21 @@ def golden_tensor(key, tensor):
 
 
 def golden_model(name):
-    """The named FFNet with golden weights."""
+    """Return the named FFNet with golden weights."""
     model = build_model(name)
     model.load_state_dict(golden_state(model))
     return model
 
 
 def toy_model():
-    """The smallest FFNet that the tests use, with golden weights."""
+    """Return the smallest FFNet of the tests, with golden weights."""
     model = FFNet(TOY).eval()
     model.load_state_dict(golden_state(model))
     return model
 
 
 def three_layer_network(seed=0):
-    """Three convolutions with ReLUs: (N, 3, H, W) -> logits (N, 19, H / 4, W / 4); not an FFNet."""
+    """Return three convolutions with ReLUs: (N, 3, H, W) -> logits (N, 19, H / 4, W / 4); not an FFNet."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(8, 19, 1)
@@ -80,6 +80,6 @@ def three_layer_network(seed=0):
 
 
 def random_batches(count=2, size=(64, 128)):
-    """Batches (2, 3, H, W) of normal noise, the same in every call."""
+    """Return batches (2, 3, H, W) of normal noise, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(2, 3, *size, generator=generator) for _ in range(count)]

@@ -6,7 +6,7 @@ import sys
 
 
 def official_evaluation(root, results):
-    """What `csEvalPixelLevelSemanticLabeling` writes for the labels under `root` and the predictions in `results`."""
+    """Return what `csEvalPixelLevelSemanticLabeling` writes about the predictions in `results`."""
     output = results / "official.json"
     script = (
         "import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as official;"

@@ -8,11 +8,10 @@ import torch
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
+from ffnet.quantization.recovery.search import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.results import result as results
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model

@@ -6,7 +6,7 @@ from torch import nn
 
 from ffnet.config import QuantizationConfig
 from ffnet.model import BasicBlock, ConvBNReLU
-from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
+from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize, quiet_aimet
 from ffnet.quantization.recovery.mixed_precision import precision_groups
 from ffnet.quantization.sites import WEIGHT
 from ffnet.quantization.weighted_layers import raise_weight_scales
@@ -35,18 +35,35 @@ class SmallNetwork(nn.Module):
 
 
 def small_network():
-    """A SmallNetwork with golden weights."""
+    """Return a SmallNetwork with golden weights."""
     model = SmallNetwork().eval()
     model.load_state_dict(golden_state(model))
     return model
 
 
 def simulate(model, batches=None, **config):
-    """A calibrated simulation of `model`, its biases not limited; `config`: fields of QuantizationConfig."""
+    """Return a calibrated simulation whose biases are not limited; `config`: fields of QuantizationConfig."""
     config = QuantizationConfig(**config)
     sim = build_quantsim(equalize(model, config.cle), config)
     calibrate(sim, random_batches() if batches is None else batches)
     return sim
+
+
+def calibrated_by_aimet(prepared, batches, config):
+    """Return a simulation with AIMET's own analyzers and its own search for encodings."""
+    sim = build_quantsim(prepared, config)
+    with quiet_aimet(), torch.no_grad():
+        sim.compute_encodings(lambda model: [model(batch) for batch in batches])
+    return sim
+
+
+def random_images(number, growing=False):
+    """Return unlabelled images of noise; if `growing`, each has a larger range than the one before."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (number, 3, 64, 128), generator=generator, dtype=torch.uint8)
+    if growing:
+        images = (images * torch.linspace(0.2, 1, number).view(-1, 1, 1, 1)).to(torch.uint8)
+    return [(image, torch.zeros(64, 128, dtype=torch.uint8)) for image in images]
 
 
 def compute_weight_encodings(sim):
@@ -56,7 +73,7 @@ def compute_weight_encodings(sim):
 
 
 def raise_precision(sim, tensors):
-    """Give activations 16 bits and weights 8 bits, in the range that they have; `tensors`: one of each group's."""
+    """Give activations 16 bits and weights 8 bits in their present range; `tensors`: one tensor of each group."""
     for sites in precision_groups(sim):
         if not {site.tensor for site in sites}.isdisjoint(tensors):
             quantizer = sites[0].quantizer
@@ -68,13 +85,13 @@ def raise_precision(sim, tensors):
 
 
 def logits(model, x):
-    """What a model computes, as a plain tensor."""
+    """Return what a model computes, as a plain tensor."""
     with torch.no_grad():
         return model(x).as_subclass(torch.Tensor)
 
 
 def encodings(sim):
-    """{name: (scales, smallest and largest integer times scale)} of the quantizers that have encodings."""
+    """Return {name: (scales, smallest and largest integer)} of the quantizers that have encodings."""
     return {
         name: (q.get_scale().tolist(), (q.get_offset() + q.qmin).tolist(), (q.get_offset() + q.qmax).tolist())
         for name, q in sim.named_quantizers()

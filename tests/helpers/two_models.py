@@ -25,19 +25,24 @@ def write_data(root):
         torch.save(golden_state(FFNet(variant).eval()), root / "weights" / f"{variant.name}.pth")
 
 
-def options_for(data, *more, names=NAMES):
-    """The options of a small run of the named models on a CPU, and `more` of them."""
-    options = arguments(data, data / "weights", *more)
+def options_for(data, *more, names=NAMES, weights=None):
+    """Return the options of a small run of the named models on a CPU, followed by `more`."""
+    options = arguments(data, weights or data / "weights", *more)
     position = options.index("--model-name") + 1
     return [*options[:position], *names, *options[position + 1 :]]
 
 
+def read(folder):
+    """Return the content of result.json."""
+    return json.loads((folder / "result.json").read_text())
+
+
 def counts(out, names=NAMES):
-    """Everything that is counted in the results of a run: confusion matrices, agreement and per-image rows."""
+    """Return everything that a run counts: confusion matrices, agreement and rows per image."""
     found = {}
     for name in names:
         folder = out / name if len(names) > 1 else out
-        result = json.loads((folder / "result.json").read_text())
+        result = read(folder)
         matrices = {backend: entry["confusion_matrix"] for backend, entry in result["backends"].items()}
         rows = list(csv.DictReader((folder / "per_image.csv").open()))
         found[name] = matrices, result["agreement"], rows

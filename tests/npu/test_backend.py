@@ -15,8 +15,7 @@ from onnx import TensorProto, helper
 
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import CHIPS
-from ffnet.config import NpuConfig
-from ffnet.file_names import MODEL_FILE
+from ffnet.config import MODEL_FILE, NpuConfig
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.backend import NpuBackend, NpuProcess, run_once, write_npu_context
 from ffnet.npu.worker import NpuTarget

@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-from ffnet.file_names import MODEL_FILE
+from ffnet.config import MODEL_FILE
 from ffnet.onnx.divergence import Difference, LayerDivergence, compare_layers, first_divergence, largest_divergence
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.sites import quantizer_sites

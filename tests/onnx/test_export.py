@@ -10,8 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from ffnet.config import QuantizationConfig
-from ffnet.file_names import EXPORT_FILES, FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.config import EXPORT_FILES, FLOAT_MODEL_FILE, MODEL_FILE, QuantizationConfig
 from ffnet.onnx import export as export_module
 from ffnet.onnx.export import check_export, export
 from ffnet.quantization.quantsim import build_quantsim, equalize

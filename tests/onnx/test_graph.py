@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ffnet.file_names import MODEL_FILE
+from ffnet.config import MODEL_FILE
 from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import check_export, export
 from ffnet.onnx.graph import GraphIndex, fold_float_constants, keep_scale_in_resizes, unify_bit_widths, widen

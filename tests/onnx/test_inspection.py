@@ -4,7 +4,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx.inspection import inspect_onnx
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.exports import export_simulation, exported

@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.evaluation.postprocessing import predict
-from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx, open_session, resize, run_session
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError

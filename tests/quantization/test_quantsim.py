@@ -1,8 +1,9 @@
 """Simulations: the published configuration, read off AIMET's own modules, and AIMET's own calibration."""
 
-import dataclasses
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,7 @@ import torch
 from aimet_torch.common.quantsim_config.quantsim_config import _get_config_file
 
 from ffnet.config import QuantizationConfig, Runtime
-from ffnet.evaluation.loading import normalize
 from ffnet.model import FFNet
-from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import (
     build_quantsim,
     calibrate,
@@ -20,11 +19,10 @@ from ffnet.quantization.quantsim import (
     check_config_file,
     check_finite_logits,
     equalize,
-    quantize,
-    quiet_aimet,
+    own_batches,
 )
-from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
+from tests.helpers.exchange import ThreadExchange, Threads
 from tests.helpers.networks import (
     DEMO,
     PRE_DOWN,
@@ -35,40 +33,30 @@ from tests.helpers.networks import (
     three_layer_network,
     toy_model,
 )
-from tests.helpers.simulations import encodings, logits, simulate, small_network
+from tests.helpers.simulations import calibrated_by_aimet, encodings, logits, random_images, simulate, small_network
 
 LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in (DEMO, PRE_DOWN)]
 TOY_PRE_DOWN = "toy_pre_down"
-OTHER_STEMS = ("ffnet18_dAAC", "ffnet50_AAA")
-QUIET = Runtime(progress=False)
+OTHER_STEMS = [pytest.param(f"segmentation_{name}", marks=pytest.mark.slow) for name in ("ffnet18_dAAC", "ffnet50_AAA")]
+QUIET = Runtime(quiet=True)
 
 
 def network(name):
     if name == TOY_PRE_DOWN:
-        model = FFNet(dataclasses.replace(TOY, pre_down=True)).eval()
+        model = FFNet(replace(TOY, pre_down=True)).eval()
         model.load_state_dict(golden_state(model))
         return model
-    small = {"small": small_network, "three_layers": three_layer_network}
-    return small[name]() if name in small else golden_model(name)
-
-
-def calibration_images(count=3):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (count, 3, 64, 128), generator=generator, dtype=torch.uint8)
-    return [(image, torch.zeros(64, 128, dtype=torch.uint8)) for image in images]
-
-
-def calibrated_by_aimet(prepared, batches, config):
-    """A simulation with AIMET's own analyzers and its own search for encodings."""
-    sim = build_quantsim(prepared, config)
-    with quiet_aimet(), torch.no_grad():
-        sim.compute_encodings(lambda model: [model(batch) for batch in batches])
-    return sim
+    return small_network() if name == "small" else golden_model(name)
 
 
 @pytest.fixture(scope="module", params=["toy", TOY_PRE_DOWN, *LARGE])
 def sim(request, toy_sim):
     return toy_sim if request.param == "toy" else simulate(network(request.param), random_batches(1))
+
+
+@pytest.fixture
+def three_layers():
+    return build_quantsim(equalize(three_layer_network()), QuantizationConfig())
 
 
 def quantized_modules(sim):
@@ -112,10 +100,7 @@ def test_the_model_input_is_quantized_and_nothing_around_the_gaussian(sim):
 
 
 @pytest.mark.parametrize("cle", (True, False))
-@pytest.mark.parametrize(
-    "name",
-    ("small", *LARGE, *(pytest.param(f"segmentation_{name}", marks=pytest.mark.slow) for name in OTHER_STEMS)),
-)
+@pytest.mark.parametrize("name", ("small", *LARGE, *OTHER_STEMS))
 def test_an_equalized_network_computes_the_same_function(name, cle):
     model = network(name)
     x = random_batches(1)[0]
@@ -128,11 +113,6 @@ def test_an_equalized_network_computes_the_same_function(name, cle):
 def test_equalization_changes_the_weights():
     folded, equalized = (equalize(small_network(), cle).state_dict() for cle in (False, True))
     assert not torch.allclose(folded["block.conv1.weight"], equalized["block.conv1.weight"])
-
-
-@pytest.mark.parametrize("name", ("three_layers", *LARGE))
-def test_two_calibrations_give_the_same_encodings(name):
-    assert encodings(simulate(network(name))) == encodings(simulate(network(name)))
 
 
 def test_bit_widths_and_scheme_reach_the_simulation():
@@ -150,7 +130,7 @@ def test_bit_widths_and_scheme_reach_the_simulation():
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize("name", ("small", *LARGE))
 def test_encodings_are_those_of_aimets_own_calibration(name, memory_format):
-    """Batches of which later ones stay in the range of the first, exceed it, and exceed AIMET's limit for it."""
+    """Later batches stay in the range of the first, exceed it, and exceed AIMET's limit for it."""
     prepared = equalize(network(name))
     batches = [scale * batch for scale, batch in zip((1, 0.5, 2, 1, 30, 1), 3 * random_batches(), strict=True)]
     batches = [batch.contiguous(memory_format=memory_format) for batch in batches]
@@ -159,28 +139,38 @@ def test_encodings_are_those_of_aimets_own_calibration(name, memory_format):
     assert encodings(sim) == encodings(calibrated_by_aimet(prepared, batches, QuantizationConfig()))
 
 
-@pytest.mark.slow
-def test_quantize_equalizes_calibrates_on_the_images_and_raises_weight_scales():
-    model, images = small_network(), calibration_images()
-    norm = model.block.bn1
-    with torch.no_grad():  # a channel of nearly zero weights with a bias
-        norm.weight[3], norm.bias[3] = 1e-12, 400
-    config = QuantizationConfig(cle=False, param_bw=4)
-    sim = quantize(model, images, config, dataclasses.replace(QUIET, batch_size=2))
-    batches = [normalize(torch.stack([image for image, _ in images[i : i + 2]])) for i in (0, 2)]
-    expected = calibrated_by_aimet(equalize(model, cle=False), batches, config)
-    assert encodings(sim) != encodings(expected)
-    assert raise_weight_scales(expected) == {"block.conv1": 1}
-    assert encodings(sim) == encodings(expected)
-    assert torch.equal(logits(lower(sim), batches[0]), logits(expected.model, batches[0]))
+@pytest.mark.parametrize(
+    ("images", "batch_size", "rank", "processes", "batches", "shared"),
+    (
+        (10, 2, 1, 2, [[0, 1], [4, 5], [8, 9]], 2),
+        (11, 2, 1, 2, [[0, 1], [4, 5], [8, 9], [10]], 2),
+        (5, 2, 0, 3, [[0, 1], [2, 3], [4]], 0),
+        (3, 8, 1, 2, [[0, 1, 2]], 0),
+        (7, 1, 2, 3, [[0], [3], [6]], 2),
+    ),
+)
+def test_every_process_runs_the_first_batch_its_share_and_what_remains(
+    images, batch_size, rank, processes, batches, shared
+):
+    own, number = own_batches(images, batch_size, ThreadExchange(Threads(processes), rank))
+    assert [list(batch) for batch in own] == batches and number == shared
 
 
-def test_quantize_takes_encodings_from_a_file(tmp_path):
-    sim = quantize(three_layer_network(), calibration_images(), QuantizationConfig(), QUIET)
-    with quiet_aimet():
-        sim.save_encodings_to_json(str(tmp_path), "encodings")
-    config = QuantizationConfig(encodings=tmp_path / "encodings.json")
-    assert encodings(quantize(three_layer_network(), [], config, QUIET)) == encodings(sim)
+@pytest.mark.parametrize("processes", (2, 3))
+def test_processes_that_calibrate_together_find_the_encodings_of_one(processes):
+    """Threads in place of processes: six batches, of which later ones exceed the range of the first."""
+    prepared = equalize(three_layer_network())
+    images, runtime = random_images(11, growing=True), replace(QUIET, batch_size=2, num_workers=0)
+    alone, *together = (build_quantsim(prepared, QuantizationConfig()) for _ in range(1 + processes))
+    calibrate_on_images(alone, images, runtime)
+    threads = Threads(processes)
+
+    def run(rank):
+        return calibrate_on_images(together[rank], images, runtime, threads.exchange(rank))
+
+    with ThreadPoolExecutor(processes) as executor:
+        assert list(executor.map(run, range(processes))) == [2] * processes
+    assert all(encodings(sim) == encodings(alone) for sim in together)
 
 
 OUT_OF_MEMORY = (
@@ -189,62 +179,57 @@ OUT_OF_MEMORY = (
 )
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_calibration_starts_again_with_smaller_batches_if_memory_runs_out(capsys, error):
-    prepared = equalize(three_layer_network())
-    images = calibration_images(8)
-    expected = build_quantsim(prepared, QuantizationConfig())
-    assert calibrate_on_images(expected, images, dataclasses.replace(QUIET, batch_size=2)) == 2
-
-    sim = build_quantsim(prepared, QuantizationConfig())
+def fail_on_batches(sim, error, largest=0, first=0):
+    """Raise an error for batches of more than `largest` images, from the call with index `first` on; return sizes."""
     sizes = []
 
-    def run_out_of_memory(module, arguments):
+    def check(module, arguments):
         sizes.append(len(arguments[0]))
-        if len(arguments[0]) > 2 and sizes.count(4) > 1:  # the second batch of 4
+        if len(arguments[0]) > largest and len(sizes) > first:
             raise error
 
-    sim.model.register_forward_pre_hook(run_out_of_memory)
-    assert calibrate_on_images(sim, images, dataclasses.replace(QUIET, batch_size=4)) == 2
+    sim.model.register_forward_pre_hook(check)
+    return sizes
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_calibration_starts_again_with_smaller_batches_if_memory_runs_out(capsys, three_layers, error):
+    images, expected = random_images(8), build_quantsim(equalize(three_layer_network()), QuantizationConfig())
+    assert calibrate_on_images(expected, images, replace(QUIET, batch_size=2)) == 2
+    sizes = fail_on_batches(three_layers, error, largest=2, first=1)  # the second batch of 4
+    assert calibrate_on_images(three_layers, images, replace(QUIET, batch_size=4)) == 2
     assert sizes == [4, 4, 2, 2, 2, 2]
-    assert encodings(sim) == encodings(expected)
+    assert encodings(three_layers) == encodings(expected)
     assert "batches of 2" in capsys.readouterr().err
 
 
-def test_calibration_ends_if_memory_does_not_suffice_for_one_image():
-    sim = build_quantsim(equalize(three_layer_network()), QuantizationConfig())
-
-    def run_out_of_memory(module, arguments):
-        raise torch.cuda.OutOfMemoryError
-
-    sim.model.register_forward_pre_hook(run_out_of_memory)
-    with pytest.raises(UserError, match="one image"):
-        calibrate_on_images(sim, calibration_images(), QUIET)
+def test_too_little_memory_for_one_image_or_for_a_shared_batch_names_the_remedy(three_layers):
+    fail_on_batches(three_layers, OUT_OF_MEMORY[0])
+    with pytest.raises(UserError, match="GPU: its memory does not suffice for one image"):
+        calibrate_on_images(three_layers, random_images(3), QUIET)
+    with pytest.raises(UserError, match="--batch-size 8: the memory of a GPU does not suffice"):
+        calibrate_on_images(three_layers, random_images(3), QUIET, Threads(1).exchange(0))
 
 
-def test_errors_during_calibration_that_are_no_lack_of_memory_stay_as_they_are():
-    sim = build_quantsim(equalize(three_layer_network()), QuantizationConfig())
-
-    def fail(module, arguments):
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-    sim.model.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="device-side assert"):
-        calibrate_on_images(sim, calibration_images(), QUIET)
+def test_errors_during_calibration_that_are_no_lack_of_memory_stay_as_they_are(three_layers):
+    fail_on_batches(three_layers, RuntimeError("CUDA error: device-side assert triggered"))
+    for exchange in (None, Threads(1).exchange(0)):
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            calibrate_on_images(three_layers, random_images(3), QUIET, exchange)
 
 
-def test_calibration_without_images_is_an_error():
-    sim = build_quantsim(equalize(three_layer_network()), QuantizationConfig())
+def test_calibration_without_images_is_an_error(three_layers):
     with pytest.raises(UserError, match="4 quantizers got no encodings, the first of them 0.input"):
-        calibrate(sim, [])
+        calibrate(three_layers, [])
 
 
-@pytest.mark.parametrize("text", ("", "hello", "[]", "{}", '{"defaults": {"unsigned_symmetric": "True"}}'))
-def test_configuration_files_that_aimet_does_not_accept_are_named(tmp_path, text):
+@pytest.mark.parametrize("text", ("", "[]", '{"defaults": {"unsigned_symmetric": "True"}}', "not ASCII: é"))
+def test_configuration_files_that_aimet_does_not_accept_are_named_in_one_line(tmp_path, text):
     path = tmp_path / "config.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=f"--config-file {path}: AIMET does not accept"):
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=f"--config-file {path}: AIMET does not accept") as caught:
         check_config_file(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_configurations_that_quantize_nothing_are_errors(tmp_path):
@@ -255,28 +240,13 @@ def test_configurations_that_quantize_nothing_are_errors(tmp_path):
         check_config_file(str(path))
 
 
-def test_configuration_files_are_read_alike_with_and_without_a_byte_order_mark(tmp_path):
-    text = Path(_get_config_file("htp_v81")).read_text()
-    expected = simulate(three_layer_network(), config_file="htp_v81")
-    for encoding in ("utf-8", "utf-8-sig"):
-        path = tmp_path / encoding
-        path.write_text(text, encoding=encoding)
-        check_config_file(str(path))
-        assert encodings(simulate(three_layer_network(), config_file=str(path))) == encodings(expected)
-
-
-@pytest.mark.parametrize("encoding", ("utf-16", "utf-16-be", "latin-1"))
-def test_configuration_files_in_another_encoding_get_one_line(encoding, tmp_path):
+def test_aimets_own_configurations_are_accepted(tmp_path):
     path = tmp_path / "config.json"
-    text = Path(_get_config_file("htp_v81")).read_text().replace("{", '{"é": 1, ', 1)
-    path.write_bytes(("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding))
-    with pytest.raises(UserError, match=f"--config-file {path}: AIMET does not accept .*UTF-") as caught:
-        check_config_file(str(path))
-    assert "\n" not in str(caught.value)
-
-
-def test_aimets_own_configurations_are_accepted():
+    path.write_text(Path(_get_config_file("htp_v81")).read_text())
     check_config_file("htp_v81")
+    check_config_file(str(path))
+    by_name, by_file = (simulate(three_layer_network(), config_file=name) for name in ("htp_v81", str(path)))
+    assert encodings(by_name) == encodings(by_file)
 
 
 def test_weights_with_which_logits_are_not_finite_are_an_error():
@@ -287,13 +257,10 @@ def test_weights_with_which_logits_are_not_finite_are_an_error():
         check_finite_logits(model, "x.pth")
 
 
-def test_quantizing_prints_nothing(capfd):
-    quantize(small_network(), calibration_images(1), runtime=QUIET)
-    assert "".join(capfd.readouterr()) == ""
-
-
 @pytest.mark.slow
-def test_importing_aimet_prints_nothing():
+def test_importing_and_quantizing_print_nothing(capfd):
+    simulate(small_network(), random_batches(1))
+    assert "".join(capfd.readouterr()) == ""
     command = [sys.executable, "-c", "import ffnet.quantization.quantsim, ffnet.quantization.sensitivity"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""

@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from ffnet.config import QuantizationConfig
-from ffnet.file_names import ENCODINGS_FILE, FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
+from ffnet.config import ENCODINGS_FILE, FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS, QuantizationConfig
 from ffnet.onnx.export import export
 from ffnet.quantization.encodings import load_encodings, rounded_layers
 from ffnet.quantization.encodings_file import read_encodings

@@ -5,8 +5,7 @@ import torch
 
 from ffnet.config import QuantizationConfig
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
-from ffnet.quantization.sites import ACTIVATION, WEIGHT, quantizer_sites, site_parameter
-from ffnet.quantization.state import read_state, write_state
+from ffnet.quantization.sites import ACTIVATION, WEIGHT, quantizer_sites, read_state, site_parameter, write_state
 from tests.helpers.networks import random_batches
 from tests.helpers.simulations import encodings, logits, small_network
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from ffnet.evaluation.backends import INT8_SIMULATED
+from ffnet.evaluation.scores import INT8_SIMULATED
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.charts import (
     NOT_ON_FRONT,

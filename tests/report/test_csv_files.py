@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.report.csv_files import (
     class_rows,

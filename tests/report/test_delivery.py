@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ffnet.config import Config, ModelConfig, OutputConfig
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
-from ffnet.file_names import COMPARISON_FILES, RESULT_FILES
+from ffnet.config import COMPARISON_FILES, RESULT_FILES, Config, ModelConfig, OutputConfig
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.report.delivery import deliver
 from ffnet.results.result import Diagnostics
 from ffnet.system.errors import UserError

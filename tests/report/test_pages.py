@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.labels import CLASSES
-from ffnet.quantization.recovery.outcome import RaisedQuantizer
+from ffnet.quantization.recovery.search import RaisedQuantizer
 from ffnet.report.rendering import relative_url, render, render_comparison
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics
 from ffnet.system.files import write_atomically

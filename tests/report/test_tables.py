@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffnet.evaluation.backends import FP32, INT8_NPU
+from ffnet.evaluation.scores import FP32, INT8_NPU
 from ffnet.report import tables
 from ffnet.report.rendering import LEGEND, format_comparison, format_console, format_models
 from ffnet.results.result import Diagnostics

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ffnet.config import Config, QuantizationConfig
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.model import build_model
 from ffnet.options import option_values
 from ffnet.results.comparison import GMACS, LATENCY, Candidate, compare_model, pareto_front

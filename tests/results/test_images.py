@@ -9,10 +9,10 @@ from scipy.ndimage import binary_dilation
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Runtime
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import predict
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.labels import COLORS
 from ffnet.results import images as report_images
 from ffnet.results.images import IMPROVED, MARKS, OTHER, REGRESSED, SAME, compare_images, worst_images

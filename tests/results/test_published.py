@@ -8,7 +8,7 @@ import pytest
 
 from ffnet.chips import CHIPS
 from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.results import published
 from ffnet.results.published import GALAXY_S25, Comparison, DeviceResult, ImageSetup, ai_hub_result
 from ffnet.variants import INPUT_SIZE, VARIANTS

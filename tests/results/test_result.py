@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED, ONNX_FILE
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED, ONNX_FILE
 from ffnet.results import result
 from ffnet.results.result import Result
 from tests.helpers.results import PAIR, small_npu, small_recovery, small_result, small_scores

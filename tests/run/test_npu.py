@@ -1,4 +1,4 @@
-"""The program with --npu: the smallest network end to end, and what is kept if the evaluation on the NPU ends early."""
+"""The program with --npu: the smallest network end to end, and what is saved if the NPU's evaluation ends early."""
 
 import csv
 import json
@@ -10,29 +10,29 @@ import signal
 import pytest
 
 import ffnet_quanteval
-from ffnet.evaluation.backends import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
-from ffnet.file_names import MODEL_FILE
+from ffnet.config import MODEL_FILE
+from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.run.npu import divergence_notes, evenly_spaced
+from ffnet.run.npu import divergence_notes
 from tests.helpers.cityscapes_tree import SIZE
 from tests.helpers.program import arguments, run_with_result
 
 
 @pytest.fixture
 def ready_export(small_export, monkeypatch):
-    """Have the program take a smaller file that is already there as the one that it exported."""
+    """Replace the export by a copy of a smaller file."""
     assert small_export.size == SIZE
 
     def copy(sim, size, folder, *_):
         folder.mkdir()
         shutil.copy(small_export.folder / MODEL_FILE, folder)
 
-    monkeypatch.setattr("ffnet.run.pipeline.export", copy)
+    monkeypatch.setattr("ffnet.run.networks.export", copy)
 
 
 def end_at_second_image(monkeypatch, end):
-    """Have `end` called before the NPU gets its second image."""
+    """Call `end` before the NPU gets its second image."""
     original, calls = NpuBackend.__call__, []
 
     def call(backend, images):
@@ -69,7 +69,7 @@ def test_a_run_with_export_scores_the_npu_and_compares_its_layers(tree, toy_chec
 
 
 @pytest.mark.npu
-def test_ctrl_c_keeps_the_images_that_were_done_and_all_other_results(
+def test_ctrl_c_costs_neither_the_images_that_were_done_nor_other_results(
     tree, toy_checkpoint, ready_export, monkeypatch, capsys
 ):
     end_at_second_image(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -83,7 +83,7 @@ def test_ctrl_c_keeps_the_images_that_were_done_and_all_other_results(
 
 
 @pytest.mark.npu
-def test_a_resumed_run_goes_on_with_the_images_that_the_npu_has_not_done(
+def test_a_resumed_run_continues_with_the_images_that_the_npu_has_not_done(
     tree, toy_checkpoint, ready_export, monkeypatch
 ):
     monkeypatch.setattr("ffnet.run.npu.compare_with_npu", lambda *_: [])  # the file is that of another network
@@ -118,14 +118,6 @@ def test_an_onnx_file_is_scored_on_the_npu(tree, small_export):
     options = ["--dataset-path", tree, "--onnx", small_export.folder / MODEL_FILE, "--npu", "--npu-images", "2"]
     npu = run_with_result([*options, "--num-workers", "0"], tree / "out")["npu"]
     assert list(npu["backends"]) == [ONNX_FILE, INT8_NPU] and npu["agreement"][f"{ONNX_FILE}|{INT8_NPU}"] > 97
-
-
-@pytest.mark.parametrize(
-    ("number", "wanted", "indices"),
-    ((10, 3, [0, 4, 9]), (10, 1, [0]), (3, 50, [0, 1, 2]), (3, "all", [0, 1, 2]), (500, 5, [0, 125, 250, 374, 499])),
-)
-def test_images_are_spread_evenly_from_the_first_to_the_last(number, wanted, indices):
-    assert evenly_spaced(number, wanted).tolist() == indices
 
 
 def test_the_layers_that_diverge_first_and_most_are_named():

@@ -11,15 +11,14 @@ from skimage.io import imread, imsave
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.chips import CHIPS
-from ffnet.config import Runtime
-from ffnet.evaluation.backends import ONNX_FILE
+from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, Runtime
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.file_names import FLOAT_MODEL_FILE, MODEL_FILE
+from ffnet.evaluation.scores import ONNX_FILE
 from ffnet.labels import LABEL_IDS
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
-from ffnet.run.onnx_file import open_onnx
+from ffnet.run.pipeline import open_onnx
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.onnx_files import color_network, normalizing_inside, save
 from tests.helpers.program import run_with_result

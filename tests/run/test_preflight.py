@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ffnet.file_names import PROGRESS_FOLDER
+from ffnet.config import PROGRESS_FOLDER
 from ffnet.options import parse_args
 from ffnet.run import preflight
 from ffnet.system.errors import UserError

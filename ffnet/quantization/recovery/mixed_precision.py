@@ -8,8 +8,15 @@ from collections.abc import Callable, Sequence
 from aimet_torch.quantsim import QuantizationSimModel
 
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites, sites_by_quantizer
-from ffnet.quantization.state import SimState, read_state
+from ffnet.quantization.sites import (
+    ACTIVATION,
+    WEIGHT,
+    QuantizerSite,
+    SimState,
+    quantizer_sites,
+    read_state,
+    sites_by_quantizer,
+)
 from ffnet.quantization.weighted_layers import INT32_BITS
 
 RAISED_BITS = {WEIGHT: 8, ACTIVATION: 16}

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tests.helpers.pretend_gpu.guard import load_guard
 
-ALSO = ("copy_", "_convolution")  # have no CUDA kernel of their own, but need the driver or cuDNN on a GPU
+ALSO = ("copy_", "_convolution")  # operators without a CUDA kernel that need the driver or cuDNN on a GPU
 # Operators that take tensors of two devices on a GPU too; the others take at most numbers from the CPU.
 MIXED = ("copy_", "index.Tensor", "index.Tensor_out", "index_put_", "_index_put_impl_")
 

@@ -9,8 +9,8 @@ from ffnet.evaluation.loop import _score
 from ffnet.evaluation.postprocessing import agreeing_pixels
 from ffnet.quantization.lowering import _plain_layer
 from ffnet.quantization.weighted_layers import _scale_factors
-from ffnet.run.diagnostics import diagnose
-from ffnet.run.records import ScoreCollector
+from ffnet.run.scoring import measure_sensitivity
+from ffnet.run.session import _save
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Mistake:
     function: object
     correct: str
     mistaken: str
-    options: tuple[str, ...] = ()  # without which the program does not get there
+    options: tuple[str, ...] = ()  # options that the program needs to call the function
 
     def plant(self):
         """Change the function for the rest of the process, wherever it was imported to."""
@@ -41,14 +41,14 @@ MISTAKES = {
     ),
     "the lowered network's weights are on the CPU": Mistake(_plain_layer, ".clone()", ".clone().cpu()"),
     "counts are read on the device": Mistake(agreeing_pixels, ".cpu().numpy()", ".numpy()"),
-    "predictions are written from the device": Mistake(
-        ScoreCollector._save, "ids[position].cpu().numpy()", "ids[position].numpy()"
-    ),
+    "predictions are written from the device": Mistake(_save, "ids[position].cpu().numpy()", "ids[position].numpy()"),
     "the scales of weights are on the CPU": Mistake(
         _scale_factors, ".flatten() * step", ".flatten().cpu() * step.cpu()"
     ),
     "ONNX Runtime's logits are scored on the CPU": Mistake(
         _score, "logits = logits.to(device)", "pass", options=("--execute",)
     ),
-    "images for the sensitivity are on the CPU": Mistake(diagnose, "[None].to(device))", "[None])"),
+    "images for the sensitivity are on the CPU": Mistake(
+        measure_sensitivity, "[None].to(run.runtime.device))", "[None])"
+    ),
 }

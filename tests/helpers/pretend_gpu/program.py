@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 
 import ffnet_quanteval
 from ffnet.report import delivery  # noqa: F401
@@ -22,6 +23,12 @@ def run_program(options, guard=None, count=1, memory=UNLIMITED):
     options[options.index("--use-cuda") + 1] = "true"
     with pretend_gpu(guard, count, memory):
         return ffnet_quanteval.main(options)
+
+
+def run_rank(options, guard, environment):
+    """Run the program as one of two processes on two pretended GPUs, with torchrun's environment."""
+    os.environ.update(environment)
+    return run_program(options, guard, count=2)
 
 
 def failure_of(options, guard, mistakes=(), memory=UNLIMITED):

@@ -15,8 +15,7 @@ from ffnet.quantization.recovery.mixed_precision import (
     rank_groups,
 )
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
-from ffnet.quantization.sites import ACTIVATION, WEIGHT, quantizer_sites
-from ffnet.quantization.state import read_state, write_state
+from ffnet.quantization.sites import ACTIVATION, WEIGHT, quantizer_sites, read_state, write_state
 from tests.helpers.networks import random_batches, three_layer_network
 from tests.helpers.simulations import encodings, logits, simulate, small_network
 

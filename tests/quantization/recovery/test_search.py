@@ -1,29 +1,28 @@
-"""The search for a better configuration: which steps it takes, which it keeps, and where it ends."""
+"""The search for a better configuration: which steps it takes, which it drops, and where it ends."""
 
 import pytest
 import torch
 
 from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
-from ffnet.evaluation.backends import FP32, INT8_SIMULATED
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
-from ffnet.quantization.recovery.search import ADAROUND, PLAIN, SEQ_MSE, Images, RecoverySearch
-from ffnet.quantization.sites import quantizer_sites
-from ffnet.quantization.state import write_state
-from ffnet.quantization.weighted_layers import multiply_accumulates, raise_weight_scales
+from ffnet.quantization.recovery.search import ADAROUND, PLAIN, SEQ_MSE, RecoverySearch
+from ffnet.quantization.sites import quantizer_sites, write_state
+from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
 from tests.helpers.simulations import small_network
 
-RUNTIME = Runtime(batch_size=2, progress=False)
+RUNTIME = Runtime(batch_size=2, quiet=True)
 SIZE = (32, 64)
 BOTH = f"{SEQ_MSE} and {ADAROUND}"
 
 
 def make_images(model, number, seed, labelled=True):
-    """Random images whose labels are the network's own predictions, so that its mIoU in FP32 is 100."""
+    """Return random images whose labels are the network's own predictions, so that its mIoU in FP32 is 100."""
     images = torch.randint(0, 256, (number, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         logits = torch.nn.functional.interpolate(model(normalize(images)), size=SIZE, mode="bilinear")
@@ -31,18 +30,15 @@ def make_images(model, number, seed, labelled=True):
     return list(zip(images, labels if labelled else torch.full_like(labels, 255), strict=True))
 
 
-def make_search(labelled=True, **config):
-    """A search on the small network at W4A8, on four calibration images and three selection images."""
-    model, options = small_network(), QuantizationConfig(param_bw=4, **config)
+def make_search(labelled=True, recovery_images=2, **config):
+    """Return a search on the small network at W4A8, on four calibration images and three selection images."""
+    model = small_network()
+    options = QuantizationConfig(param_bw=4, recovery_images=recovery_images, **config)
     float_network = equalize(model)
     sim = build_quantsim(float_network, options)
     calibration = make_images(model, 4, seed=0)
     calibrate_on_images(sim, calibration, RUNTIME)
-    images = Images(
-        calibration, [normalize(image[None]) for image, _ in calibration[:2]], make_images(model, 3, 1, labelled)
-    )
-    operations = multiply_accumulates(float_network, SIZE)
-    return RecoverySearch(sim, float_network, images, operations, options, RUNTIME)
+    return RecoverySearch(sim, float_network, calibration, make_images(model, 3, 1, labelled), options, RUNTIME)
 
 
 def names(candidates):
@@ -62,12 +58,12 @@ def test_requested_steps_are_all_taken_and_the_last_one_is_used():
     assert search.tried[0].cost.weight_bytes == 0.5
 
 
-def test_the_drop_is_that_of_an_evaluation_of_the_kept_state():
+def test_the_drop_is_that_of_an_evaluation_of_the_saved_state():
     search = make_search(adaround=20)
     search.run()
     write_state(search.sim, search.best.state)
     raise_weight_scales(search.sim)
-    scores = evaluate({FP32: small_network(), INT8_SIMULATED: lower(search.sim)}, search.images.selection, RUNTIME)
+    scores = evaluate({FP32: small_network(), INT8_SIMULATED: lower(search.sim)}, search.selection, RUNTIME)
     fp32, int8 = (100 * metrics.mean_iou(scores.total(name)) for name in (FP32, INT8_SIMULATED))
     assert search.best.drop == pytest.approx(fp32 - int8, abs=0.3)  # AdaRound's result is in `state`, FP32 is equalized
     assert search.best.matrices[INT8_SIMULATED].tolist() == scores.confusion_matrices[INT8_SIMULATED].tolist()
@@ -89,7 +85,7 @@ def test_more_bits_come_last_and_only_as_many_as_the_target_needs():
     smallest = min(candidate.drop for candidate in search.tried)
     assert search.best.drop == smallest or search.best.drop <= 0
     write_state(search.sim, search.best.state)
-    raised = {site.name for group in search.best.raised for site in group.sites}
+    raised = {site.name for sites in search.best.raised for site in sites}
     changed = {name for name, bits in bit_widths(search.sim).items() if bits != plain[name]}
     assert changed == raised
 
@@ -116,7 +112,7 @@ def test_a_step_starts_from_the_best_configuration_so_far(monkeypatch):
     monkeypatch.setattr(search, "_apply_seq_mse", spoil)
     search.run()
     assert names(search.tried)[:3] == [PLAIN, SEQ_MSE, ADAROUND]
-    assert SEQ_MSE not in names(search.kept)
+    assert SEQ_MSE not in names(search.bases)
 
 
 def test_an_interrupted_search_knows_the_best_so_far(monkeypatch):
