@@ -1,11 +1,8 @@
-"""CSV files of a run and of a comparison.
-
-Percentages have four decimals, and a cell is empty if its value is undefined.
-"""
+"""CSV files: percentages have four decimals, and a cell is empty if its value is undefined."""
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.results.comparison import COSTS, ComparedModel, ModelComparison
+from ffnet.results.comparison import COSTS, ModelComparison
 from ffnet.results.published import RUNTIMES
 from ffnet.results.result import BackendResult, Result, miou_drops, percent
 from ffnet.system.files import write_atomically
@@ -106,9 +103,7 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
     """
     has_npu = any(model.result.npu for model in comparison.models)
     words = {None: None, True: "yes", False: "no"}
-    on_fronts: dict[str, Callable[[ComparedModel], bool | None]] = {
-        f"on the front by {cost.name}": comparison.front(cost).has for cost in COSTS
-    }
+    fronts = {f"on the front by {cost.name}": comparison.front(cost) for cost in COSTS}
     rows = []
     for model in comparison.models:
         result, npu = model.result, model.result.npu
@@ -123,7 +118,7 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
         row["latency device"] = published and published.device
         row["latency image size"] = published and "{}x{}".format(*published.input_size)
         row |= {f"{name} ms": published and published.latency[key] for key, name in RUNTIMES.items()}
-        rows.append(row | {heading: words[on_front(model)] for heading, on_front in on_fronts.items()})
+        rows.append(row | {heading: words[front.has(model)] for heading, front in fronts.items()})
     return rows
 
 

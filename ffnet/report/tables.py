@@ -1,7 +1,4 @@
-"""The tables of a run and of a comparison: defined once, printed on the console and shown on the page.
-
-A comparison has the tables of a run with more rows, those of the costs of its models, and those of the Pareto fronts.
-"""
+"""The tables of a run and of a comparison: defined once, printed on the console and shown on the page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

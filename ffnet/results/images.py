@@ -41,12 +41,10 @@ class NamedImages(Images, Protocol):
     @property
     def names(self) -> Sequence[str]:
         """The name of each image."""
-        ...
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,9 @@ class Recovery:
     steps: list[RecoveryStep]
     chosen: str  # name of the step whose configuration is used
     raised: list[RaisedQuantizer]  # quantizers with more bits in the chosen configuration
-    interrupted: bool  # whether Ctrl-C ended the search
     selection_images: list[str] = field(default_factory=list)  # names of the images that the steps were measured on
     scored_too: bool = False  # whether some of them are scored
+    interrupted: bool = False  # whether Ctrl-C ended the search
 
     @property
     def chosen_step(self) -> RecoveryStep:
