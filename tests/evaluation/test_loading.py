@@ -6,12 +6,11 @@ import time
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from datasets import DatasetError
 from ffnet.config import Runtime
 from ffnet.evaluation.loading import (
-    Selection,
     decoding_threads,
     denormalize,
     evenly_spaced,
@@ -59,8 +58,8 @@ def test_batches_equal_those_of_torchs_loader_in_the_same_order(cityscapes, work
         assert all(torch.equal(tensor, reference) for tensor, reference in zip(batch, other, strict=True))
 
 
-def test_a_selection_is_a_dataset_of_its_own():
-    batches = loader(Selection(Recorder(9), [7, 2, 4]), 2)
+def test_a_subset_is_a_dataset_of_its_own():
+    batches = loader(Subset(Recorder(9), [7, 2, 4]), 2)
     assert [images.flatten(1)[:, 0].tolist() for images, _ in batches] == [[7, 2], [4]]
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 import ffnet
 from ffnet.config import Runtime
 from ffnet.evaluation.compilation import PreparedBackends, prepare_backends
-from ffnet.evaluation.loading import Selection, normalize
+from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import calibration_batches, evaluate, score_batches, with_backoff
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.scores import concatenate
@@ -82,7 +83,7 @@ def test_batches_are_scored_in_order_and_together_give_all_scores(cityscapes):
 
 
 def test_no_images_have_empty_scores(cityscapes):
-    scores = scores_of(Selection(cityscapes, []))
+    scores = scores_of(Subset(cityscapes, []))
     assert scores.images == 0 and scores.confusion_matrices["FP32"].shape == (0, 19, 19)
     assert scores.agreeing_pixels["FP32", "INT8"].shape == (0,) and scores.total("INT8").sum() == 0
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +18,8 @@ from ffnet.quantization.quantsim import (
     check_config_file,
     check_finite_logits,
     equalize,
-    own_batches,
 )
 from ffnet.system.errors import UserError
-from tests.helpers.exchange import ThreadExchange, Threads
 from tests.helpers.networks import (
     DEMO,
     PRE_DOWN,
@@ -139,40 +136,6 @@ def test_encodings_are_those_of_aimets_own_calibration(name, memory_format):
     assert encodings(sim) == encodings(calibrated_by_aimet(prepared, batches, QuantizationConfig()))
 
 
-@pytest.mark.parametrize(
-    ("images", "batch_size", "rank", "processes", "batches", "shared"),
-    (
-        (10, 2, 1, 2, [[0, 1], [4, 5], [8, 9]], 2),
-        (11, 2, 1, 2, [[0, 1], [4, 5], [8, 9], [10]], 2),
-        (5, 2, 0, 3, [[0, 1], [2, 3], [4]], 0),
-        (3, 8, 1, 2, [[0, 1, 2]], 0),
-        (7, 1, 2, 3, [[0], [3], [6]], 2),
-    ),
-)
-def test_every_process_runs_the_first_batch_its_share_and_what_remains(
-    images, batch_size, rank, processes, batches, shared
-):
-    own, number = own_batches(images, batch_size, ThreadExchange(Threads(processes), rank))
-    assert [list(batch) for batch in own] == batches and number == shared
-
-
-@pytest.mark.parametrize("processes", (2, 3))
-def test_processes_that_calibrate_together_find_the_encodings_of_one(processes):
-    """Threads in place of processes: six batches, of which later ones exceed the range of the first."""
-    prepared = equalize(three_layer_network())
-    images, runtime = random_images(11, growing=True), replace(QUIET, batch_size=2, num_workers=0)
-    alone, *together = (build_quantsim(prepared, QuantizationConfig()) for _ in range(1 + processes))
-    calibrate_on_images(alone, images, runtime)
-    threads = Threads(processes)
-
-    def run(rank):
-        return calibrate_on_images(together[rank], images, runtime, threads.exchange(rank))
-
-    with ThreadPoolExecutor(processes) as executor:
-        assert list(executor.map(run, range(processes))) == [2] * processes
-    assert all(encodings(sim) == encodings(alone) for sim in together)
-
-
 OUT_OF_MEMORY = (
     torch.cuda.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
@@ -203,19 +166,16 @@ def test_calibration_starts_again_with_smaller_batches_if_memory_runs_out(capsys
     assert "batches of 2" in capsys.readouterr().err
 
 
-def test_too_little_memory_for_one_image_or_for_a_shared_batch_names_the_remedy(three_layers):
+def test_too_little_memory_for_one_image_names_the_remedy(three_layers):
     fail_on_batches(three_layers, OUT_OF_MEMORY[0])
     with pytest.raises(UserError, match="GPU: its memory does not suffice for one image"):
         calibrate_on_images(three_layers, random_images(3), QUIET)
-    with pytest.raises(UserError, match="--batch-size 8: the memory of a GPU does not suffice"):
-        calibrate_on_images(three_layers, random_images(3), QUIET, Threads(1).exchange(0))
 
 
 def test_errors_during_calibration_that_are_no_lack_of_memory_stay_as_they_are(three_layers):
     fail_on_batches(three_layers, RuntimeError("CUDA error: device-side assert triggered"))
-    for exchange in (None, Threads(1).exchange(0)):
-        with pytest.raises(RuntimeError, match="device-side assert"):
-            calibrate_on_images(three_layers, random_images(3), QUIET, exchange)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        calibrate_on_images(three_layers, random_images(3), QUIET)
 
 
 def test_calibration_without_images_is_an_error(three_layers):

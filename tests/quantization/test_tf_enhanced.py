@@ -1,7 +1,5 @@
 """The fast analyzer against AIMET's own: histograms and encodings to the last bit."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer
@@ -9,7 +7,6 @@ from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyze
 from ffnet.config import QuantizationConfig
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.tf_enhanced import EXACT, FastTfEnhancedAnalyzer, exact_histogram, use_fast_analyzers
-from tests.helpers.exchange import Threads
 from tests.helpers.networks import three_layer_network
 
 torch.manual_seed(0)
@@ -96,29 +93,3 @@ def test_only_tf_enhanced_analyzers_are_replaced():
         use_fast_analyzers(sim)
         after = [type(quantizer.encoding_analyzer) for quantizer in sim.quantizers()]
         assert after == [expected or kind for kind in before]
-
-
-@pytest.mark.parametrize("processes", (1, 2, 3))
-@pytest.mark.parametrize("seed", range(2))
-def test_processes_that_share_batches_find_the_histogram_of_one_process(processes, seed):
-    """Ranges grow within a round and from round to round, and some values lie beyond the limit."""
-    generator = torch.Generator().manual_seed(seed)
-    factors = torch.tensor([1.0, 0.3, 1.2, 2.0, 1.5, 90.0, 1.0]).repeat(2)
-    batches = [factor * torch.randn(2, 3, 8, 9, generator=generator) for factor in factors[: 1 + 4 * processes]]
-    alone = FastTfEnhancedAnalyzer(())
-    for batch in batches:
-        alone.update_stats(batch)
-    threads, analyzers = Threads(processes), [FastTfEnhancedAnalyzer(()) for _ in range(processes)]
-
-    def run(rank):
-        analyzers[rank].update_stats(batches[0])
-        analyzers[rank].exchange = threads.exchange(rank)
-        for batch in batches[1 + rank :: processes]:
-            analyzers[rank].update_stats(batch)
-
-    with ThreadPoolExecutor(processes) as executor:
-        list(executor.map(run, range(processes)))
-    for analyzer in analyzers:
-        for key in ("histogram", "bin_edges", "min", "max"):
-            found, expected = (getattr(a.observer.get_stats()[0], key) for a in (analyzer, alone))
-            assert torch.equal(found, expected), key

@@ -5,8 +5,6 @@ from ffnet.system.text import (
     format_interval,
     format_number,
     format_table,
-    interval_column,
-    join_columns,
     list_names,
     runtime_reason,
 )
@@ -26,11 +24,6 @@ def test_numbers_have_their_decimals_and_no_negative_zero():
     assert [format_number(value) for value in (None, 1.005, -0.001, 12)] == ["-", "1.00", "0.00", "12.00"]
     assert format_number(0.25, 1, "+") == "+0.2" and format_number(-0.25, 1, "+") == "-0.2"
     assert format_interval((-0.001, 2.5)) == "[0.00, 2.50]" and format_interval(None) == "-"
-
-
-def test_a_column_of_intervals_is_left_out_if_there_are_none():
-    assert interval_column([None, (1, 2)]) == ["95 % CI", "-", "[1.00, 2.00]"]
-    assert join_columns([["a", "1"], interval_column([None]), ["b", "2"]]) == [("a", "b"), ("1", "2")]
 
 
 def test_tables_align_the_first_column_to_the_left_and_the_others_to_the_right():
