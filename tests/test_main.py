@@ -39,14 +39,14 @@ def matrix(result, backend):
 def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tree, toy_checkpoint, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out, saved = tree / "out", tree / "saved"
-    options = arguments(tree, toy_checkpoint, "--save-predictions", saved)
+    options = arguments(tree, toy_checkpoint, "--save-predictions", saved, "--default-param-bw", "4")
     position = options.index("--use-cuda")
     del options[position : position + 2]
     result = run_with_result(options, out)
     printed = capsys.readouterr()
     assert "No CUDA device found: running on the CPU." in printed.err and result["device"].startswith("CPU")
     assert list(result["backends"]) == [FP32, INT8_SIMULATED] and result["calibration"]["images"] == 4
-    check_matrices(result, tree, quant_scheme="tf_enhanced")
+    check_matrices(result, tree, default_param_bw=4)
     official = official_evaluation(tree, saved / "INT8_simulated")
     int8 = result["backends"][INT8_SIMULATED]
     assert int8["miou"] == pytest.approx(100 * official["averageScoreClasses"], abs=1e-10)
@@ -66,7 +66,8 @@ def test_other_quantization_configs_give_what_aimet_gives(tree, toy_checkpoint):
 def check_matrices(result, tree, **quantization):
     """Compare confusion matrices with those of torch and AIMET, which use neither the program's loop nor its metrics.
 
-    AIMET's convolutions take their weights in another memory format than the lowered ones, and round differently.
+    AIMET's convolutions take their weights in another memory format than the lowered ones, and round differently. With
+    4-bit weights, the difference is small beside that to FP32.
     """
     pairs = read_pairs(tree)
     fp32 = toy_model().to(memory_format=torch.channels_last)
@@ -75,7 +76,7 @@ def check_matrices(result, tree, **quantization):
     counts = matrix(result, INT8_SIMULATED)
     by_aimet = confusion_matrix(aimets_simulation(pairs, **quantization), pairs)
     assert np.abs(counts - by_aimet).sum() / 2 <= 0.001 * counts.sum()
-    assert np.abs(counts - expected).sum() / 2 > 0.001 * counts.sum()
+    assert np.abs(counts - expected).sum() > 10 * np.abs(counts - by_aimet).sum()
 
 
 def read_pairs(tree):

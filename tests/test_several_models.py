@@ -103,6 +103,7 @@ def test_an_unusable_file_of_a_folder_is_named_before_the_first_model_is_quantiz
     assert SMOOTHED.name in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "status"), ((KeyboardInterrupt(), 130), (None, 2)))
 def test_an_end_at_the_second_model_leaves_the_results_and_the_comparison_of_the_first(
     data, tmp_path, capsys, monkeypatch, error, status

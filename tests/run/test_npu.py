@@ -69,6 +69,7 @@ def test_a_run_with_export_scores_the_npu_and_compares_its_layers(tree, toy_chec
 
 
 @pytest.mark.npu
+@pytest.mark.slow
 def test_ctrl_c_costs_neither_the_images_that_were_done_nor_other_results(
     tree, toy_checkpoint, ready_export, monkeypatch, capsys
 ):
@@ -83,6 +84,7 @@ def test_ctrl_c_costs_neither_the_images_that_were_done_nor_other_results(
 
 
 @pytest.mark.npu
+@pytest.mark.slow
 def test_a_resumed_run_continues_with_the_images_that_the_npu_has_not_done(
     tree, toy_checkpoint, ready_export, monkeypatch
 ):
@@ -101,6 +103,7 @@ def test_a_resumed_run_continues_with_the_images_that_the_npu_has_not_done(
 
 
 @pytest.mark.npu
+@pytest.mark.slow
 def test_a_crash_of_the_library_costs_no_other_result(tree, toy_checkpoint, ready_export, monkeypatch, capsys):
     def crash():
         for child in multiprocessing.active_children():
@@ -114,6 +117,7 @@ def test_a_crash_of_the_library_costs_no_other_result(tree, toy_checkpoint, read
 
 
 @pytest.mark.npu
+@pytest.mark.slow
 def test_an_onnx_file_is_scored_on_the_npu(tree, small_export):
     options = ["--dataset-path", tree, "--onnx", small_export.folder / MODEL_FILE, "--npu", "--npu-images", "2"]
     npu = run_with_result([*options, "--num-workers", "0"], tree / "out")["npu"]

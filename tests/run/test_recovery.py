@@ -28,6 +28,7 @@ def test_what_a_recovered_run_exports_is_read_back_bit_for_bit(tree, toy_checkpo
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_continues_with_the_best_so_far(tree, toy_checkpoint, capsys, monkeypatch):
     """On selection images that are neither calibrated on nor scored."""
 

@@ -90,6 +90,7 @@ def test_more_bits_come_last_and_only_as_many_as_the_target_needs():
     assert changed == raised
 
 
+@pytest.mark.slow
 def test_the_cheapest_configuration_that_meets_the_target_is_used():
     search = make_search(max_drop=0.0, adaround=20)
     search.run()
@@ -99,6 +100,7 @@ def test_the_cheapest_configuration_that_meets_the_target_is_used():
     assert search.best.cost.bit_operations == min(each.cost.bit_operations for each in meeting)
 
 
+@pytest.mark.slow
 def test_a_step_starts_from_the_best_configuration_so_far(monkeypatch):
     """A step that spoils the network is measured and then left out."""
     search = make_search(max_drop=0.0, adaround=20)
@@ -136,20 +138,11 @@ def test_a_target_needs_labels():
     assert without_target.best.drop != without_target.best.drop
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_a_step_without_enough_memory_names_the_option(monkeypatch, error):
+def test_a_step_without_enough_memory_names_the_option(monkeypatch):
     search = make_search(adaround=5, recovery_images=7)
 
     def fail():
-        raise error
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     monkeypatch.setattr(search, "_apply_adaround", fail)
     with pytest.raises(UserError, match="--recovery-images 7: the memory does not suffice for AdaRound"):
