@@ -133,8 +133,8 @@ def test_all_backends_files_and_diagnostics_are_those_of_the_cpu(run_both, data)
 
 
 def test_recovery_takes_the_steps_that_it_takes_on_the_cpu(run_both, data):
-    few = "--recovery-images", "1", "--selection-images", "1"
-    options = toy_options(data, "--default-param-bw", "4", "--adaround", "5", "--max-drop", "0", *few)
+    few = "--recovery-images", "1", "--selection-images", "1", "--calibration-images", "1"
+    options = toy_options(data, "--default-param-bw", "4", "--adaround", "1", "--max-drop", "0", *few)
     cpu, gpu = run_both(lambda _: options)
     steps = [[step["name"] for step in read(out)["recovery"]["steps"]] for out in (cpu, gpu)]
     assert steps[0] == steps[1] and "mixed precision" in " ".join(steps[0])
@@ -178,7 +178,7 @@ def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, da
     assert cpu.result() == gpu.result() == 0
     result = read(tmp_path / "gpu")
     assert "batches of 4 images" in result["calibration"]["description"]
-    assert "The GPU ran out of memory: the last batches had 3 images." in result["notes"]
+    assert "The GPU ran out of memory: the last batches had 2 images." in result["notes"]
     assert counts(tmp_path / "gpu", (TOY.name,)) == counts(tmp_path / "cpu", (TOY.name,))
 
 

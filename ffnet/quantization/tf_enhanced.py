@@ -45,9 +45,9 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
     def update_stats(self, input_tensor: torch.Tensor) -> Sequence[Any]:
         """Count the values of a float tensor; return the histograms if they are the first, and none otherwise."""
         rows = _rows(input_tensor, self.observer.shape)
-        kept = self.observer.get_stats()
-        first = kept[0].histogram is None
-        if rows is None or not (first or len(kept) == 1):
+        current = self.observer.get_stats()
+        first = current[0].histogram is None
+        if rows is None or not (first or len(current) == 1):
             return super().update_stats(input_tensor)
         lows, highs = rows.aminmax(dim=1) if len(rows) > 1 else (bound[None] for bound in rows.aminmax())
         if not (lows.isfinite().all() and highs.isfinite().all()):
@@ -55,7 +55,7 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         if first:
             self.observer.merge_stats(self._histograms(rows, lows, highs), input_tensor)
             return self.observer.get_stats()
-        self.observer.stats[0] = self._merged(kept[0], rows[0], lows[0], highs[0])
+        self.observer.stats[0] = self._merged(current[0], rows[0], lows[0], highs[0])
         return []
 
     def compute_encodings_from_stats(self, stats: Sequence[Any], num_steps: int, is_symmetric: bool) -> Any:
@@ -106,35 +106,35 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         counts[:, -1] += (rows > edges[:, -1:]).sum(1)
         return [_Histogram(*fields) for fields in zip(counts, edges, lows, highs, strict=True)]
 
-    def _merged(self, kept: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
+    def _merged(self, current: _Histogram, values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
         """Return a histogram to which finite values from `low` to `high` are added, as merge_stats does.
 
         The range grows to these values as far as AIMET's limit allows. Values beyond it count in the outermost bins.
         """
         left, right = self.observer._histogram_range_limit[0]
-        least, most = low.clamp(left, kept.bin_edges[0]), high.clamp(kept.bin_edges[-1], right)
-        if least != kept.min or most != kept.max:
-            kept = self._extended(kept, low, high)
-        counts = histogram(values, self.observer.num_bins, least.item(), most.item()) + kept.histogram
+        least, most = low.clamp(left, current.bin_edges[0]), high.clamp(current.bin_edges[-1], right)
+        if least != current.min or most != current.max:
+            current = self._extended(current, low, high)
+        counts = histogram(values, self.observer.num_bins, least.item(), most.item()) + current.histogram
         if low < least:
             counts[0] += (values < least).sum()
         if high > most:
             counts[-1] += (values > most).sum()
-        return _Histogram(counts, kept.bin_edges, kept.min, kept.max)
+        return _Histogram(counts, current.bin_edges, current.min, current.max)
 
-    def _extended(self, kept: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
+    def _extended(self, current: _Histogram, low: torch.Tensor, high: torch.Tensor) -> _Histogram:
         """Return a histogram spread over a range that grows to the values `low` and `high`, as merge_stats does.
 
         It does so on the CPU, because a GPU may add counts in any order.
         """
         observer, limit = copy.copy(self.observer), self.observer._histogram_range_limit
-        observer.stats, observer._histogram_range_limit = [_moved(kept, "cpu")], limit.cpu()
+        observer.stats, observer._histogram_range_limit = [_moved(current, "cpu")], limit.cpu()
         observer.merge_stats([_Histogram(min=low.cpu(), max=high.cpu())], torch.empty(0))
         return _moved(observer.stats[0], low.device)
 
 
-def _moved(kept: _Histogram, device: torch.device | str) -> _Histogram:
-    return _Histogram(*(value.to(device) for value in (kept.histogram, kept.bin_edges, kept.min, kept.max)))
+def _moved(current: _Histogram, device: torch.device | str) -> _Histogram:
+    return _Histogram(*(value.to(device) for value in (current.histogram, current.bin_edges, current.min, current.max)))
 
 
 def histogram(values: torch.Tensor, bins: int, low: float, high: float) -> torch.Tensor:
