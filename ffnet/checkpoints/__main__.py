@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.member and contents.form != "release":
             raise InvalidCheckpointError(f"--member {args.member}: {args.file} is not a release zip. Remove --member.")
         if args.save and args.save.suffix != ".safetensors":
-            raise InvalidCheckpointError(
-                f"--save {args.save}: this is no safetensors file. End the name in .safetensors."
-            )
+            raise InvalidCheckpointError(f"--save {args.save}: safetensors are written. End the name in .safetensors.")
         if args.save:
             write_atomically(args.save, safetensors.torch.save(contents.state_dict))
     except (InvalidCheckpointError, OSError) as error:

@@ -48,16 +48,14 @@ def download_published(variant: Variant, cache_dir: Path) -> Path:
     """Return the path of a variant's published file in `cache_dir`; download it if it is not there yet."""
     url, name = published_file(variant)
     path = Path(cache_dir) / name
+    record = path.with_name(f"{name}.sha256")
     try:
-        if path.exists() and path.with_name(f"{name}.sha256").exists():  # complete; the folder may be read-only
-            check_sha256(path, path)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # another process may be downloading the same file
-            if path.exists():
-                check_sha256(path, path)
-            else:
-                download(url, path)
+        if not (path.exists() and record.exists()):  # otherwise the folder may be read-only
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # another process may be downloading the same file
+                if not path.exists():
+                    download(url, path)
+        check_sha256(path, record)
     except OSError as error:
         remedy = f"Give --checkpoint {path}" if path.exists() else "Set TORCH_HOME, or name another --cache-dir"
         raise InvalidCheckpointError(f"{path}: the file cannot be written or read ({error}). {remedy}.") from error
@@ -80,7 +78,6 @@ def download(url: str, path: Path) -> None:
                         f"it where there is a network and put it at {path}, or name it with --checkpoint."
                     ) from error
                 time.sleep(PAUSE * 2**attempt)
-        check_sha256(temporary, path)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -97,10 +94,9 @@ def download_once(url: str, path: Path) -> None:
             raise OSError(f"{damaged} arrived damaged")
 
 
-def check_sha256(file: Path, path: Path) -> None:
-    """Compare the sha256 of `file` with the one recorded for `path`, or record it if none is."""
-    record = path.with_name(f"{path.name}.sha256")
-    sha256 = sha256_of(file)
+def check_sha256(path: Path, record: Path) -> None:
+    """Compare the sha256 of a file with the one in `record`, or record it if none is."""
+    sha256 = sha256_of(path)
     if not record.exists():
         write_atomically(record, f"{sha256}  {path.name}\n")
     recorded = " ".join(record.read_text().split()[:1])

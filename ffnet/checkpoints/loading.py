@@ -7,9 +7,9 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import safetensors.torch
-from torch import Tensor
 
 from ffnet.checkpoints.matching import BATCH_COUNTER, match_state_dict, matching_variants, without_prefix
 from ffnet.checkpoints.unpickling import (
@@ -47,14 +47,6 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # sentences on what was removed or converted
 
 
-@dataclass(frozen=True)
-class FoundCheckpoints:
-    """The checkpoints of the requested models."""
-
-    paths: dict[str, Path]  # for `load_checkpoint`, by the name of the model, in the order of the request
-    notes: tuple[str, ...]  # sentences on files that were ignored
-
-
 def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     """Load a file's weights into the network of `variant`, which may be a name in VARIANTS.
 
@@ -76,34 +68,22 @@ def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     return Checkpoint(model, contents.form, contents.equalized, sha256, Path(path), tuple(notes))
 
 
-def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint of any published form, contiguous and on the CPU, by their keys.
-
-    Prefixes of wrappers, such as "module.", are removed from the keys.
-    """
-    return read_checkpoint(path)[0].state_dict
-
-
 def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointContents, str]:
-    """Return the contents and the sha256 of a checkpoint.
+    """Return the contents and the sha256 of a checkpoint file.
 
     `member` is the checkpoint to read in a release zip; it may be left out if the zip holds only one.
 
     Raises:
         InvalidCheckpointError: if the file is not a checkpoint.
     """
-    path = Path(path)
     with errors_naming(path):
-        if path.exists() and not path.is_file():
+        if Path(path).exists() and not Path(path).is_file():
             raise CheckpointProblem("this is not a file", "Name a checkpoint file.")
-        with path.open("rb") as file:
-            if members := release_members(file):
-                return read_release(file, members, member)
-            stream = io.BytesIO(file.read(MAX_BYTES + 1))
-        if len(stream.getbuffer()) > MAX_BYTES:
-            raise CheckpointProblem(f"this file has more than {MAX_BYTES} bytes", "Name the checkpoint of an FFNet.")
-        sha256 = hashlib.sha256(stream.getbuffer()).hexdigest()  # of the very bytes that are read
-        return read_stream(stream), sha256
+        with Path(path).open("rb") as file:
+            members = release_members(file)
+            contents = read_release(file, members, member) if members else read_stream(file)
+            file.seek(0)
+            return contents, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -135,23 +115,22 @@ def release_members(file: io.BufferedReader) -> list[str]:
     return [name for name in names if name.endswith(".pth") and not is_torch_zip]
 
 
-def read_release(file: io.BufferedReader, members: list[str], member: str) -> tuple[CheckpointContents, str]:
-    """Return the contents of the release zip's checkpoint `member`, or of its only one, and the zip's sha256."""
+def read_release(file: io.BufferedReader, members: list[str], member: str) -> CheckpointContents:
+    """Return the contents of the release zip's checkpoint `member`, or of its only one."""
     chosen = [name for name in members if name == member or not member]
     if len(chosen) != 1:
         problem = f"holds no {member}" if member else "holds several checkpoints"
         raise CheckpointProblem(f"this release zip {problem}; it holds {list_names(members)}", "Unpack it.")
     with zipfile.ZipFile(file) as archive, archive.open(chosen[0]) as member_file:
-        stream = io.BytesIO(member_file.read(MAX_BYTES + 1))
-    if len(stream.getbuffer()) > MAX_BYTES:
-        raise CheckpointProblem(f"{chosen[0]} in this zip has more than {MAX_BYTES} bytes")
-    file.seek(0)
-    return replace(read_stream(stream), form="release"), hashlib.file_digest(file, "sha256").hexdigest()
+        return replace(read_stream(member_file), form="release")
 
 
-def read_stream(stream: io.BytesIO) -> CheckpointContents:
+def read_stream(file: IO[bytes]) -> CheckpointContents:
     """Read one checkpoint, whose form is detected from its first bytes."""
+    stream = io.BytesIO(file.read(MAX_BYTES + 1))
     head = bytes(stream.getbuffer()[:30])
+    if len(stream.getbuffer()) > MAX_BYTES:
+        raise CheckpointProblem(f"this checkpoint has more than {MAX_BYTES} bytes", "Name the checkpoint of an FFNet.")
     if head.startswith(ZIP_MAGIC):
         contents = read_torch_zip(stream)
     elif head.startswith(LEGACY_MAGIC):
@@ -165,8 +144,8 @@ def read_stream(stream: io.BytesIO) -> CheckpointContents:
     return without_prefix(contents)
 
 
-def find_checkpoints(folder: Path, names: Sequence[str]) -> FoundCheckpoints:
-    """Return the checkpoint of each named model in a folder and its subfolders.
+def find_checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Return the checkpoint of each named model in a folder and its subfolders, and notes on files that were ignored.
 
     A file with one of the model's known names is its checkpoint. Without such a file it is the only file that fits the
     model by keys, shapes and hyperparameters and whose name belongs to no other model.
@@ -189,7 +168,7 @@ def find_checkpoints(folder: Path, names: Sequence[str]) -> FoundCheckpoints:
         labels = list_names([path.name for path in files]) or "no checkpoints"
         text = " ".join([*problems, f"The folder holds {labels}.", *notes[:1]])
         raise InvalidCheckpointError(f"--checkpoint {folder}: {printable(text)}")
-    return FoundCheckpoints({name: paths[0] for name, paths in found.items()}, tuple(notes))
+    return {name: paths[0] for name, paths in found.items()}, notes
 
 
 def known_stems(variant: Variant) -> list[str]:

@@ -22,8 +22,6 @@ WRAPPERS = (  # attributes that hold the network in wrappers of torch and Lightn
 AVERAGED_COUNTER = "n_averaged"  # a buffer of torch's AveragedModel, beside the network
 BATCH_COUNTER = "num_batches_tracked"  # a buffer of batch norms; torch before 0.4.1 had none
 SMOOTHING_SHAPE = (3, 1, 5, 5)
-# Hyperparameters of GaussianConv2D for which it has no attributes; in a file it may be a convolution, which has them.
-SMOOTHING = {"kernel_size": 5, "padding": 0, "dilation": 1, "padding_mode": "zeros", "transposed": False}
 SHOWN_KEYS = 3
 
 
@@ -43,12 +41,11 @@ def without_prefix(contents: CheckpointContents) -> CheckpointContents:
     prefix = common_prefix(keys)
     if not prefix:
         return contents
-    layers = contents.hyperparameters.items()
     note = f"The prefix {prefix!r}, which a wrapper adds, was removed from every key."
     return replace(
         contents,
         state_dict={key.removeprefix(prefix): contents.state_dict[key] for key in keys},
-        hyperparameters={layer.removeprefix(prefix): values for layer, values in layers},
+        hyperparameters={layer.removeprefix(prefix): values for layer, values in contents.hyperparameters.items()},
         notes=(*contents.notes, note),
     )
 
@@ -102,18 +99,9 @@ def key_differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state_dict with a scalar `num_batches_tracked` for every batch norm.
-
-    No result depends on these counters. torch before 0.4.1 saved none, and others have one dimension; torch's strict
-    loading accepts both.
-    """
-    completed = dict(state)
-    for key in state:
-        if key.endswith(".running_var"):
-            counter_key = key.removesuffix("running_var") + BATCH_COUNTER
-            counter = state.get(counter_key, torch.tensor(0))
-            completed[counter_key] = counter[0] if counter.shape == (1,) else counter
-    return completed
+    """Return a state_dict with `num_batches_tracked` for every batch norm: torch's strict loading needs none either."""
+    norms = [key.removesuffix("running_var") for key in state if key.endswith(".running_var")]
+    return {norm + BATCH_COUNTER: torch.tensor(0) for norm in norms} | dict(state)
 
 
 def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,19 +117,14 @@ def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
 def check_hyperparameters(model: nn.Module, hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse a pickled layer with other hyperparameters than the model's."""
     layers = dict(model.named_modules())
-    for path in hyperparameters.keys() & layers.keys():
-        for name, value in hyperparameters[path].items():
-            expected = getattr(layers[path], name, SMOOTHING.get(name) if path == "smoothing" else None)
-            if expected is not None and as_pair(value) != as_pair(expected):
+    for path, values in hyperparameters.items():
+        for name, value in values.items():
+            expected = getattr(layers.get(path), name, None)
+            if expected is not None and value not in (expected, (expected, expected)):
                 raise CheckpointProblem(
                     f"{path} has {name} {value}, but the model's is {expected}",
                     "Name the model that it was trained as, or another checkpoint.",
                 )
-
-
-def as_pair(value: Any) -> tuple[Any, ...]:
-    """Return (height, width) of a hyperparameter that may be one value for both."""
-    return value if isinstance(value, tuple) else (value, value)
 
 
 def matching_variants(contents: CheckpointContents, names: Iterable[str] | None = None) -> list[str]:

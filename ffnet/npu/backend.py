@@ -4,9 +4,8 @@ import dataclasses
 import importlib.metadata
 import multiprocessing
 import signal
-import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,13 @@ from ffnet.system.errors import UserError
 
 
 class NpuProcess(AbstractContextManager):
-    """A process that calls the functions of `npu_worker` for one target, one after the other."""
+    """A process that calls the functions of `npu_worker` for one target; it ends on exit, even during a call."""
 
     def __init__(self, target: NpuTarget) -> None:
         self._target = target
-        self._folder = tempfile.TemporaryDirectory()
-        log = Path(self._folder.name) / "log"
-        log.touch()
         context = multiprocessing.get_context("spawn")
         self._connection, remote = context.Pipe()
-        self._process = context.Process(target=npu_worker.serve, args=(remote, log), daemon=True)
+        self._process = context.Process(target=npu_worker.serve, args=(remote,), daemon=True)
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
         self._process.start()
         signal.signal(signal.SIGINT, handler)
@@ -62,15 +58,10 @@ class NpuProcess(AbstractContextManager):
         self.send(function, *arguments)
         return self.receive()
 
-    def close(self) -> None:
-        """End the process at once, even during a call."""
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
         self._connection.close()
-        self._folder.cleanup()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _ended(self) -> UserError:
         """Return the error for a process that ended although it was still needed."""
@@ -84,11 +75,12 @@ class NpuProcess(AbstractContextManager):
         )
 
 
-class NpuBackend(AbstractContextManager):
-    """An ONNX file on the NPU as a backend. The images of a batch run at the same time, each in a process."""
+class NpuBackend(ExitStack):
+    """An ONNX file on the NPU as a backend. Each image of a batch runs in a process of its own; `close` ends them."""
 
     def __init__(self, target: NpuTarget, processes: int = 1, input_format: InputFormat = NORMALIZED_RGB) -> None:
         """Compile the file; raise a UserError if that is impossible. On the hardware there is one process only."""
+        super().__init__()
         self.target = target
         self.input_format = input_format
         self.header = check_onnx(target.path)
@@ -97,7 +89,7 @@ class NpuBackend(AbstractContextManager):
                 f"--npu {target.chip.part}: {target.path} has an input of variable shape, and the NPU needs a fixed "
                 "one. Export the network with batch size 1 and a fixed height and width."
             )
-        self.processes = [NpuProcess(target)]
+        self.processes = [self.enter_context(NpuProcess(target))]
         try:
             self.session: NpuSession = self.processes[0].call(npu_worker.describe_session)
             self.start_processes(processes)
@@ -107,13 +99,13 @@ class NpuBackend(AbstractContextManager):
 
     def start_processes(self, processes: int) -> None:
         """Have at least N processes, each of which compiles the file; on the hardware there is one only."""
-        known = len(self.processes)
-        for _ in range(0 if self.session.hardware else processes - known):
-            self.processes.append(NpuProcess(self.target))
-        for process in self.processes[known:]:
+        missing = 0 if self.session.hardware else processes - len(self.processes)
+        started = [self.enter_context(NpuProcess(self.target)) for _ in range(missing)]
+        for process in started:
             process.send(npu_worker.describe_session)
-        for process in self.processes[known:]:
+        for process in started:
             process.receive()
+        self.processes += started
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
@@ -125,14 +117,6 @@ class NpuBackend(AbstractContextManager):
                 process.send(npu_worker.run, image[None])
             outputs += [process.receive()[self.header.output_name] for process, _ in group]
         return torch.from_numpy(self.header.decode(np.concatenate(outputs)))
-
-    def close(self) -> None:
-        """End the processes at once."""
-        for process in self.processes:
-            process.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -147,8 +131,8 @@ def write_npu_context(work: Path, npu: NpuConfig) -> dict[str, Any]:
     file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
     file.parent.mkdir(parents=True)
     with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
-        description = dataclasses.asdict(process.call(npu_worker.write_context, file))
+        description = dataclasses.asdict(process.call(npu_worker.describe_session, file))
     versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
     versions["qairt"] = description.pop("qairt")
-    path = file.relative_to(work).as_posix()
-    return {"npu": {"chip": dataclasses.asdict(chip), "file": path, "versions": versions, **description}}
+    entry = {"chip": dataclasses.asdict(chip), "file": file.relative_to(work).as_posix(), "versions": versions}
+    return {"npu": {**entry, **description}}

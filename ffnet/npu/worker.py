@@ -8,15 +8,14 @@ The plugin prints on stdout and stderr past Python and can crash: `serve` keeps 
 
 import contextlib
 import functools
-import multiprocessing
 import os
 import re
 import signal
-import threading
+import tempfile
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnxruntime
@@ -50,18 +49,15 @@ class NpuSession:
     outputs: tuple[dict[str, Any], ...]
 
 
-def serve(connection: Connection, log: Path) -> None:
+def serve(connection: Connection) -> None:
     """Call the functions that arrive with their arguments, and send back results or errors, until the other end closes.
 
-    Everything that is printed in this process goes to the file `log`. Ctrl-C is left to the main process. If that is
-    killed, this process ends, too, even during a call.
+    What this process prints goes to a file, which the functions take as `log`. Ctrl-C is left to the main process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    with contextlib.suppress(EOFError):
+    with tempfile.TemporaryFile() as log, contextlib.suppress(EOFError):
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
         while True:
             function, *arguments = connection.recv()
             try:
@@ -71,39 +67,28 @@ def serve(connection: Connection, log: Path) -> None:
             connection.send(answer)
 
 
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
+def describe_session(target: NpuTarget, context: Path | None = None, *, log: BinaryIO) -> NpuSession:
+    """Compile a file and return how it runs.
+
+    Write the compiled network to `context` (.onnx), if given, and beside it the binary for the chip.
+    """
+    return _compile(target, context, log)[1]
 
 
-def describe_session(target: NpuTarget, log: Path) -> NpuSession:
-    """Compile a file and return how it runs."""
-    return _compile(target, log)[1]
-
-
-def run(target: NpuTarget, image: np.ndarray, log: Path) -> dict[str, np.ndarray]:
+def run(target: NpuTarget, image: np.ndarray, log: BinaryIO) -> dict[str, np.ndarray]:
     """Return the outputs of a file by name for its input, (1, 3, H, W) of the file's type."""
-    session, _ = _compile(target, log)
-    names = [output.name for output in session.get_outputs()]
+    session, _ = _compile(target, None, log)
     try:
-        arrays = session.run(names, {session.get_inputs()[0].name: image})
+        arrays = session.run(None, {session.get_inputs()[0].name: image})
     except Exception as error:  # onnxruntime's exceptions share no base class
         message = f"{target.path}: onnxruntime-qnn failed while running this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Check that the file takes images of this size.") from error
-    return dict(zip(names, arrays, strict=True))
-
-
-def write_context(target: NpuTarget, file: Path, log: Path) -> NpuSession:
-    """Write the compiled network: `file` (.onnx), which ONNX Runtime loads, and beside it the binary for the chip."""
-    return _compile(target, log, file)[1]
+    return dict(zip((output.name for output in session.get_outputs()), arrays, strict=True))
 
 
 @functools.lru_cache(maxsize=1)
-def _compile(
-    target: NpuTarget, log: Path, context: Path | None = None
-) -> tuple[onnxruntime.InferenceSession, NpuSession]:
-    """Return a session on the NPU with its description; write the compiled network to `context`, if given."""
+def _compile(target: NpuTarget, context: Path | None, log: BinaryIO) -> tuple[onnxruntime.InferenceSession, NpuSession]:
+    """Return a session on the NPU with its description."""
     device, hardware = _device()
     provider = {"backend_path": _qnn().get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
     if not hardware:  # a PC with an NPU compiles for its own
@@ -115,11 +100,12 @@ def _compile(
         settings |= {"ep.context_enable": "1", "ep.context_file_path": str(context), "ep.context_embed_mode": "0"}
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
-    begin = log.stat().st_size
+    begin = log.seek(0, os.SEEK_END)
     try:
         session = onnxruntime.InferenceSession(str(target.path), options)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(_refusal(target, log.read_bytes()[begin:].decode(errors="replace"), error)) from error
+        log.seek(begin)
+        raise UserError(_refusal(target, log.read().decode(errors="replace"), error)) from error
     groups = session.get_provider_graph_assignment_info()
     cpu_nodes = tuple(node.name for group in groups if group.ep_name != PLUGIN for node in group.get_nodes())
     if cpu_nodes and not target.fallback:
@@ -127,11 +113,11 @@ def _compile(
             f"--npu {target.chip.part}: {count(len(cpu_nodes), 'node')} of {target.path} can't run on this NPU: "
             f"{list_names(cpu_nodes)}. Add --npu-fallback to run them on the CPU, or name another chip."
         )
+    qairt = _qnn().build_and_package_info.qnn_version
     inputs, outputs = (
         tuple({"name": each.name, "shape": each.shape, "dtype": each.type} for each in values)
         for values in (session.get_inputs(), session.get_outputs())
     )
-    qairt = _qnn().build_and_package_info.qnn_version
     return session, NpuSession(hardware, qairt, cpu_nodes, inputs, outputs)
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 import torch
 
-from ffnet.onnx.graph import GraphIndex
 from ffnet.onnx.runtime import open_session, run_session
 from ffnet.quantization.lowering import FakeQuantize
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, QuantizerSite
@@ -118,14 +117,11 @@ def compare_layers(
 def _execute(path: Path, tensors: Collection[str], image: np.ndarray, execute: Execute) -> Mapping[str, np.ndarray]:
     """Return the integers that a file computes for the named tensors, by these names and `_q`."""
     proto = onnx.load(path)
-    types = _quantized_activations(proto.graph)
-    missing = [tensor for tensor in tensors if f"{tensor}_q" not in types]
-    if missing or not tensors:
-        layer = f"layer {missing[0]}" if missing else "quantized layer"
-        raise UserError(f"{path}: this file has no {layer}. Compare a file that was exported from this network.")
-    outputs = [onnx.helper.make_tensor_value_info(f"{tensor}_q", types[f"{tensor}_q"], None) for tensor in tensors]
+    computed = {name for node in proto.graph.node for name in node.output}
+    if missing := [tensor for tensor in tensors if f"{tensor}_q" not in computed]:
+        raise UserError(f"{path}: this file has no layer {missing[0]}. Compare a file exported from this network.")
     del proto.graph.output[:]  # outputs in float would keep layers from running on integer kernels
-    proto.graph.output.extend(outputs)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=f"{tensor}_q") for tensor in tensors)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name
         onnx.save(proto, file)
@@ -144,16 +140,6 @@ def _counted_from_smallest(array: np.ndarray) -> torch.Tensor:
 def _difference(simulated: torch.Tensor, executed: torch.Tensor) -> Difference:
     steps = (simulated.to(torch.int32) - executed).abs()
     return Difference(float((steps > 0).double().mean()), float(steps.double().mean()), int(steps.max()))
-
-
-def _quantized_activations(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return {output of a QuantizeLinear of an activation: ONNX's number of its integer type}."""
-    constants = GraphIndex.of(graph).constants
-    return {
-        node.output[0]: constants[node.input[2]].data_type
-        for node in graph.node
-        if node.op_type == "QuantizeLinear" and node.input[0] not in constants
-    }
 
 
 def run_with_onnx_runtime(path: Path, image: np.ndarray) -> dict[str, np.ndarray]:

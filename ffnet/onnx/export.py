@@ -43,9 +43,8 @@ from ffnet.onnx.graph import (
     keep_scale_in_resizes,
     rescale_biases,
     unify_bit_widths,
-    widen,
 )
-from ffnet.onnx.input_format import write_metadata
+from ffnet.onnx.input_format import METADATA_OF_EXPORTS
 from ffnet.options import check_bit_widths
 from ffnet.quantization.quantsim import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
@@ -204,7 +203,7 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         item.ClearField("metadata_props")
     graph.ClearField("value_info")  # has the old names
-    write_metadata(proto)
+    onnx.helper.set_model_props(proto, METADATA_OF_EXPORTS)
     proto = onnx.shape_inference.infer_shapes(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
@@ -214,44 +213,30 @@ def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
     """Raise a RuntimeError unless a file expresses every quantizer.
 
     Its Q/DQ nodes must have the quantizer's scale and zero point. A weight without them, of a layer with a float input,
-    must be a constant with the quantized values. Further Q/DQ nodes must repeat a quantizer, or refine it to 16 bits.
+    must be a constant with the quantized values.
     """
-    index, found, weights = GraphIndex.of(proto.graph), file_quantizers(proto), quantized_weights(sim)
-    sites = quantizer_sites(sim)
-    for site in sites:
+    constants, found, weights = GraphIndex.of(proto.graph).constants, file_quantizers(proto), quantized_weights(sim)
+    for site in quantizer_sites(sim):
         tensor = str(site.tensor)
         if tensor in found:
             scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
             zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
             same = all(map(np.array_equal, found[tensor], (scale, zero_point)))
-        elif tensor in weights and tensor in index.constants:
-            same = np.array_equal(onnx.numpy_helper.to_array(index.constants[tensor]), weights[tensor])
+        elif tensor in weights and tensor in constants:
+            same = np.array_equal(onnx.numpy_helper.to_array(constants[tensor]), weights[tensor])
         else:
             raise RuntimeError(f"{MODEL_FILE} has no quantizer at {tensor}.")
         if not same:
             raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {tensor} than the simulation.")
-    tensors = {site.tensor for site in sites}
-    known = [quantization for tensor, quantization in found.items() if tensor in tensors]
-    known += [widen(*quantization) for quantization in known]
-    for tensor, quantization in found.items():
-        if tensor not in tensors and not any(all(map(np.array_equal, quantization, each)) for each in known):
-            raise RuntimeError(f"{MODEL_FILE} has a quantizer at {tensor} that the simulation lacks.")
 
 
 def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return {tensor: (scales float32, zero points counted from the type's smallest value)} of an exported file."""
-    index, found = GraphIndex.of(proto.graph), {}
+    constants, found = GraphIndex.of(proto.graph).constants, {}
     for node in (node for node in proto.graph.node if node.op_type == "QuantizeLinear"):
-        dequantizer = next(each for each in index.consumers[node.output[0]] if each.op_type == "DequantizeLinear")
-        names = (*node.input[1:3], *dequantizer.input[1:3])
-        scale, zero_point, *others = (onnx.numpy_helper.to_array(index.constants[name]).flatten() for name in names)
-        if not all(map(np.array_equal, (scale, zero_point), others)):
-            raise RuntimeError(f"{MODEL_FILE}: {node.name} quantizes and dequantizes differently.")
-        tensor = node.output[0].removesuffix("_q")
-        found[tensor] = (
-            scale.astype(np.float32),
-            zero_point.astype(np.int64) - int(ml_dtypes.iinfo(zero_point.dtype).min),
-        )
+        scale, zero_point = (onnx.numpy_helper.to_array(constants[name]).flatten() for name in node.input[1:])
+        smallest = int(ml_dtypes.iinfo(zero_point.dtype).min)
+        found[node.output[0].removesuffix("_q")] = scale.astype(np.float32), zero_point.astype(np.int64) - smallest
     return found
 
 

@@ -54,31 +54,17 @@ class GraphIndex:
             node = self.producers.get(node.input[0])
         return node
 
-    def value(self, name: str) -> np.ndarray | None:
-        """Return a constant's value; None if the tensor is not a constant of this file."""
-        tensor = self.constants.get(name)
-        if tensor is None or tensor.data_location == tensor.EXTERNAL:
-            return None
-        return numpy_helper.to_array(tensor)
-
     def integer_type(self, node: onnx.NodeProto) -> str:
-        """Return the integer type that a QuantizeLinear or DequantizeLinear node writes or reads, such as "uint8"."""
-        named = (self.constants.get(name) for name in (*node.input[2:3], node.input[0]))
-        tensor = next((tensor for tensor in named if tensor is not None), None)
-        output_type = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
-        kind = output_type if tensor is None or tensor.data_type == onnx.TensorProto.FLOAT else tensor.data_type
-        return onnx.TensorProto.DataType.Name(kind or onnx.TensorProto.UINT8).lower()
+        """Return the integer type of the zero point of a QuantizeLinear or DequantizeLinear, such as "uint8"."""
+        return onnx.TensorProto.DataType.Name(self.constants[node.input[2]].data_type).lower()
 
     def quantization(self, node: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
         """Return scale and zero point of a QuantizeLinear or DequantizeLinear; None if they are not constants."""
-        scale = self.value(node.input[1])
-        zero_point = self.value(node.input[2]) if node.input[2:] and node.input[2] else np.zeros((), np.int64)
-        return None if scale is None or zero_point is None else (scale, zero_point.astype(np.int64))
-
-
-def node_name(node: onnx.NodeProto) -> str:
-    """Return the name of a node, or of its output if it has none."""
-    return node.name or node.output[0]
+        names = [name for name in node.input[1:3] if name]
+        if not self.constants.keys() >= set(names):
+            return None
+        scale, *zero_point = (numpy_helper.to_array(self.constants[name]) for name in names)
+        return scale, np.asarray(zero_point[0] if zero_point else 0, np.int64)
 
 
 def fold_float_constants(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> None:

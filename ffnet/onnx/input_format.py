@@ -19,7 +19,8 @@ NORMALIZED, ZERO_TO_ONE, ZERO_TO_255 = VALUE_RANGES
 RGB, BGR = CHANNEL_ORDERS
 OPTIONS = ("--onnx-input", "--onnx-channels")
 CHOICES = (VALUE_RANGES, CHANNEL_ORDERS)
-METADATA = ("ffnet.input", "ffnet.channels")  # keys of an ONNX file's metadata_props
+METADATA = ("ffnet.input", "ffnet.channels")  # keys of an ONNX file's metadata
+METADATA_OF_EXPORTS = dict(zip(METADATA, (NORMALIZED, RGB), strict=True))
 CLEAR_MARGIN = 5.0  # percentage points of mIoU by which a choice must exceed the others in the trial
 LEAST_MIOU = 20.0  # percent; below this mIoU the trial is inconclusive
 
@@ -56,12 +57,6 @@ class InputFormat:
 NORMALIZED_RGB = InputFormat()
 
 
-def write_metadata(proto: onnx.ModelProto, input_format: InputFormat = NORMALIZED_RGB) -> None:
-    """Write what a network takes into its metadata, in place."""
-    for key, value in zip(METADATA, (input_format.value_range, input_format.channels), strict=True):
-        proto.metadata_props.add(key=key, value=value)
-
-
 def choose_input(
     proto: onnx.ModelProto, given: Sequence[str | None], trial: Callable[[InputFormat], float]
 ) -> InputFormat:
@@ -81,22 +76,18 @@ def choose_input(
         if value or saved:
             reasons.append(f"{option} says so." if value else "Its metadata says so.")
     if None in values:
-        tried, reason = _try_formats(values, trial)
-        values = [value or found for value, found in zip(values, tried, strict=True)]
+        values, reason = _try_formats(values, trial)
         reasons.append(reason)
     return InputFormat(values[0] or NORMALIZED, values[1] or RGB, " ".join(dict.fromkeys(reasons)))
 
 
-def _try_formats(
-    known: Sequence[str | None], trial: Callable[[InputFormat], float]
-) -> tuple[tuple[str | None, str | None], str]:
-    """Try all formats with the known value range and channels; return what is clearly right, and the reason."""
-    allowed = ((value,) if value else choices for value, choices in zip(known, CHOICES, strict=True))
-    formats = [InputFormat(value_range, channels) for value_range, channels in itertools.product(*allowed)]
-    mious = [trial(each) for each in formats]
-    found = decide({(each.value_range, each.channels): miou for each, miou in zip(formats, mious, strict=True)})
-    shown = "; ".join(f"{each.short_name()}: {miou:.2f}" for each, miou in zip(formats, mious, strict=True))
-    unclear = [option for option, *values in zip(OPTIONS, known, found, strict=True) if not any(values)]
+def _try_formats(known: Sequence[str | None], trial: Callable[[InputFormat], float]) -> tuple[list[str | None], str]:
+    """Try all formats with what is known of value range and channels; return what is known or clear, and the reason."""
+    ranges, orders = ((value,) if value else choices for value, choices in zip(known, CHOICES, strict=True))
+    mious = {pair: trial(InputFormat(*pair)) for pair in itertools.product(ranges, orders)}
+    found = [value or choice for value, choice in zip(known, decide(mious), strict=True)]
+    shown = "; ".join(f"{InputFormat(*pair).short_name()}: {miou:.2f}" for pair, miou in mious.items())
+    unclear = [option for option, value in zip(OPTIONS, found, strict=True) if value is None]
     remedy = f" This is inconclusive; if the choice is wrong, give {' and '.join(unclear)}." if unclear else ""
     return found, f"mIoU on a few images, in percent: {shown}.{remedy}"
 
@@ -106,17 +97,17 @@ def decide(mious: Mapping[tuple[str, str], float]) -> tuple[str | None, str | No
 
     None for what is not clear. Channels are compared only for a clear range, because without it neither is right.
     """
-    ranges, orders = (dict.fromkeys(pair[position] for pair in mious) for position in (0, 1))
-    best = {name: max(mious[name, order] for order in orders) for name in ranges}
+    finite = {pair: 0.0 if math.isnan(miou) else miou for pair, miou in mious.items()}
+    best = {name: max(miou for (other, _), miou in finite.items() if other == name) for name, _ in finite}
     value_range = _clearly_largest(best)
     if value_range is None:
         return None, None
-    return value_range, _clearly_largest({order: mious[value_range, order] for order in orders})
+    return value_range, _clearly_largest({order: finite[name, order] for name, order in finite if name == value_range})
 
 
 def _clearly_largest(mious: Mapping[str, float]) -> str | None:
     """Return the only name, or the one whose value is clearly above all others and not useless; None if none is."""
-    name = max(mious, key=lambda key: -1 if math.isnan(mious[key]) else mious[key])
-    others = [0 if math.isnan(value) else value for key, value in mious.items() if key != name]
+    name = max(mious, key=mious.__getitem__)
+    others = [value for key, value in mious.items() if key != name]
     clear = mious[name] >= LEAST_MIOU and all(mious[name] - value >= CLEAR_MARGIN for value in others)
     return name if clear or not others else None

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from ffnet.evaluation.compilation import image_by_image
-from ffnet.onnx.graph import node_name
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 from ffnet.system.errors import UserError
@@ -110,15 +109,12 @@ class OnnxDescription:
         height, width = self.header.input_shape[2:]
         kind = "quantized (QDQ or integer operators)" if self.quantized else "not quantized"
         size = (
-            f"{height}x{width} pixels; other images are resized bilinearly to it, and logits to the size of the labels."
+            f"{height}x{width} pixels; other images are resized bilinearly to it, and logits to the size of the labels"
         )
-        if height is None or width is None:
-            size = "any size, so images are not resized."
-        lines = [
-            f"The file is {kind}, of opset {self.header.opset}.",
-            f"Its input {self.header.input_name!r} takes {size}",
-        ]
-        return lines + self.kernel_lines()
+        if None in (height, width):
+            size = "any size, so images are not resized"
+        first = f"The file is {kind}, of opset {self.header.opset}."
+        return [first, f"Its input {self.header.input_name!r} takes {size}.", *self.kernel_lines()]
 
     def kernel_lines(self) -> list[str]:
         """Return sentences on the kernels that run the convolutions."""
@@ -135,7 +131,7 @@ def inspect_onnx(path: Path | str) -> OnnxDescription:
     operators = {node.op_type for node in proto.graph.node}
     quantized = any("QuantizeLinear" in operator or operator.startswith("QLinear") for operator in operators)
     convolutions = [node for node in proto.graph.node if node.op_type in ("Conv", *INTEGER_CONVOLUTIONS)]
-    names = [node_name(node) for node in convolutions]
+    names = [node.name or node.output[0] for node in convolutions]
     for index, node in enumerate(convolutions):
         node.name = f"convolution{index}"
     with tempfile.TemporaryDirectory() as folder:

@@ -10,31 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from google.protobuf.message import DecodeError
 
 from ffnet.labels import NUM_CLASSES
-from ffnet.onnx.graph import GraphIndex, node_name
+from ffnet.onnx.graph import GraphIndex
 from ffnet.system.errors import UserError
 
-MAX_BYTES = 2**30  # limit on a file with its external data; the largest FFNet has 0.4 GB
-MAX_SIDE = 8192  # limit on height and width of images
-MAX_ELEMENTS = 2**30  # limit on each tensor inside
+MAX_BYTES = 2**30  # limit on a file; the largest FFNet has 0.4 GB
+MAX_ELEMENTS = 2**30  # limit on each tensor, images included
 DOMAINS = ("", "ai.onnx")
-# ONNX Runtime's own quantized operators, which its quantizer writes where ONNX has none.
-MICROSOFT_OPERATORS = [
-    ("com.microsoft", name)
-    for name in ("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearConcat", "QLinearMul")
-]
+# ONNX Runtime's own operators of the domain com.microsoft, which its quantizer writes where ONNX has none.
+MICROSOFT_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearConcat", "QLinearMul")
 VALUE_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")  # keep the meaning of a tensor
 SHAPE_OPERATORS = ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity", "Transpose")  # may follow an ArgMax
 PROBABILITIES = ("Softmax", "Sigmoid", "HardSigmoid")
-SUM_TOLERANCE = 0.05  # tolerance of the sum of a pixel's 19 probabilities, with 8 bits each
 INTEGERS = {getattr(onnx.TensorProto, name.upper()): name for name in ("uint8", "int8", "uint16", "int16")}
-WRONG_FILES: dict[
-    bytes | tuple[bytes, ...], str
-] = {  # first bytes -> what a file that is often given by mistake is, and what to do
-    (b"PK", b"\x80"): "is a zip archive or pickle, perhaps a torch checkpoint. Give that to --checkpoint.",
+WRONG_FILES = {  # first bytes -> what a file that is often given by mistake is, and what to do
+    b"PK": "is a zip archive, perhaps a torch checkpoint. Give that to --checkpoint.",
+    b"\x80": "is a pickle, perhaps a torch checkpoint. Give that to --checkpoint.",
     b"version https://git-lfs": "is a git-lfs pointer, not the file itself. Fetch that with `git lfs pull`.",
     b"<": "is an HTML page. Check the address that it came from, and whether it requires a login.",
     b"{": "is JSON, not ONNX. Give the .onnx file.",
@@ -96,12 +89,8 @@ def check_onnx(path: Path | str) -> OnnxHeader:
     """Return the header of an ONNX file, or raise a UserError if it is not a network that may be run."""
     path = Path(path)
     try:
-        _refuse_if(path.is_dir(), "is a folder. Name the .onnx file in it.")
-        _refuse_if(not path.is_file(), "does not exist. Check the path.")
         proto = _read(path)
-        _check_operators(proto)
-        _check_external_data(proto, path.parent)
-        return _header(proto, path)
+        return _header(proto, path, _check_operators(proto))
     except _InvalidError as error:
         raise UserError(f"{path}: this file {error}") from error
 
@@ -116,15 +105,15 @@ def _read(path: Path) -> onnx.ModelProto:
             _refuse_if(data.startswith(beginning), description)
         proto = onnx.ModelProto.FromString(data)
     except OSError as error:
-        raise _InvalidError(f"can't be read ({error.strerror}). Check its permissions.") from error
+        raise _InvalidError(f"can't be read ({error.strerror}). Check the path and its permissions.") from error
     except DecodeError as error:
         raise _InvalidError(f"is not an ONNX file, or was cut off. {EXPORT_AGAIN}") from error
     _refuse_if(not (proto.ir_version and proto.graph.node), f"is not an ONNX file: it holds no network. {EXPORT_AGAIN}")
     return proto
 
 
-def _check_operators(proto: onnx.ModelProto) -> None:
-    """Check that all operators are ONNX's, of the file's opset, or ONNX Runtime's quantized ones."""
+def _check_operators(proto: onnx.ModelProto) -> int:
+    """Check that all operators are ONNX's, of the file's opset, or ONNX Runtime's quantized ones; return the opset."""
     version = max((entry.version for entry in proto.opset_import if entry.domain in DOMAINS), default=0)
     newest = onnx.defs.onnx_opset_version()
     _refuse_if(not version, f"names no opset of ONNX. {EXPORT_AGAIN}")
@@ -133,56 +122,26 @@ def _check_operators(proto: onnx.ModelProto) -> None:
     _refuse_if(proto.graph.sparse_initializer, "holds sparse tensors. Export the network with dense ones.")
     for node in proto.graph.node:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        is_known = node.domain not in DOMAINS or onnx.defs.has(node.op_type, version)
-        is_custom = node.domain not in DOMAINS and (node.domain, node.op_type) not in MICROSOFT_OPERATORS
+        is_known = node.domain in DOMAINS and onnx.defs.has(node.op_type, version)
+        is_quantized = node.domain == "com.microsoft" and node.op_type in MICROSOFT_OPERATORS
         is_compiled = node.op_type == "EPContext"
         branches = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
         _refuse_if(is_compiled, "was compiled for one chip and runs only there. Give the model.onnx it was made from.")
-        _refuse_if(not is_known, f"has the operator {name}, which is not in opset {version}. {STANDARD_ONLY}")
-        _refuse_if(is_custom, f"has the custom operator {name}. {STANDARD_ONLY}")
+        is_custom = not is_known and not is_quantized
+        _refuse_if(is_custom, f"has the operator {name}, which is not in opset {version}. {STANDARD_ONLY}")
         _refuse_if(branches, f"has the operator {name}, which branches or loops. Export the network without it.")
+    return version
 
 
-def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
-    """Check that every file with external data is in `folder` or below it and long enough."""
-    folder, sizes = folder.resolve(), {}
-    attributes = [attribute for node in proto.graph.node for attribute in node.attribute]
-    inside = [tensor for attribute in attributes for tensor in (attribute.t, *attribute.tensors)]
-    for tensor in (*proto.graph.initializer, *inside):
-        if tensor.data_location == tensor.EXTERNAL:
-            path, size = _external_file(tensor, folder)
-            sizes[path] = size
-    total = sum(sizes.values())
-    _refuse_if(total > MAX_BYTES, f"has {total} bytes of external data, more than {MAX_BYTES}. Check the path.")
-
-
-def _external_file(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int]:
-    """Return the file that stores a tensor, and its size in bytes."""
-    entry = {entry.key: entry.value for entry in tensor.external_data}
-    location = entry.get("location", "")
-    path = (folder / location).resolve()
-    stored = f"stores the tensor {tensor.name} in {location!r}"
-    is_outside = not location or Path(location).is_absolute() or not path.is_relative_to(folder)
-    _refuse_if(is_outside, f"{stored}, outside its own folder. Store it beside the file.")
-    _refuse_if(not path.is_file(), f"{stored}, which is missing. Put that beside the file.")
-    size = path.stat().st_size
-    try:
-        offset, length = (int(entry.get(key, 0)) for key in ("offset", "length"))
-    except ValueError as error:
-        raise _InvalidError(f"{stored}, at an offset that is not a number. {EXPORT_AGAIN}") from error
-    is_short = min(offset, length) < 0 or offset + length > size
-    _refuse_if(is_short, f"{stored}, beyond the end of that file, which was cut off. {EXPORT_AGAIN}")
-    return path, size
-
-
-def _header(proto: onnx.ModelProto, path: Path) -> OnnxHeader:
+def _header(proto: onnx.ModelProto, path: Path, opset: int) -> OnnxHeader:
     """Infer the shapes of a network and return its header."""
     try:
         onnx.checker.check_model(str(path))
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise _InvalidError(f"breaks ONNX's rules ({reason}). {EXPORT_AGAIN}") from error
+        remedy = "Export the network again, and leave the files with its weights beside it."
+        raise _InvalidError(f"breaks ONNX's rules ({reason}). {remedy}") from error
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         elements = math.prod(max(dimension.dim_value, 1) for dimension in value.type.tensor_type.shape.dim)
         computed = f"computes the tensor {value.name} of {elements} elements"
@@ -190,22 +149,15 @@ def _header(proto: onnx.ModelProto, path: Path) -> OnnxHeader:
     index = GraphIndex.of(proto.graph)
     _check_class_ids(inferred.output, index)
     inputs = [value for value in inferred.input if value.name not in index.constants]
-    (image, shape), (logits, output_shape) = (
-        _single(inputs, "input", 3),
-        _single(inferred.output, "output", NUM_CLASSES),
-    )
-    batch, _, height, width = shape
-    sides = f"takes images of {height}x{width}. Export it with sides of at most {MAX_SIDE}."
-    _refuse_if(
-        batch not in (1, None), f"takes batches of {batch} images. Export it with batch size 1 or a variable one."
-    )
-    _refuse_if(max(height or 0, width or 0) > MAX_SIDE, sides)
+    image, shape = _single(inputs, "input", 3)
+    logits, output_shape = _single(inferred.output, "output", NUM_CLASSES)
+    is_batched = shape[0] not in (1, None)
+    _refuse_if(is_batched, f"takes batches of {shape[0]} images. Export it with batch size 1 or a variable one.")
     if any(value.type.tensor_type.elem_type in INTEGERS for value in (image, logits)):
         onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
     input_values = _quantized_values(image, "input", index.consumers[image.name], index)
     writer = index.producers.get(logits.name)
     output_values = _quantized_values(logits, "output", [writer] if writer else [], index)
-    opset = next(entry.version for entry in proto.opset_import if entry.domain in DOMAINS)
     return OnnxHeader(opset, image.name, shape, logits.name, output_shape, input_values, output_values)
 
 
@@ -215,8 +167,8 @@ def _check_class_ids(outputs: Iterable[onnx.ValueInfoProto], index: GraphIndex) 
         node = index.producer_behind(output.name, SHAPE_OPERATORS)
         if node is not None and node.op_type == "ArgMax":
             raise _InvalidError(
-                f"has the output {output.name!r} of class ids ({node_name(node)}, ArgMax). Export it without ArgMax: "
-                "the evaluation needs logits, which it resizes to the labels before it chooses the class."
+                f"has the output {output.name!r} of class ids ({node.name or node.output[0]}, ArgMax). Export it "
+                "without ArgMax: the evaluation needs logits, which it resizes to the labels before choosing the class."
             )
 
 
@@ -227,9 +179,8 @@ def _single(
     _refuse_if(len(values) != 1, f"has {len(values)} {kind}s. Export it with one {kind} of {channels} channels.")
     tensor = values[0].type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    lengths_valid = all(length is None or length > 0 for length in shape)
     known_type = tensor.elem_type == onnx.TensorProto.FLOAT or tensor.elem_type in INTEGERS
-    if not known_type or len(shape) != 4 or shape[1] != channels or not lengths_valid:
+    if not known_type or len(shape) != 4 or shape[1] != channels or 0 in shape:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
         shown = ", ".join("?" if length is None else str(length) for length in shape)
         last = f" Its channels are last; on AI Hub, leave out --force_channel_last_{kind}." * (shape[3:] == (channels,))
@@ -265,21 +216,16 @@ def _quantized_values(
     return found.pop()
 
 
-def describe_head(proto: onnx.ModelProto, output_name: str, output: torch.Tensor) -> str | None:
+def describe_head(proto: onnx.ModelProto, output_name: str) -> str | None:
     """Return a note if a network returns probabilities in place of logits; None otherwise.
 
-    A LogSoftmax needs none: it subtracts the same from all logits of a pixel, also after resizing. `output`: the
-    output (N, 19, h, w) float32 for an image.
+    A LogSoftmax needs none: it subtracts the same from all logits of a pixel, also after resizing.
     """
     node = GraphIndex.of(proto.graph).producer_behind(output_name, VALUE_OPERATORS)
-    if node is not None and node.op_type in PROBABILITIES:
-        what = f"probabilities ({node_name(node)}, {node.op_type})"
-    elif output.amin() >= -1e-6 and (output.sum(1) - 1).abs().amax() < SUM_TOLERANCE:
-        what = "values that are not negative and add up to 1 per pixel, like probabilities"
-    else:
+    if node is None or node.op_type not in PROBABILITIES:
         return None
     return (
-        f"The file returns {what}, which are resized to the size of the labels in place of logits. At the borders of "
-        "objects this gives other predictions, and mostly a lower mIoU (2.5 percentage points in the demo). Export the "
-        "network without that operator to score its logits."
+        f"The file returns probabilities ({node.name or node.output[0]}, {node.op_type}), which are resized to the "
+        "size of the labels in place of logits. At the borders of objects this gives other predictions, and mostly a "
+        "lower mIoU (2.5 percentage points in the demo). Export the network without that operator to score its logits."
     )

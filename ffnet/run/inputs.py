@@ -196,8 +196,7 @@ def find_checkpoints(config: Config) -> tuple[dict[str, Path], list[str]]:
     if given is None:
         return {name: _own_checkpoint(VARIANTS[name], config) for name in names}, []
     if given.is_dir():
-        found = find_in_folder(given, names)
-        return found.paths, list(found.notes)
+        return find_in_folder(given, names)
     return dict.fromkeys(names, given), []
 
 

@@ -262,7 +262,7 @@ def open_onnx(
     notes.append(chosen.describe())
     with torch.inference_mode():
         logits = backend(normalize(images[0][0][None]))
-    head = describe_head(proto, backend.header.output_name, logits)
+    head = describe_head(proto, backend.header.output_name)
     if head and tuple(logits.shape[2:]) != images.size:
         notes.append(head)
     return backend, notes

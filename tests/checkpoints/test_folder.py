@@ -49,11 +49,11 @@ def save(state, path):
 
 def found(folder, *names):
     """The paths by model, each of which loads."""
-    result = find_checkpoints(folder, names)
-    assert list(result.paths) == list(names) and result.notes == ()
-    for name, path in result.paths.items():
+    paths, notes = find_checkpoints(folder, names)
+    assert list(paths) == list(names) and notes == []
+    for name, path in paths.items():
         load_checkpoint(name, path)
-    return result.paths
+    return paths
 
 
 def refusal(folder, *names):
@@ -127,8 +127,7 @@ def test_files_that_can_not_be_loaded_are_ignored_with_a_note(tmp_path):
     (tmp_path / "cut.pth").write_bytes(path.read_bytes()[:5000])
     (tmp_path / ".hidden.pth").write_bytes(path.read_bytes())
     save(state_of(PRE_DOWN) | {"smoothing.weight": torch.full((3, 1, 5, 5), torch.nan)}, tmp_path / "nan.pth")
-    result = find_checkpoints(tmp_path, [DEMO])
-    assert result.paths == {DEMO: path}
-    (note,) = result.notes
+    paths, (note,) = find_checkpoints(tmp_path, [DEMO])
+    assert paths == {DEMO: path}
     assert note.startswith(f"A file in the folder was ignored. {tmp_path / 'cut.pth'}: this file is broken")
     assert f"No file fits {PRE_DOWN}." in refusal(tmp_path, PRE_DOWN)

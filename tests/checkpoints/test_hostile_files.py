@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffnet.checkpoints.loading import InvalidCheckpointError, read_state_dict
+from ffnet.checkpoints.loading import InvalidCheckpointError, read_checkpoint
 from ffnet.checkpoints.unpickling import MAX_BYTES
 from tests.helpers import hostile, mutations
 from tests.helpers.pickles import state_zip, tensor
@@ -80,7 +80,7 @@ def test_python_text_in_good_files_is_not_run(tmp_path):
 def check_that_only_our_error_is_raised(data, path):
     path.write_bytes(data)
     try:
-        read_state_dict(path)
+        read_checkpoint(path)
     except InvalidCheckpointError as error:
         assert str(error).startswith(f"{path}: ") and str(error).isprintable()
 
@@ -97,14 +97,14 @@ def test_changed_bytes_raise_only_our_error(tmp_path_factory, data, changes):
 
 def test_torch_reads_the_zip_directory_that_was_checked(tmp_path):
     (tmp_path / "x").write_bytes(hostile.two_directories())
-    assert read_state_dict(tmp_path / "x")["weight"].tolist() == [1, 2, 3, 4]
+    assert read_checkpoint(tmp_path / "x")[0].state_dict["weight"].tolist() == [1, 2, 3, 4]
     assert torch.load(tmp_path / "x", weights_only=True)["weight"].numel() == 2**20  # its own reader takes the other
 
 
 def test_big_endian_file_gives_its_numbers(tmp_path):
     records = {"data/0": struct.pack(">4f", 1, 2, 3, 4), "byteorder": b"big"}
     (tmp_path / "x").write_bytes(state_zip(tensor(), records=records))
-    assert read_state_dict(tmp_path / "x")["weight"].tolist() == [1, 2, 3, 4]
+    assert read_checkpoint(tmp_path / "x")[0].state_dict["weight"].tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

@@ -70,7 +70,6 @@ TAKEN = {
     "no counters": lambda state: without(state, COUNTER),
     "no counters, with metadata of version 1": of_version_1,
     "one counter missing": lambda state: without(state, f"bn0.{COUNTER}"),
-    "counters with one dimension": lambda state: counters(state, lambda t: t[None]),
     "float counters": lambda state: counters(state, torch.Tensor.double),
     "int32 counters": lambda state: counters(state, torch.Tensor.int),
     "float16": lambda state: mapped(state, torch.Tensor.half),

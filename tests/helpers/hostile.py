@@ -132,11 +132,6 @@ def tensors():
 def structures():
     layer = name("torch.nn.modules.module", "Module") + EMPTY + NEWOBJ
     yield "module in itself", torch_zip(layer + b"q\0" + value({"_modules": {"a": b"h\0"}}) + BUILD)
-    twice = {
-        f"m{i}": module(dict.fromkeys("ab", bytes([104, i - 1])) if i else {}) + bytes([113, i]) for i in range(30)
-    }
-    yield "modules shared 2^30 times", torch_zip(module(twice))
-    yield "member with a dot", torch_zip(module({"a.b": module()}))
     yield "key that is a number", torch_zip(value({1: tensor()}))
     yield "tensor for a module", torch_zip(module({"a": tensor()}))
     yield "module for a tensor", torch_zip(module(_parameters={"a": module()}))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ffnet.checkpoints.loading import InvalidCheckpointError, read_state_dict
+from ffnet.checkpoints.loading import InvalidCheckpointError, read_checkpoint
 
 PICKLED = Path(__file__).parents[1] / "data" / "pickled"
 # Audit events that reading a file has no business with; "open" is looked at more closely.
@@ -38,7 +38,7 @@ class Watch:
 def warm_up():
     """Reads a good file of each kind, so that whatever is imported on first use is there."""
     for name in ("tiny.pth", "odd.pth"):
-        read_state_dict(PICKLED / name)
+        read_checkpoint(PICKLED / name)
     import encodings.cp437  # noqa: F401 - how zipfile reads the names in a zip
     import encodings.raw_unicode_escape  # noqa: F401 - and pickletools a text of protocol 0
 
@@ -53,7 +53,7 @@ def warm_up():
 def outcome(path):
     """("ok", ""), or the kind of the error and its text."""
     try:
-        read_state_dict(path)
+        read_checkpoint(path)
     except InvalidCheckpointError as error:
         return "InvalidCheckpointError", str(error)
     except BaseException as error:

@@ -3,10 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -50,11 +46,6 @@ def network_with_erf():
     ]
     graph = helper.make_graph(nodes, "erf", [image], [logits], [])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-
-def sleep(target, log):
-    """A call that takes longer than any test."""
-    time.sleep(600)
 
 
 def session_of(target):
@@ -114,28 +105,6 @@ def test_ctrl_c_does_not_end_a_process_that_is_still_starting(target):
         (child,) = multiprocessing.active_children()
         os.kill(child.pid, signal.SIGINT)
         assert not process.call(npu_worker.describe_session).hardware
-
-
-@pytest.mark.slow
-def test_a_process_ends_even_during_a_call_if_the_main_process_is_killed():
-    script = "import os; from tests.npu import test_backend as tests; import multiprocessing, time\n"
-    script += "process = tests.NpuProcess(tests.NpuTarget(tests.MODEL_FILE, tests.CHIP)); process.send(tests.sleep)\n"
-    script += "print(*(child.pid for child in multiprocessing.active_children()), flush=True); time.sleep(5)\n"
-    script += "os.kill(os.getpid(), 9)"
-    run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=120)
-    assert run.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 20
-    while is_running(int(run.stdout)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def is_running(pid):
-    """Whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_library_that_cannot_be_loaded_is_an_error(monkeypatch):

@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
+from onnx import helper
 
 from ffnet.evaluation.loading import normalize
-from ffnet.onnx.input_format import InputFormat, choose_input, decide, write_metadata
+from ffnet.onnx.input_format import InputFormat, choose_input, decide
 from tests.helpers.onnx_files import convolution_network
 
 NAN = float("nan")
@@ -17,7 +18,7 @@ FOREIGN = convolution_network()
 def said_to_take(value_range, channels):
     """A file whose metadata says what it takes."""
     proto = convolution_network()
-    write_metadata(proto, InputFormat(value_range, channels))
+    helper.set_model_props(proto, {"ffnet.input": value_range, "ffnet.channels": channels})
     return proto
 
 
