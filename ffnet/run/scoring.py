@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -120,8 +120,3 @@ def differ(mious: tuple[float, float], agreement: float) -> bool:
     """Return whether two backends that should agree differ by more than MIOU_TOLERANCE or agree on too few pixels."""
     both_nan = mious[0] != mious[0] and mious[1] != mious[1]
     return not (both_nan or abs(mious[0] - mious[1]) <= MIOU_TOLERANCE) or agreement < LEAST_AGREEMENT
-
-
-BYTES_PER_PIXEL = 1 / 8  # upper bound for such a PNG file
-
-Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}

@@ -42,6 +42,22 @@ from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, write_at
 from ffnet.system.text import count
 
 
+logger = logging.getLogger(__name__)
+
+Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
+
+SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
+IMAGES, NPU = "images", "npu"  # kinds of record files
+BYTES_PER_PIXEL = 1 / 8  # upper bound of a PNG file of predictions
+
+# Options that change nothing in the saved work, or whose files are compared by their content.
+MAY_DIFFER = (
+    "model.names", "model.checkpoint", "model.onnx", "model.cache_dir", "list_models", "data.dataset_path",
+    "quantization.encodings", "runtime.num_workers", "runtime.quiet", "output.output_dir", "output.resume",
+    "output.force", "output.fail_under",
+)  # fmt: skip
+
+
 class RecordFile:
     """A file to which the scores of images are appended, one line per image."""
 
@@ -110,22 +126,6 @@ def _parse(line: bytes) -> tuple[int, Scores] | None:
         record["scoring_seconds"],
     )
     return record["image"], scores
-
-
-logger = logging.getLogger(__name__)
-
-Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
-
-SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
-IMAGES, NPU = "images", "npu"  # kinds of record files
-BYTES_PER_PIXEL = 1 / 8  # upper bound of a PNG file of predictions
-
-# Options that change nothing in the saved work, or whose files are compared by their content.
-MAY_DIFFER = (
-    "model.names", "model.checkpoint", "model.onnx", "model.cache_dir", "list_models", "data.dataset_path",
-    "quantization.encodings", "runtime.num_workers", "runtime.quiet", "output.output_dir", "output.resume",
-    "output.force", "output.fail_under",
-)  # fmt: skip
 
 
 def conditions(config: Config, weights: str, images: str, device: str) -> dict[str, Any]:
