@@ -41,7 +41,6 @@ from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, write_atomically
 from ffnet.system.text import count
 
-
 logger = logging.getLogger(__name__)
 
 Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
