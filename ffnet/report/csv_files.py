@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.metrics import Interval
+from ffnet.evaluation.metrics import Interval, percent
 from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import Difference, LayerDivergence
@@ -16,7 +16,7 @@ from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COSTS, ModelComparison
 from ffnet.results.published import RUNTIMES
-from ffnet.results.result import BackendResult, Result, miou_drops, percent
+from ffnet.results.result import BackendResult, Result, miou_drops
 from ffnet.system.files import write_atomically
 
 Row = dict[str, Any]  # heading -> value; floats get four decimals

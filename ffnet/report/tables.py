@@ -14,7 +14,7 @@ from ffnet.model import build_without_weights, count_parameters
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison
+from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison, excludes_zero
 from ffnet.results.published import ai_hub_result
 from ffnet.results.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
 from ffnet.system.text import count, format_interval, format_number, format_table
@@ -252,7 +252,7 @@ def models_table(comparison: ModelComparison) -> Table:
     fronts = comparison.fronts()
     columns = (
         Column(f"model ({COMMON_PREFIX}...)", lambda model: model.short_name, kind=MODEL),
-        Column("INT8 %", lambda model: model.int8_miou),
+        Column("INT8 %", lambda model: model.miou(INT8_SIMULATED)),
         Column("M params", lambda model: model.parameters / 1e6),
         Column("GMACs", lambda model: model.gmacs, 1),
         Column("latency ms", lambda m: m.published and m.published.describe_latency(), kind=TEXT, optional=True),
@@ -280,7 +280,11 @@ def front_table(front: Front) -> Table:
         Column("INT8 %", lambda member: member.miou),
         Column("gain", lambda member: member.gain, kind=CHANGE),
         Column("95 % CI", lambda member: member.gain_interval, optional=True),
-        Column("excludes 0", lambda member: {None: "", True: "yes", False: "no"}[member.distinct], kind=TEXT),
+        Column(
+            "excludes 0",
+            lambda member: {None: "", True: "yes", False: "no"}[excludes_zero(member.gain_interval)],
+            kind=TEXT,
+        ),
     )
     return Table(f"front-{COSTS.index(front.cost) + 1}", columns, front.members)
 

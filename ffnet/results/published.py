@@ -5,7 +5,6 @@ Hub the mIoU and the latency on devices (`ai_hub.json`). A published mIoU is com
 images of the same size; one in INT8 also needs the same quantization.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,12 +118,9 @@ class Comparison:
 
 
 def quantization_setup(config: Config, calibration_images: int = 0, equalized: bool = False) -> QuantizationSetup:
-    """Return the quantization of a run.
+    """Return the quantization of a run, whose checkpoint may already have been `equalized`.
 
-    Args:
-        config: Configuration of the run.
-        calibration_images: Their number; 0 if it is unknown or if all encodings were loaded from a file.
-        equalized: Whether the checkpoint already was equalized.
+    `calibration_images` is 0 if their number is unknown or if all encodings were loaded from a file.
     """
     options = config.quantization
     return QuantizationSetup(
@@ -141,12 +137,9 @@ def quantization_setup(config: Config, calibration_images: int = 0, equalized: b
 
 def differences(run: ImageSetup | QuantizationSetup, published: ImageSetup | QuantizationSetup) -> list[str]:
     """Return what a run has and the published results do not, as phrases that follow "which has"."""
-    values, others = dataclasses.asdict(run), dataclasses.asdict(published)
-    return [
-        describe(values[name])
-        for name, describe in DIFFERENCES.items()
-        if name in values and None not in (values[name], others[name]) and values[name] != others[name]
-    ]
+    pairs = {name: (value, getattr(published, name)) for name, value in vars(run).items()}
+    differing = {name for name, (value, other) in pairs.items() if None not in (value, other) and value != other}
+    return [describe(pairs[name][0]) for name, describe in DIFFERENCES.items() if name in differing]
 
 
 def compare_with_published(
@@ -169,12 +162,10 @@ def compare_with_published(
 
 def compare_with_variant(variant: Variant, images: ImageSetup, quantization: QuantizationSetup) -> Comparison:
     """Compare a run on Cityscapes with what was published for its variant."""
+    mious = {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8}
+    described = f"on all {PUBLISHED_IMAGES.number} images of Cityscapes val"
     published = PublishedResults(
-        {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8},
-        PUBLISHED_IMAGES,
-        PUBLISHED_QUANTIZATION,
-        "Published mIoU of this model",
-        f"on all {PUBLISHED_IMAGES.number} images of Cityscapes val",
+        mious, PUBLISHED_IMAGES, PUBLISHED_QUANTIZATION, "Published mIoU of this model", described
     )
     return compare_with_published(published, images, quantization)
 

@@ -114,7 +114,7 @@ def diagnose(model: Model, backends: Mapping[str, Backend], inputs: Inputs, scor
     images, output = inputs.images, run.config.output
     try:
         worst = worst_images(scores, output.worst) if output.output_dir else []
-        compared = compare_images(worst, images, backends, scores, run.runtime.device)
+        compared = compare_images(worst, images, images.names, backends, scores, run.runtime.device)
         sensitivity = measure_sensitivity(model.network, inputs, run)
         notes = onnx_runtime_notes(model.network, backends, images, scores)
     except KeyboardInterrupt as interrupt:
