@@ -59,7 +59,7 @@ def deliver_result(result: Result, config: Config) -> int:
     Errors, and drops that exceed `--fail-under`, are printed on stderr.
     """
     several = len(config.model.names) > 1
-    folder = config.for_model(result.model).output.output_dir if several else config.output.output_dir
+    folder = config.for_model(result.model).output.output_dir
     errors = [] if several else _print(format_console(result))
     if folder and not result.details.written:
         errors += _write_result(result, folder, quiet=several)

@@ -33,7 +33,7 @@ class ComparedModel:
     parameters: int
     gmacs: float  # 10**9 multiply-accumulates of one image of the run's size
     published: DeviceResult | None  # None if AI Hub has not published the model
-    resampled: np.ndarray = field(repr=False, compare=False)  # INT8 simulated; see bootstrap.resampled_mious
+    resampled: np.ndarray = field(repr=False, compare=False)  # INT8 simulated; see metrics.resampled_mious
 
     @property
     def short_name(self) -> str:
@@ -206,11 +206,6 @@ class ModelComparison:
     def last(self) -> Result:
         """The result of the last model, whose data set, device, command and versions are those of the run."""
         return self.models[-1].result
-
-    @property
-    def backends(self) -> list[str]:
-        """The names of all backends that some model has over all images, in evaluation order."""
-        return list(dict.fromkeys(name for model in self.models for name in model.result.backends))
 
     def front(self, cost: Cost) -> Front:
         """Return the Pareto front of the models whose cost and mIoU are known; without any, it has no members."""

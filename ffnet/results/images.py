@@ -88,6 +88,8 @@ def compare_images(
         inputs = normalize(torch.from_numpy(image)[None].to(device))
         predictions = {name: predict(backends[name](inputs), labels.shape)[0].cpu().numpy() for name in PAIR}
         matrices = {name: scores.confusion_matrices[name][index : index + 1] for name in PAIR}
+        before, after = (100 * image_ious(matrices[name])[0] for name in PAIR)
+        largest = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
         comparison = ImageComparison(
@@ -96,16 +98,11 @@ def compare_images(
             agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels_per_image),
             regressed=100 * float((codes == REGRESSED).sum() / scored),
             improved=100 * float((codes == IMPROVED).sum() / scored),
-            largest_drops=_largest_drops(*(100 * image_ious(matrices[name])[0] for name in PAIR)),
+            largest_drops=[(CLASSES[i], float(before[i]), float(after[i])) for i in largest],
             panels=draw_panels(image.transpose(1, 2, 0), labels, predictions, factor),
         )
         comparisons.append(comparison)
     return comparisons
-
-
-def _largest_drops(before: np.ndarray, after: np.ndarray) -> list[tuple[str, float, float]]:
-    order = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]
-    return [(CLASSES[i], float(before[i]), float(after[i])) for i in order]
 
 
 def reduction_factor(height: int, width: int, count: int) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
 from ffnet.labels import CLASSES
 from ffnet.quantization.recovery.search import RaisedQuantizer
-from ffnet.report.rendering import relative_url, render, render_comparison
+from ffnet.report.rendering import render, render_comparison
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics
 from ffnet.system.files import write_atomically
 from ffnet.variants import VARIANTS
@@ -196,19 +196,6 @@ def test_model_names_link_to_their_reports_if_there_are_any(comparison, comparis
         assert f'<a href="./{model.result.model}/report.html">' in comparison_text
     without = [dataclasses.replace(model, link=None) for model in comparison.models]
     assert "<a " not in render_comparison(comparison_of(without))
-
-
-@pytest.mark.parametrize(
-    ("path", "url"),
-    (
-        ("a_b/report.html", "./a_b/report.html"),
-        ("javascript:alert(1)", "./javascript%3Aalert%281%29"),
-        ("//host/x", ".///host/x"),
-        ('"><b> \udcff', "./%22%3E%3Cb%3E%20%FF"),
-    ),
-)
-def test_a_link_is_always_a_relative_path(path, url):
-    assert relative_url(path) == url
 
 
 def test_a_comparison_without_mious_has_no_charts():
