@@ -63,10 +63,9 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     upper, lower = figure.subplots(2, 1, sharex=True)
     for kind, color, marker in ((WEIGHT, BLUE, "o"), (ACTIVATION, ORANGE, "^")):
         rows = [row for row in sensitivity.rows if row.kind == kind]
-        sqnr, gain = [row.sqnr_only_enabled for row in rows], [sensitivity.gain(row) for row in rows]
-        positions = [row.position for row in rows]
-        for axes, values in ((upper, sqnr), (lower, gain)):
-            axes.scatter(positions, np.array(values, float), s=20, color=color, marker=marker, label=kind)
+        for axes, value in ((upper, lambda row: row.sqnr_only_enabled), (lower, sensitivity.gain)):
+            values = np.array([value(row) for row in rows], float)  # nan for None
+            axes.scatter([row.position for row in rows], values, s=20, color=color, marker=marker, label=kind)
     for rank, row in enumerate(sensitivity.rows[:NUMBERED_QUANTIZERS], 1):
         if row.sqnr_only_enabled is not None:
             point = (row.position, row.sqnr_only_enabled)

@@ -65,7 +65,8 @@ class ImageSetup:
     size: tuple[int, int]  # height, width in pixels
 
 
-PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # for the values in `ffnet.variants`, scored and for calibration
+PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # for the values in `ffnet.variants`, as the next two lines
+PUBLISHED_CALIBRATION = (500, "val")  # number of images, and their split
 PUBLISHED_QUANTIZATION = QuantizationConfig()
 
 
@@ -96,7 +97,7 @@ def quantization_differences(
     is unknown or if all encodings were loaded from a file.
     """
     published = PUBLISHED_QUANTIZATION
-    number, split = calibration or (PUBLISHED_IMAGES.number, PUBLISHED_IMAGES.split)
+    number, split = calibration or PUBLISHED_CALIBRATION
     differs = {
         f"{run.param_bw}-bit weights": run.param_bw != published.param_bw,
         f"{run.output_bw}-bit activations": run.output_bw != published.output_bw,
@@ -105,9 +106,7 @@ def quantization_differences(
         f"the quantization configuration {run.config_file}": run.config_file != published.config_file,
         "no cross-layer equalization": not (run.cle or equalized),
         "accuracy recovery": run.recovers,
-        f"{count(number, 'calibration image')} of the {split} split": (
-            (number, split) != (PUBLISHED_IMAGES.number, PUBLISHED_IMAGES.split)
-        ),
+        f"{count(number, 'calibration image')} of the {split} split": (number, split) != PUBLISHED_CALIBRATION,
     }
     return [phrase for phrase, differing in differs.items() if differing]
 

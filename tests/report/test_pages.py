@@ -13,6 +13,7 @@ from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMU
 from ffnet.labels import CLASSES
 from ffnet.quantization.recovery.search import RaisedQuantizer
 from ffnet.report.rendering import render, render_comparison
+from ffnet.results.comparison import excludes_zero
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics
 from ffnet.system.files import write_atomically
 from ffnet.variants import VARIANTS
@@ -183,7 +184,7 @@ def test_the_tables_of_a_comparison_have_its_numbers(comparison, comparison_text
             assert (cells[0], numbers) == (
                 member.model.short_name, [member.cost, member.miou, member.gain, limits],
             )  # fmt: skip
-            assert cells[5] == {None: "–", True: "yes", False: "no"}[member.distinct]
+            assert cells[5] == {None: "–", True: "yes", False: "no"}[excludes_zero(member.gain_interval)]
         assert front.describe(24) in comparison_text
     for label, cells in page.numbers("classes").items():
         assert cells == [model.result.backends[INT8_SIMULATED].iou[label] for model in models]
