@@ -54,13 +54,15 @@ def run(config: Config) -> int:
     ensure_home()
     with garbage_collection_paused():
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
-        from ffnet.report.delivery import deliver, print_models
+        from ffnet.report.delivery import deliver
+        from ffnet.report.rendering import format_models
         from ffnet.run.inputs import select_device
         from ffnet.run.pipeline import evaluate_models, evaluate_onnx
         from ffnet.run.ranks import open_ranks
 
     if config.list_models:
-        return print_models()
+        print_lines(format_models())
+        return 0
     onnx = config.model.onnx
     with open_ranks("cpu" if onnx else select_device(config)) as ranks:
         results = evaluate_onnx(config, onnx, ranks) if onnx else evaluate_models(config, ranks)

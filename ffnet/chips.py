@@ -67,7 +67,8 @@ def find_chip(text: str) -> Chip:
     Raises:
         ValueError: There is no such chip; the message names the most similar ones.
     """
-    names = _chips_by_name()
+    marketing = {_hyphenated(chip.name): chip for chip in _CHIPS if chip.name.startswith("Snapdragon ")}
+    names = CHIPS | marketing | {alias: CHIPS[part] for alias, part in ALIASES.items()}
     wanted = _hyphenated(text)
     if wanted in names:
         return names[wanted]
@@ -80,12 +81,6 @@ def format_chips() -> str:
     """Return the table of chips: part name, name, number and architecture."""
     rows = [(chip.part, chip.name, str(chip.soc_model), chip.architecture) for chip in CHIPS.values()]
     return format_table([("part", "name", "soc_model", "architecture"), *rows])
-
-
-def _chips_by_name() -> dict[str, Chip]:
-    """Return the chips by every name that `find_chip` accepts."""
-    marketing = {_hyphenated(chip.name): chip for chip in _CHIPS if chip.name.startswith("Snapdragon ")}
-    return CHIPS | marketing | {alias: CHIPS[part] for alias, part in ALIASES.items()}
 
 
 def _hyphenated(name: str) -> str:
@@ -108,13 +103,7 @@ def check_npu_package() -> None:
 
 
 def has_wheel(system: str, machine: str, libc: tuple[str, str]) -> bool:
-    """Return whether PyPI has an onnxruntime-qnn wheel for a platform.
-
-    Args:
-        system: Value of sys.platform.
-        machine: Value of platform.machine().
-        libc: Value of platform.libc_ver().
-    """
+    """Return whether onnxruntime-qnn has a wheel for values of sys.platform, platform.machine() and libc_ver()."""
     if system == "win32":
         return machine.upper() in ("AMD64", "ARM64")
     name, version = libc

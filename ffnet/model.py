@@ -3,6 +3,7 @@
 Source: arXiv 2206.08236. `tests/data/golden.json` holds outputs of the original implementation.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,7 +112,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 class Backbone(nn.Module):
     """A stem, then three or four residual stages: (N, 3, H, W) -> four feature maps, finest first."""
 
-    stem: tuple[str, ...]  # names of the layers before the stages, in the order in which they are applied
+    stem: Sequence[str]  # names of the layers before the stages, in the order in which they are applied
 
     def add_stages(self, variant: Variant, inputs: int) -> None:
         """Add the stages `layer1`, `layer2` ..., each a sequence of blocks; `inputs` channels enter the first."""
@@ -152,41 +153,19 @@ class PlainBackbone(Backbone):
         self.add_stages(variant, 64)
 
 
-class SlimBackbone(Backbone):
-    """Two 3x3 convolutions with stride 2, then four stages."""
-
-    stem = ("conv0", "bn0", "relu", "conv1", "bn1", "relu")
+class ConvBackbone(Backbone):
+    """3x3 convolutions, then the stages; before three stages, their output is the first feature map."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         width = variant.channels[0]
-        self.conv0 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
-        self.bn0 = nn.BatchNorm2d(width // 2)
-        self.conv1 = nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        channels, strides = ((3, 64, 64, width), (2, 2, 1)) if variant.stem == "C" else ((3, width // 2, width), (2, 2))
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
+            setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, strides[number], padding=1, bias=False))
+            setattr(self, f"bn{number}", nn.BatchNorm2d(outputs))
         self.relu = nn.ReLU()
+        self.stem = [name for number in range(len(strides)) for name in (f"conv{number}", f"bn{number}", "relu")]
         self.add_stages(variant, width)
-
-
-class NarrowBackbone(Backbone):
-    """Three 3x3 convolutions, whose output is the first feature map, then three stages."""
-
-    stem = ("conv0", "bn0", "relu", "conv1", "bn1", "relu", "conv2", "bn2", "relu")
-
-    def __init__(self, variant: Variant) -> None:
-        super().__init__()
-        width = variant.channels[0]
-        self.conv0 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
-        self.bn0 = nn.BatchNorm2d(64)
-        self.conv1 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.conv2 = nn.Conv2d(64, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.add_stages(variant, width)
-
-
-BACKBONES = {"A": PlainBackbone, "B": SlimBackbone, "C": NarrowBackbone}
 
 
 def resize(x: Tensor, like: Tensor, mode: str) -> Tensor:
@@ -286,7 +265,7 @@ class FFNet(nn.Module):
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.smoothing = GaussianConv2D() if variant.pre_down else None
-        self.backbone_model = BACKBONES[variant.stem](variant)
+        self.backbone_model = (PlainBackbone if variant.stem == "A" else ConvBackbone)(variant)
         self.head = Head(variant)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,28 +5,15 @@ import itertools
 import os
 import shlex
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ffnet import __version__
 from ffnet.chips import DEFAULT_CHIP, find_chip
-from ffnet.config import (
-    ADAROUND_ITERATIONS,
-    CHANNEL_ORDERS,
-    LIST_CHIPS,
-    SEQ_MSE_BITS,
-    VALUE_RANGES,
-    Config,
-    DataConfig,
-    ModelConfig,
-    NpuConfig,
-    OutputConfig,
-    QuantizationConfig,
-    Runtime,
-)
+from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, SEQ_MSE_BITS, VALUE_RANGES, Config
 from ffnet.system.errors import UserError
 from ffnet.system.process import print_lines
 from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, VARIANTS, closest_names
@@ -35,14 +22,6 @@ PROGRAM = "ffnet_quanteval.py"
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
 PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # ONNX has integers for them, and ONNX Runtime kernels
 EXPORT_REMEDY = "remove --export, --execute and --npu (with --demo: add --no-execute)"
-SECTIONS = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "quantization": QuantizationConfig,
-    "npu": NpuConfig,
-    "runtime": Runtime,
-    "output": OutputConfig,
-}
 
 
 def _model_names(text: str) -> tuple[str, ...]:
@@ -63,15 +42,6 @@ def _chip(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _number_or_all(text: str) -> int | str:
-    if text.lower() == "all":
-        return "all"
-    try:
-        return _integer(1)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{str(error).removesuffix('.')}, nor `all`.") from error
-
-
 def _boolean(text: str) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in words:
@@ -79,13 +49,16 @@ def _boolean(text: str) -> bool:
     return words[text.lower()]
 
 
-def _integer(least: int, most: int = 10**9) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers from `least` to `most`."""
+def _integer(least: int, most: int = 10**9, word: str = "") -> Callable[[str], int | str]:
+    """Return an argparse type for whole numbers from `least` to `most`, and for `word` if it is not empty."""
 
-    def number(text: str) -> int:
+    def number(text: str) -> int | str:
+        if word and text.lower() == word:
+            return word
         if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or not least <= int(text) <= most:
             bounds = f"of at least {least}" if most == 10**9 else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {bounds}.")
+            alternative = f", nor `{word}`" if word else ""
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {bounds}{alternative}.")
         return int(text)
 
     return number
@@ -95,12 +68,8 @@ def _text(text: str) -> str:
     """Accept text that is not empty and that every library can open as a file name."""
     if not text:
         raise argparse.ArgumentTypeError("the value is empty. Name a file or folder.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not valid UTF-8, and not every library can open it. Rename it."
-        ) from error
+    if text != text.encode(errors="ignore").decode():
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid UTF-8, and not every library can open it. Rename it.")
     return text
 
 
@@ -137,10 +106,7 @@ class Option:
 
 def lookup(config: Config, target: str) -> Any:
     """Return the value of "section.field" of Config."""
-    value = config
-    for name in target.split("."):
-        value = getattr(value, name)
-    return value
+    return attrgetter(target)(config)
 
 
 FLAG: dict[str, Any] = {"action": "store_true"}
@@ -154,18 +120,13 @@ SPLIT: dict[str, Any] = {"choices": ("val", "train")}
 
 OPTIONS: dict[str, tuple[Option, ...]] = {
     "model": (
-        Option(
-            "--model-name",
-            "model.names",
-            "FFNet segmentation models that are evaluated and compared: names, `published` for the five with published "
-            f"INT8 results, `all` for the 66, or the demo's two (default: {DEFAULT_MODEL})",
-            {"type": _model_names, "nargs": "+", "action": "extend", "metavar": "NAME"},
-            aliases=("--model-config",),
-        ),
+        Option("--model-name", "model.names", "FFNet segmentation models that are evaluated and compared: names, "
+               "`published` for the five with published INT8 results, `all` for the 66, or the demo's two (default: "
+               f"{DEFAULT_MODEL})",
+               {"type": _model_names, "nargs": "+", "action": "extend", "metavar": "NAME"}, ("--model-config",)),
         Option("--list-models", "list_models", "list the 66 models with sizes and published mIoU, and exit", FLAG),
         Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by "
-               "their content (default: the published files, downloaded once)",
-               {"type": _path, "metavar": "FILE_OR_DIR"}),
+               "their content (default: the published files, downloaded once)", FOLDER | {"metavar": "FILE_OR_DIR"}),
         Option("--cache-dir", "model.cache_dir", "folder for downloads and rendered scenes (default: "
                "$TORCH_HOME/hub/ffnet)", FOLDER),
         Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),
@@ -208,16 +169,16 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                {"type": _percentage_points, "metavar": "POINTS"}),
         Option("--recovery-images", "quantization.recovery_images",
                "number of calibration images for sequential MSE and AdaRound, spread evenly", COUNT),
-        Option("--selection-images", "data.selection_images", "number of images of --calibration-split on which "
-               "recovery measures its steps; none of them is used for calibration (default: a third, at most 32)",
-               COUNT),
+        Option("--selection-images", "data.selection_images",
+               "number of images of --calibration-split on which recovery measures its steps; none of them is used for "
+               "calibration (default: a third, at most 32)", COUNT),
     ),
     "NPU": (
         Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
                f"one; `--npu {LIST_CHIPS}` prints the chips (without a name: {DEFAULT_CHIP})",
                {"type": _chip, "nargs": "?", "const": DEFAULT_CHIP, "metavar": "CHIP"}),
         Option("--npu-images", "npu.images", "number of images for it, spread evenly over the scored ones, or `all`",
-               {"type": _number_or_all, "metavar": "N"}),
+               {"type": _integer(1, word="all"), "metavar": "N"}),
         Option("--npu-fallback", "npu.fallback", "run nodes that the NPU refuses on the CPU, and name them", FLAG),
     ),
     "runtime": (
@@ -227,8 +188,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--compile", "runtime.compile", "compile the networks (default: if the run is long enough)", SWITCH),
         Option("--batch-size", "runtime.batch_size", "images per batch", {"type": _integer(1, 4096), "metavar": "N"}),
         Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread (default: up to "
-               "4, with a GPU up to 16, at most one per processor)",
-               {"type": _integer(0, 256), "metavar": "N"}),
+               "4, with a GPU up to 16, at most one per processor)", {"type": _integer(0, 256), "metavar": "N"}),
         Option("--quiet", "runtime.quiet", "show no progress on stderr", FLAG),
     ),
     "results": (
@@ -312,27 +272,29 @@ def _build_parser() -> _Parser:
 
 def _build_config(given: Mapping[str, Any], command: str) -> Config:
     """Return the Config of the given options, with the defaults that depend on other options or the environment."""
-    defaults: dict[str, Any] = {"command": command}
+    defaults: dict[str, Any] = {}
     if given.get("data.demo"):
-        defaults |= {"model.names": [DEMO_VARIANTS[:1]], "output.execute": "model.onnx" not in given}
+        defaults = {"model.names": [DEMO_VARIANTS[:1]], "output.execute": "model.onnx" not in given}
     elif os.environ.get(DATASET_VARIABLE):
-        defaults["data.dataset_path"] = Path(os.environ[DATASET_VARIABLE])
-    values: dict[str, dict[str, Any]] = defaultdict(dict)
+        defaults = {"data.dataset_path": Path(os.environ[DATASET_VARIABLE])}
+    config = Config(command=command)
     for target, value in (defaults | dict(given)).items():
-        if target == "model.names":  # a list for each --model-name
+        if target == "model.names":  # a tuple for each name that was given
             value = tuple(dict.fromkeys(itertools.chain(*value)))
         section, _, name = target.rpartition(".")
-        values[section][name] = value
-    return Config(**{name: section(**values[name]) for name, section in SECTIONS.items()}, **values[""])
+        if section:
+            name, value = section, replace(getattr(config, section), **{name: value})
+        config = replace(config, **{name: value})
+    return config
 
 
 # Options that --onnx excludes: it evaluates one file as it is, on the CPU.
 NEEDS_CHECKPOINT = (
     "model.names", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
     "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
-    "quantization.max_drop", "quantization.seq_mse", "quantization.adaround",
-    "data.calibration_split", "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst",
-    "output.sensitivity", "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
+    "quantization.max_drop", "quantization.seq_mse", "quantization.adaround", "data.calibration_split",
+    "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst", "output.sensitivity",
+    "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
 )  # fmt: skip
 # Options that have no effect if the encodings are complete.
 ANSWERED_BY_ENCODINGS = (
@@ -356,13 +318,12 @@ REQUIRES = {  # option -> options; it has no effect without at least one of them
 
 def _check_combinations(given: set[str], config: Config) -> None:
     """Raise UserError if one of the given options would be ignored."""
-    excluded = [target for target in NEEDS_CHECKPOINT if target in given]
-    if not config.output.execute:
-        excluded = [target for target in excluded if target != "output.execute"]
-    if config.model.onnx and excluded:
-        raise UserError(
-            f"{FLAGS[excluded[0]]} cannot be combined with --onnx, which evaluates one file as it is. Remove it."
-        )
+    requested = given if config.output.execute else given - {"output.execute"}  # --no-execute excludes nothing
+    for target in NEEDS_CHECKPOINT:
+        if config.model.onnx and target in requested:
+            raise UserError(
+                f"{FLAGS[target]} cannot be combined with --onnx, which evaluates one file as it is. Remove it."
+            )
     if config.model.onnx and config.use_cuda:
         raise UserError("--use-cuda cannot be combined with --onnx, which runs on the CPU. Remove it.")
     for target, required in REQUIRES.items():
@@ -379,8 +340,7 @@ def _check_combinations(given: set[str], config: Config) -> None:
 
 def _is_set(config: Config, target: str) -> bool:
     """Return whether an option has a value other than None and False; 0 is a value."""
-    value = lookup(config, target)
-    return value is not None and value is not False
+    return not any(lookup(config, target) is unset for unset in (None, False))
 
 
 def _check_recovery(config: Config) -> None:

@@ -10,7 +10,7 @@ import pytest
 import ffnet
 import ffnet_quanteval
 from ffnet.config import Config
-from ffnet.options import OPTIONS, SECTIONS, option_values, parse_args
+from ffnet.options import OPTIONS, option_values, parse_args
 from ffnet.system.errors import UserError
 from ffnet.variants import DEMO_VARIANTS, MODEL_GROUPS
 from tests.helpers.program import SCRIPT
@@ -103,7 +103,8 @@ def test_the_dataset_path_comes_from_the_environment(monkeypatch):
 
 def test_every_field_of_the_config_has_one_option():
     targets = [option.target for group in OPTIONS.values() for option in group]
-    fields = [f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
+    sections = {name: section for name, section in vars(Config()).items() if dataclasses.is_dataclass(section)}
+    fields = [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
     assert sorted([*targets, "runtime.device"]) == sorted([*fields, "use_cuda", "list_models"])
 
 

@@ -37,7 +37,8 @@ STYLE = matplotlib.rc_context(
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
         **dict.fromkeys(("axes.edgecolor", "grid.color"), GRID),
         **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-        **dict.fromkeys(("axes.axisbelow", "figure.constrained_layout.use"), True),
+        **dict.fromkeys(("axes.axisbelow", "axes.grid", "figure.constrained_layout.use"), True),
+        "axes.grid.axis": "y",
         "grid.linewidth": 0.7,
         "font.family": "sans-serif",
         "font.size": 9,
@@ -62,10 +63,9 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     upper, lower = figure.subplots(2, 1, sharex=True)
     for kind, color, marker in ((WEIGHT, BLUE, "o"), (ACTIVATION, ORANGE, "^")):
         rows = [row for row in sensitivity.rows if row.kind == kind]
-        sqnr, gain = [row.sqnr_only_enabled for row in rows], [sensitivity.gain(row) for row in rows]
-        for axes, values in ((upper, sqnr), (lower, gain)):
-            positions = [row.position for row in rows]
-            axes.scatter(positions, np.array(values, float), s=20, color=color, marker=marker, label=kind)
+        for axes, value in ((upper, lambda row: row.sqnr_only_enabled), (lower, sensitivity.gain)):
+            values = np.array([value(row) for row in rows], float)  # nan for None
+            axes.scatter([row.position for row in rows], values, s=20, color=color, marker=marker, label=kind)
     for rank, row in enumerate(sensitivity.rows[:NUMBERED_QUANTIZERS], 1):
         if row.sqnr_only_enabled is not None:
             point = (row.position, row.sqnr_only_enabled)
@@ -74,8 +74,6 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     lower.set(ylabel="only this disabled: gain, dB", xlabel="quantizers from input to output")
     lower.axhline(0, color=TEXT, linewidth=0.8)
     add_legend(upper)
-    for axes in (upper, lower):
-        axes.grid(axis="y")
     return to_chart(figure)
 
 
@@ -89,7 +87,6 @@ def npu_chart(layers: Sequence[LayerDivergence]) -> Chart:
         total, own = ([factor * getattr(getattr(layer, part), name) for layer in layers] for part in ("total", "own"))
         axes.plot(positions, total, color=ORANGE, label="from the image on")
         axes.bar(positions, own, color=BLUE, label="layer alone, for the same input")
-        axes.grid(axis="y")
     upper.set(ylabel="differing values, percent", ylim=(0, None))
     lower.set(ylabel="mean difference, steps", xlabel="quantized activations from input to output", ylim=(0, None))
     add_legend(upper)
@@ -107,11 +104,9 @@ def recovery_chart(recovery: Recovery) -> Chart:
     for axes, name in zip(panels, ("bit_operations", "weight_bytes"), strict=True):
         _draw_baselines(axes, recovery)
         positions = spread([100 * getattr(step, name) for step in recovery.steps])
-        for index, step in enumerate(recovery.steps):
-            kind = recovery.outcome(step)
-            _draw_point(axes, index + 1, positions[index], step.miou, step.miou_interval, kind)
+        for number, (step, position) in enumerate(zip(recovery.steps, positions, strict=True), 1):
+            _draw_point(axes, number, position, step.miou, step.miou_interval, recovery.outcome(step))
         axes.set(xlabel=f"{name.replace('_', ' ')}, percent of W8A8", ylabel="mIoU, percent", xmargin=0.1)
-        axes.grid(axis="y")
     add_legend(panels[0], columns=3)
     return to_chart(figure)
 
@@ -131,10 +126,11 @@ def front_chart(comparison: ModelComparison, front: Front) -> Chart:
         on_front, value = front.has(model), cost.of(model)
         if on_front is not None and value is not None:
             interval = model.result.backends[INT8_SIMULATED].miou_interval if on_front else None
-            _draw_point(axes, number, value, model.int8_miou, interval, ON_FRONT if on_front else NOT_ON_FRONT)
+            _draw_point(
+                axes, number, value, model.miou(INT8_SIMULATED), interval, ON_FRONT if on_front else NOT_ON_FRONT
+            )
     label = cost.name if cost.name == cost.unit else f"{cost.name}, {cost.unit}"
     axes.set(xlabel=label, ylabel="mIoU, percent", xmargin=0.08, ymargin=0.1)
-    axes.grid(axis="y")
     add_legend(axes)
     return to_chart(figure)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.metrics import Interval
+from ffnet.evaluation.metrics import Interval, percent
 from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.labels import CLASSES
-from ffnet.onnx.divergence import Difference, LayerDivergence
+from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COSTS, ModelComparison
 from ffnet.results.published import RUNTIMES
-from ffnet.results.result import BackendResult, Result, miou_drops, percent
+from ffnet.results.result import BackendResult, Result, miou_drops
 from ffnet.system.files import write_atomically
 
 Row = dict[str, Any]  # heading -> value; floats get four decimals
@@ -81,18 +81,15 @@ def recovery_rows(recovery: Recovery) -> list[Row]:
 
 def npu_layer_rows(layers: Sequence[LayerDivergence]) -> list[Row]:
     """Return the rows of npu_layers.csv: how far the NPU is from the simulation at each quantized activation."""
-    return [
-        {"layer": layer.layer, **_difference("", layer.total), **_difference(", same input", layer.own)}
-        for layer in layers
-    ]
-
-
-def _difference(suffix: str, difference: Difference) -> Row:
-    return {
-        f"differing %{suffix}": 100 * difference.differing,
-        f"mean difference in steps{suffix}": f"{difference.mean_steps:.6f}",
-        f"largest difference in steps{suffix}": difference.largest_steps,
-    }
+    rows = []
+    for layer in layers:
+        row: Row = {"layer": layer.layer}
+        for suffix, difference in (("", layer.total), (", same input", layer.own)):
+            row[f"differing %{suffix}"] = 100 * difference.differing
+            row[f"mean difference in steps{suffix}"] = f"{difference.mean_steps:.6f}"
+            row[f"largest difference in steps{suffix}"] = difference.largest_steps
+        rows.append(row)
+    return rows
 
 
 def comparison_rows(comparison: ModelComparison) -> list[Row]:
@@ -101,14 +98,15 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
     The mIoU drop is that against FP32 on the same images. "yes" and "no" say whether a model is on a Pareto front; the
     cell is empty if it cannot be on it.
     """
+    backends = dict.fromkeys(name for model in comparison.models for name in model.result.backends)
     has_npu = any(model.result.npu for model in comparison.models)
     words = {None: None, True: "yes", False: "no"}
-    fronts = {f"on the front by {cost.name}": comparison.front(cost) for cost in COSTS}
+    fronts = [comparison.front(cost) for cost in COSTS]
     rows = []
     for model in comparison.models:
         result, npu = model.result, model.result.npu
         row: Row = {"model": result.model, "report": model.link, "images": result.images}
-        for name in comparison.backends:
+        for name in backends:
             row |= _backend(name, result.backends)
         if has_npu:
             row |= {"NPU images": npu and len(npu.images), **_backend(INT8_NPU, npu.backends if npu else {})}
@@ -118,7 +116,7 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
         row["latency device"] = published and published.device
         row["latency image size"] = published and "{}x{}".format(*published.input_size)
         row |= {f"{name} ms": published and published.latency[key] for key, name in RUNTIMES.items()}
-        rows.append(row | {heading: words[front.has(model)] for heading, front in fronts.items()})
+        rows.append(row | {f"on the front by {front.cost.name}": words[front.has(model)] for front in fronts})
     return rows
 
 

@@ -10,7 +10,7 @@ from ffnet.config import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES, Co
 from ffnet.evaluation.scores import FP32, INT8_NPU
 from ffnet.options import PROGRAM, option_values
 from ffnet.report import csv_files
-from ffnet.report.rendering import format_comparison, format_console, format_models, render, render_comparison
+from ffnet.report.rendering import format_comparison, format_console, render, render_comparison
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.results.result import DEMO_NOTE, Result, miou_drops
 from ffnet.system.errors import UserError
@@ -44,8 +44,7 @@ def deliver(results: Iterable[Result], config: Config) -> int:
         statuses.append(interrupt_status(interrupt))
     finally:
         if models:
-            comparison = ModelComparison(models, comparison_notes(len(models), config), option_values(config))
-            statuses.append(deliver_comparison(comparison, config))
+            statuses.append(deliver_comparison(models, config))
     return _worst(statuses)
 
 
@@ -60,7 +59,7 @@ def deliver_result(result: Result, config: Config) -> int:
     Errors, and drops that exceed `--fail-under`, are printed on stderr.
     """
     several = len(config.model.names) > 1
-    folder = config.for_model(result.model).output.output_dir if several else config.output.output_dir
+    folder = config.for_model(result.model).output.output_dir
     errors = [] if several else _print(format_console(result))
     if folder and not result.details.written:
         errors += _write_result(result, folder, quiet=several)
@@ -82,8 +81,12 @@ def deliver_result(result: Result, config: Config) -> int:
     return 2 if errors else int(bool(drops))
 
 
-def deliver_comparison(comparison: ModelComparison, config: Config) -> int:
+def deliver_comparison(models: list[ComparedModel], config: Config) -> int:
     """Print the comparison of several models and write its files; print errors on stderr, return the exit status."""
+    notes, requested = [DEMO_NOTE] if config.data.demo else [], len(config.model.names)
+    if missing := requested - len(models):
+        notes.append(f"The run ended early: there are no results of {missing} of {requested} models.")
+    comparison = ModelComparison(models, notes, option_values(config))
     errors = _print(format_comparison(comparison))
     folder = config.output.output_dir
     if folder:
@@ -96,21 +99,6 @@ def deliver_comparison(comparison: ModelComparison, config: Config) -> int:
             errors += _print("", f"Written to {folder}: {REPORT}, {COMPARISON_TABLE} and a folder for each model")
     _print_errors(errors)
     return 2 if errors else 0
-
-
-def comparison_notes(models: int, config: Config) -> list[str]:
-    """Return notes on a run in which this number of models was evaluated."""
-    notes = [DEMO_NOTE] if config.data.demo else []
-    requested = len(config.model.names)
-    if models < requested:
-        notes.append(f"The run ended early: there are no results of {requested - models} of {requested} models.")
-    return notes
-
-
-def print_models() -> int:
-    """Print the table of models and return the exit status."""
-    print_lines(format_models())
-    return 0
 
 
 def _print(*lines: str) -> list[str]:
@@ -139,11 +127,8 @@ def _write_result(result: Result, folder: Path, quiet: bool) -> list[str]:
     except OSError as error:
         problem = f"--output-dir {folder}: the files can't be written ({error})."
         unprinted = _print(json.dumps(result.to_json()))
-        return (
-            [problem, *unprinted]
-            if unprinted
-            else [f"{problem} The content of result.json is the last line on stdout."]
-        )
+        hint = "" if unprinted else " The content of result.json is the last line on stdout."
+        return [problem + hint, *unprinted]
     return [] if quiet else _print("", f"Written to {folder}: {', '.join(written)}")
 
 

@@ -3,11 +3,9 @@
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -39,10 +37,7 @@ ENVIRONMENT = Environment(
 def format_console(result: Result) -> str:
     """Return the report on a run: heading and notes, and the tables."""
     recovery, npu, sensitivity = result.recovery, result.npu, result.details.diagnostics.sensitivity
-    parts = [
-        tables.result_table(result).format(),
-        tables.agreement_table("agreement", result.agreement).format(),
-    ]
+    parts = [tables.result_table(result).format(), tables.agreement_table("agreement", result.agreement).format()]
     if recovery:
         parts += [tables.recovery_table(recovery).format(), tables.raised_table(recovery).format(RAISED_QUANTIZERS)]
     if npu:
@@ -143,17 +138,11 @@ def data_uri(content: bytes | str, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-def relative_url(path: str) -> str:
-    """Return a relative path as the URL of a link, which can name neither a scheme nor a host."""
-    return f"./{quote(os.fsencode(path))}"
-
-
 ENVIRONMENT.filters |= {
     "count": count,
     "data_uri": data_uri,
     "data_value": data_value,
     "interval": lambda limits: typeset(format_interval(limits)),
     "number": lambda value, digits=2: typeset(format_number(value, digits)),
-    "relative_url": relative_url,
     "typeset": typeset,
 }

@@ -14,7 +14,7 @@ from ffnet.model import build_without_weights, count_parameters
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
-from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison
+from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison, excludes_zero
 from ffnet.results.published import ai_hub_result
 from ffnet.results.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
 from ffnet.system.text import count, format_interval, format_number, format_table
@@ -94,13 +94,12 @@ class BackendRow:
         return self.result.backends[self.backend]
 
 
-def result_table(result: Result) -> Table:
-    """Return the metrics of every backend of a run."""
-    return backends_table("backends", [BackendRow(name, result) for name in result.backends])
+def result_table(result: Result | NpuResult, name: str = "backends", heading: str = "backend") -> Table:
+    """Return the metrics of every backend of a run or of its part on the NPU."""
+    return _backends_table([BackendRow(backend, result) for backend in result.backends], name, heading)
 
 
-def backends_table(name: str, rows: Sequence[BackendRow], heading: str = "backend") -> Table:
-    """Return the table of the metrics of backends; `heading`: that of the first column."""
+def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading: str = "backend") -> Table:
     columns = (
         Column("model", lambda row: row.model, kind=MODEL, optional=True),
         Column(heading, lambda row: row.backend, kind=TEXT),
@@ -137,8 +136,7 @@ def agreement_table(name: str, agreement: Mapping[str, float], where: str = "") 
 def npu_tables(npu: NpuResult) -> tuple[Table, Table]:
     """Return the metrics and the agreement of every backend on the images that the NPU ran."""
     where = f"on the {count(len(npu.images), 'image')} of the NPU"
-    rows = [BackendRow(name, npu) for name in npu.backends]
-    return backends_table("npu-backends", rows, where), agreement_table("npu-agreement", npu.agreement, where)
+    return result_table(npu, "npu-backends", where), agreement_table("npu-agreement", npu.agreement, where)
 
 
 def recovery_table(recovery: Recovery) -> Table:
@@ -194,7 +192,10 @@ def confusion_tables(result: Result) -> list[Table]:
 
     With several backends, the change from the first to the second comes first.
     """
-    shares = {name: _shares(entry) for name, entry in result.backends.items()}
+    shares = {}
+    for name, entry in result.backends.items():
+        matrix = np.array(entry.confusion_matrix, np.float64)
+        shares[name] = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)  # 0 without labelled pixels
     found = [_matrix_table(f"{name}, percent", share, share / 20) for name, share in shares.items()]
     if len(shares) > 1:
         (first, before), (second, after) = list(shares.items())[:2]
@@ -203,12 +204,6 @@ def confusion_tables(result: Result) -> list[Table]:
         title = f"Change from {first} to {second} in percentage points; orange is worse"
         found.insert(0, _matrix_table(title, change, better))
     return found
-
-
-def _shares(entry: BackendResult) -> np.ndarray:
-    """Return a confusion matrix in percent of each class's labelled pixels; zeros if there are none."""
-    matrix = np.array(entry.confusion_matrix, np.float64)
-    return 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
 
 
 def _matrix_table(title: str, matrix: np.ndarray, shades: np.ndarray) -> Table:
@@ -252,7 +247,7 @@ def models_table(comparison: ModelComparison) -> Table:
     fronts = comparison.fronts()
     columns = (
         Column(f"model ({COMMON_PREFIX}...)", lambda model: model.short_name, kind=MODEL),
-        Column("INT8 %", lambda model: model.int8_miou),
+        Column("INT8 %", lambda model: model.miou(INT8_SIMULATED)),
         Column("M params", lambda model: model.parameters / 1e6),
         Column("GMACs", lambda model: model.gmacs, 1),
         Column("latency ms", lambda m: m.published and m.published.describe_latency(), kind=TEXT, optional=True),
@@ -269,7 +264,7 @@ def compared_backends_table(comparison: ModelComparison) -> Table:
         result, npu = model.result, model.result.npu
         rows += [BackendRow(name, result, model.short_name, result.images) for name in result.backends]
         rows += [BackendRow(INT8_NPU, npu, model.short_name, len(npu.images))] if npu else []
-    return backends_table("backends", rows)
+    return _backends_table(rows)
 
 
 def front_table(front: Front) -> Table:
@@ -280,7 +275,11 @@ def front_table(front: Front) -> Table:
         Column("INT8 %", lambda member: member.miou),
         Column("gain", lambda member: member.gain, kind=CHANGE),
         Column("95 % CI", lambda member: member.gain_interval, optional=True),
-        Column("excludes 0", lambda member: {None: "", True: "yes", False: "no"}[member.distinct], kind=TEXT),
+        Column(
+            "excludes 0",
+            lambda member: {None: "", True: "yes", False: "no"}[excludes_zero(member.gain_interval)],
+            kind=TEXT,
+        ),
     )
     return Table(f"front-{COSTS.index(front.cost) + 1}", columns, front.members)
 

@@ -4,6 +4,7 @@ A model is worth its cost if no other model reaches at least its mIoU with at mo
 that of INT8 simulated. Costs are multiply-accumulates, and the latency that Qualcomm AI Hub published.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,7 +33,7 @@ class ComparedModel:
     parameters: int
     gmacs: float  # 10**9 multiply-accumulates of one image of the run's size
     published: DeviceResult | None  # None if AI Hub has not published the model
-    resampled: np.ndarray = field(repr=False, compare=False)  # INT8 simulated; see bootstrap.resampled_mious
+    resampled: np.ndarray = field(repr=False, compare=False)  # INT8 simulated; see metrics.resampled_mious
 
     @property
     def short_name(self) -> str:
@@ -40,15 +41,10 @@ class ComparedModel:
         return self.result.model.removeprefix(COMMON_PREFIX)
 
     @property
-    def int8_miou(self) -> float | None:
-        """The mIoU of INT8 simulated in percent; None if it is undefined."""
-        return self.miou(INT8_SIMULATED)
-
-    @property
     def is_w8a8(self) -> bool:
         """Whether all quantized weights and activations have 8 bits, as with AI Hub's latency."""
-        raised = self.result.recovery is not None and bool(self.result.recovery.raised)
-        return not raised and {self.result.options.get(name, 8) for name in BIT_WIDTH_OPTIONS} == {8}
+        recovery, options = self.result.recovery, self.result.options
+        return not (recovery and recovery.raised) and {options.get(name, 8) for name in BIT_WIDTH_OPTIONS} == {8}
 
     @property
     def has_published_size(self) -> bool:
@@ -89,10 +85,6 @@ class Cost:
     lowest: str  # what the model with the lowest cost has
     of: Callable[[ComparedModel], float | None]  # None if it is unknown
 
-    def describe(self, value: float) -> str:
-        """Return a value with its unit."""
-        return f"{value:.1f} {self.unit}"
-
 
 GMACS = Cost("GMACs", "GMACs", "fewest GMACs", lambda model: model.gmacs)
 LATENCY = Cost("published latency", "ms", "shortest published latency", lambda model: model.latency)
@@ -108,11 +100,6 @@ class Candidate:
     miou: float  # INT8 simulated, percent
     gain: float | None = None  # over the mIoU of the next cheaper member, percentage points; None for the cheapest
     gain_interval: Interval | None = None  # paired 95 % confidence interval; None if there is none
-
-    @property
-    def distinct(self) -> bool | None:
-        """Whether the gain's interval excludes 0; None without an interval."""
-        return _excludes_zero(self.gain_interval)
 
 
 @dataclass(frozen=True)
@@ -133,7 +120,7 @@ class Front:
         """The cheapest member that, like all that cost more, is not distinct from the best one."""
         chosen = self.best
         for member in reversed(self.members[:-1]):
-            if _excludes_zero(self.loss_interval(member)) is not False:
+            if excludes_zero(self.loss_interval(member)) is not False:
                 break
             chosen = member
         return chosen
@@ -144,36 +131,32 @@ class Front:
 
     def has(self, model: ComparedModel) -> bool | None:
         """Return whether a model is on the front; None if it could not be."""
-        if not any(candidate.model is model for candidate in self.candidates):
+        if model not in [candidate.model for candidate in self.candidates]:
             return None
-        return any(member.model is model for member in self.members)
+        return model in [member.model for member in self.members]
 
     def describe(self, images: int) -> str:
         """Return sentences on which member to deploy, after a run on this number of images."""
-        best, choice = self.best, self.choice
+        best, other = self.best, self.choice
         first = (
             f"By {self.cost.name}, of {count(len(self.candidates), 'model')}: {best.model.short_name} has the highest "
-            f"mIoU of {INT8_SIMULATED}, {best.miou:.2f} % at {self.cost.describe(best.cost)}"
+            f"mIoU of {INT8_SIMULATED}, {best.miou:.2f} % at {best.cost:.1f} {self.cost.unit}"
         )
         if len(self.members) == 1:
             return f"{first}, and also the {self.cost.lowest}."
-        if choice is not best:
-            return (
-                f"{first}. The cheapest model that {count(images, 'image')} cannot distinguish from it is "
-                f"{self._describe_loss(choice)}."
-            )
-        return f"{first}. The next cheaper model on the Pareto front is {self._describe_loss(self.members[-2])}."
-
-    def _describe_loss(self, member: Candidate) -> str:
-        limits = self.loss_interval(member)
-        interval = f" (95 % CI {format_interval(limits)})" if limits else ""
+        role = f"The cheapest model that {count(images, 'image')} cannot distinguish from it"
+        if other is best:
+            other, role = self.members[-2], "The next cheaper model on the Pareto front"
+        limits = self.loss_interval(other)
         return (
-            f"{member.model.short_name} at {self.cost.describe(member.cost)}, whose mIoU is "
-            f"{format_number(self.best.miou - member.miou)} percentage points lower{interval}"
+            f"{first}. {role} is {other.model.short_name} at {other.cost:.1f} {self.cost.unit}, whose mIoU is "
+            f"{format_number(best.miou - other.miou)} percentage points lower"
+            f"{f' (95 % CI {format_interval(limits)})' if limits else ''}."
         )
 
 
-def _excludes_zero(limits: Interval | None) -> bool | None:
+def excludes_zero(limits: Interval | None) -> bool | None:
+    """Return whether an interval lies on one side of 0; None without an interval."""
     return limits and not limits[0] <= 0 <= limits[1]
 
 
@@ -198,7 +181,9 @@ def _has_other_published(model: ComparedModel) -> bool:
 
 
 LIMITS: dict[str, Callable[[ComparedModel], bool]] = {  # note before the names of models -> to which it applies
-    f"The mIoU of {FP32} or of {INT8_SIMULATED} is unknown": lambda model: None in (model.miou(FP32), model.int8_miou),
+    f"The mIoU of {FP32} or of {INT8_SIMULATED} is unknown": lambda model: (
+        None in map(model.miou, (FP32, INT8_SIMULATED))
+    ),
     "A published mIoU is not comparable with this run, as the report of each model explains": _has_other_published,
     "AI Hub measured the latency with images of another size, so that it is no cost on the Pareto front": (
         lambda model: model.published is not None and not model.has_published_size
@@ -222,21 +207,15 @@ class ModelComparison:
         """The result of the last model, whose data set, device, command and versions are those of the run."""
         return self.models[-1].result
 
-    @property
-    def backends(self) -> list[str]:
-        """The names of all backends that some model has over all images, in evaluation order."""
-        return list(dict.fromkeys(name for model in self.models for name in model.result.backends))
-
     def front(self, cost: Cost) -> Front:
         """Return the Pareto front of the models whose cost and mIoU are known; without any, it has no members."""
         candidates = tuple(
             Candidate(model, value, miou)
             for model in self.models
-            if (value := cost.of(model)) is not None and (miou := model.int8_miou) is not None
+            if (value := cost.of(model)) is not None and (miou := model.miou(INT8_SIMULATED)) is not None
         )
         members = pareto_front(candidates)
-        for index in range(1, len(members)):
-            member, cheaper = members[index], members[index - 1]
+        for index, (cheaper, member) in enumerate(itertools.pairwise(members), 1):
             interval = difference_interval(member.model.resampled, cheaper.model.resampled)
             members[index] = replace(member, gain=member.miou - cheaper.miou, gain_interval=interval)
         return Front(cost, candidates, tuple(members))

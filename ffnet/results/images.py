@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,18 +33,6 @@ MARKS = {
     IMPROVED: (f"improved: wrong in {FP32}, right in {INT8_SIMULATED}", (0, 200, 255)),
     OTHER: ("other disagreement: both wrong, or not scored", (255, 214, 0)),
 }
-
-
-class NamedImages(Images, Protocol):
-    """Images of one size with names, such as a CityscapesSplit."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The name of each image."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
 
 
 @dataclass(frozen=True)
@@ -82,40 +70,39 @@ def worst_images(scores: Scores, count: int) -> list[int]:
 @torch.inference_mode()
 def compare_images(
     indices: Sequence[int],
-    images: NamedImages,
+    images: Images,
+    names: Sequence[str],
     backends: Mapping[str, Backend],
     scores: Scores,
     device: str,
 ) -> list[ImageComparison]:
-    """Compare the images at `indices` in FP32 and simulated INT8.
+    """Compare the images at `indices`, whose `names` follow the order of `images`, in FP32 and simulated INT8.
 
     The backends predict these images again, so that predictions need not be stored. They must not be compiled.
     """
-    factor = reduction_factor(*images.size, len(indices))
     comparisons = []
     for index in indices:
         image, labels = (tensor.numpy() for tensor in images[index])
+        height, width = labels.shape
+        factor = reduction_factor(height, width, len(indices))
         inputs = normalize(torch.from_numpy(image)[None].to(device))
         predictions = {name: predict(backends[name](inputs), labels.shape)[0].cpu().numpy() for name in PAIR}
         matrices = {name: scores.confusion_matrices[name][index : index + 1] for name in PAIR}
+        before, after = (100 * image_ious(matrices[name])[0] for name in PAIR)
+        largest = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
         comparison = ImageComparison(
-            name=images.names[index],
+            name=names[index],
             mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
             agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels_per_image),
             regressed=100 * float((codes == REGRESSED).sum() / scored),
             improved=100 * float((codes == IMPROVED).sum() / scored),
-            largest_drops=_largest_drops(*(100 * image_ious(matrices[name])[0] for name in PAIR)),
+            largest_drops=[(CLASSES[i], float(before[i]), float(after[i])) for i in largest],
             panels=draw_panels(image.transpose(1, 2, 0), labels, predictions, factor),
         )
         comparisons.append(comparison)
     return comparisons
-
-
-def _largest_drops(before: np.ndarray, after: np.ndarray) -> list[tuple[str, float, float]]:
-    order = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]
-    return [(CLASSES[i], float(before[i]), float(after[i])) for i in order]
 
 
 def reduction_factor(height: int, width: int, count: int) -> int:

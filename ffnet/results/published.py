@@ -5,17 +5,15 @@ Hub the mIoU and the latency on devices (`ai_hub.json`). A published mIoU is com
 images of the same size; one in INT8 also needs the same quantization.
 """
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from ffnet.config import Config
+from ffnet.config import Config, QuantizationConfig
 from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.system.text import count, format_number
-from ffnet.variants import INPUT_SIZE, Variant
+from ffnet.variants import INPUT_SIZE, VARIANTS
 
 _AI_HUB = json.loads(Path(__file__).with_name("ai_hub.json").read_text("utf-8"))
 SOURCE: str = _AI_HUB["source"]
@@ -67,47 +65,9 @@ class ImageSetup:
     size: tuple[int, int]  # height, width in pixels
 
 
-@dataclass(frozen=True)
-class QuantizationSetup:
-    """How a network was quantized. None stands for what is unknown or does not apply, and is not compared."""
-
-    param_bw: int
-    output_bw: int
-    from_file: bool  # the encodings were loaded
-    quant_scheme: str | None = None
-    config_file: str | None = None
-    cle: bool | None = None
-    calibration: tuple[int, str] | None = None  # number of images, and their split
-    recovered: bool = False  # with accuracy recovery
-
-
-PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # images of the values in `ffnet.variants`
-PUBLISHED_QUANTIZATION = QuantizationSetup(8, 8, False, "tf_enhanced", "default", True, (500, "val"))
-
-DIFFERENCES: dict[str, Callable[[Any], str]] = {  # field -> what a run with this value has; after "which has"
-    "number": lambda number: count(number, "image"),
-    "split": "the {} split".format,
-    "size": lambda size: "an image size of {}x{}".format(*size),
-    "param_bw": "{}-bit weights".format,
-    "output_bw": "{}-bit activations".format,
-    "from_file": lambda _: "the encodings of a file",
-    "quant_scheme": "the quantization scheme {}".format,
-    "config_file": "the quantization configuration {}".format,
-    "cle": lambda _: "no cross-layer equalization",
-    "recovered": lambda _: "accuracy recovery",
-    "calibration": lambda images: f"{count(images[0], 'calibration image')} of the {images[1]} split",
-}
-
-
-@dataclass(frozen=True)
-class PublishedResults:
-    """Published mIoUs of one model, and how they were measured."""
-
-    mious: Mapping[str, float | None]  # backend -> percent; None if none was published
-    images: ImageSetup
-    quantization: QuantizationSetup
-    origin: str  # text before the values, such as "Published mIoU of this model"
-    described: str  # text after the values: the images, such as "on 50 images"
+PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # for the values in `ffnet.variants`, as the next two lines
+PUBLISHED_CALIBRATION = (500, "val")  # number of images, and their split
+PUBLISHED_QUANTIZATION = QuantizationConfig()
 
 
 @dataclass(frozen=True)
@@ -118,65 +78,77 @@ class Comparison:
     notes: Sequence[str] = ()  # at most one, on the values that are not comparable
 
 
-def quantization_setup(config: Config, calibration_images: int = 0, equalized: bool = False) -> QuantizationSetup:
-    """Return the quantization of a run.
+def image_differences(run: ImageSetup, published: ImageSetup) -> list[str]:
+    """Return what a run's images have and the published ones do not, as phrases that follow "which has"."""
+    phrases = {
+        "number": count(run.number, "image"),
+        "split": f"the {run.split} split",
+        "size": "an image size of {}x{}".format(*run.size),
+    }
+    return [phrase for name, phrase in phrases.items() if getattr(run, name) != getattr(published, name)]
 
-    Args:
-        config: Configuration of the run.
-        calibration_images: Their number; 0 if it is unknown or if all encodings were loaded from a file.
-        equalized: Whether the checkpoint already was equalized.
+
+def quantization_differences(
+    run: QuantizationConfig, equalized: bool = False, calibration: tuple[int, str] | None = None
+) -> list[str]:
+    """Return what a run's quantization has and PUBLISHED_QUANTIZATION does not, as phrases that follow "which has".
+
+    The checkpoint may already have been `equalized`. `calibration` is the number of images and their split; None if it
+    is unknown or if all encodings were loaded from a file.
     """
-    options = config.quantization
-    return QuantizationSetup(
-        param_bw=options.param_bw,
-        output_bw=options.output_bw,
-        from_file=options.encodings is not None,
-        quant_scheme=options.quant_scheme,
-        config_file=options.config_file,
-        cle=options.cle or equalized,
-        calibration=(calibration_images, config.data.calibration_split) if calibration_images else None,
-        recovered=options.recovers,
-    )
-
-
-def differences(run: ImageSetup | QuantizationSetup, published: ImageSetup | QuantizationSetup) -> list[str]:
-    """Return what a run has and the published results do not, as phrases that follow "which has"."""
-    values, others = dataclasses.asdict(run), dataclasses.asdict(published)
-    return [
-        describe(values[name])
-        for name, describe in DIFFERENCES.items()
-        if name in values and None not in (values[name], others[name]) and values[name] != others[name]
-    ]
+    published = PUBLISHED_QUANTIZATION
+    number, split = calibration or PUBLISHED_CALIBRATION
+    differs = {
+        f"{run.param_bw}-bit weights": run.param_bw != published.param_bw,
+        f"{run.output_bw}-bit activations": run.output_bw != published.output_bw,
+        "the encodings of a file": run.encodings is not None,
+        f"the quantization scheme {run.quant_scheme}": run.quant_scheme != published.quant_scheme,
+        f"the quantization configuration {run.config_file}": run.config_file != published.config_file,
+        "no cross-layer equalization": not (run.cle or equalized),
+        "accuracy recovery": run.recovers,
+        f"{count(number, 'calibration image')} of the {split} split": (number, split) != PUBLISHED_CALIBRATION,
+    }
+    return [phrase for phrase, differing in differs.items() if differing]
 
 
 def compare_with_published(
-    published: PublishedResults, images: ImageSetup, quantization: QuantizationSetup
+    mious: Mapping[str, float | None], by_images: list[str], by_quantization: list[str], origin: str, described: str
 ) -> Comparison:
-    """Return the published values that are comparable with a run's, and a note on those that are not."""
-    values = {name: miou for name, miou in published.mious.items() if miou is not None}
-    by_images = differences(images, published.images)
-    by_both = by_images + differences(quantization, published.quantization)
-    differing = {name: by_images if name == FP32 else by_both for name in values}
+    """Return the published values that are comparable with a run's, and a note on those that are not.
+
+    Args:
+        mious: Backend -> published mIoU in percent; None if none was published.
+        by_images: `image_differences`, which concern all backends.
+        by_quantization: `quantization_differences`, which concern all but FP32.
+        origin: Text before the values, such as "Published mIoU of this model".
+        described: Text after the values: the images, such as "on 50 images".
+    """
+    values = {name: miou for name, miou in mious.items() if miou is not None}
+    differing = {name: by_images if name == FP32 else by_images + by_quantization for name in values}
     comparable = {name: miou for name, miou in values.items() if not differing[name]}
     others = " and ".join(f"{miou:.1f} % in {name}" for name, miou in values.items() if differing[name])
     if not others:
         return Comparison(comparable)
     *phrases, last = max(differing.values(), key=len)
     named = f"{', '.join(phrases)} and {last}" if phrases else last
-    note = f"{published.origin}: {others}, {published.described}. Not comparable with this run, which has {named}."
+    note = f"{origin}: {others}, {described}. Not comparable with this run, which has {named}."
     return Comparison(comparable, [note])
 
 
-def compare_with_variant(variant: Variant, images: ImageSetup, quantization: QuantizationSetup) -> Comparison:
-    """Compare a run on Cityscapes with what was published for its variant."""
-    published = PublishedResults(
-        {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8},
-        PUBLISHED_IMAGES,
-        PUBLISHED_QUANTIZATION,
+def compare_with_variant(config: Config, images: ImageSetup, calibration_images: int, equalized: bool) -> Comparison:
+    """Compare a run on Cityscapes with what was published for its variant.
+
+    `calibration_images` is 0 if all encodings came from a file. The checkpoint may already have been `equalized`.
+    """
+    published = VARIANTS[config.model.name].published
+    calibration = (calibration_images, config.data.calibration_split) if calibration_images else None
+    return compare_with_published(
+        {FP32: published.fp32, INT8_SIMULATED: published.int8},
+        image_differences(images, PUBLISHED_IMAGES),
+        quantization_differences(config.quantization, equalized, calibration),
         "Published mIoU of this model",
         f"on all {PUBLISHED_IMAGES.number} images of Cityscapes val",
     )
-    return compare_with_published(published, images, quantization)
 
 
 def compare_with_ai_hub(config: Config, images: ImageSetup) -> Comparison:
@@ -188,14 +160,14 @@ def compare_with_ai_hub(config: Config, images: ImageSetup) -> Comparison:
     result = ai_hub_result(config.model.name)
     if result is None or config.npu.chip != GALAXY_S25 or config.model.onnx or config.data.demo:
         return Comparison()
-    published = PublishedResults(
+    unknown = {name: getattr(PUBLISHED_QUANTIZATION, name) for name in ("quant_scheme", "config_file", "cle")}
+    return compare_with_published(
         {FP32: result.float_miou, INT8_NPU: result.w8a8_miou["onnx"]},
-        ImageSetup("val", MIOU_IMAGES, result.input_size),
-        QuantizationSetup(8, 8, from_file=False),
+        image_differences(images, ImageSetup("val", MIOU_IMAGES, result.input_size)),
+        quantization_differences(replace(config.quantization, **unknown)),
         f"{SOURCE}: mIoU of this model on {result.device} by ONNX",
         "on {} images of {}x{} pixels".format(MIOU_IMAGES, *result.input_size),
     )
-    return compare_with_published(published, images, quantization_setup(config))
 
 
 def ai_hub_notes(config: Config) -> list[str]:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.metrics import Interval, MiouIntervals, miou_intervals
+from ffnet.evaluation.metrics import Interval, miou_intervals, percent
 from ffnet.evaluation.scores import FP32, Scores
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
@@ -134,23 +133,21 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the object that `result.json` holds."""
         content = dataclasses.asdict(dataclasses.replace(self, details=None))  # type: ignore[arg-type]
-        return {name: value for name, value in content.items() if name != "details"}
+        del content["details"]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], details: Details) -> "Result":
         """Return the result of which `result.json` holds `content`."""
-        npu = content["npu"]
-        return cls(
-            **{
-                **content,
-                "checkpoint": content["checkpoint"] and CheckpointInfo(**content["checkpoint"]),
-                "calibration": content["calibration"] and Calibration(**content["calibration"]),
-                "recovery": recovery_from_json(content["recovery"]),
-                "backends": _backends_from_json(content["backends"]),
-                "npu": npu and NpuResult(**{**npu, "backends": _backends_from_json(npu["backends"])}),
-                "details": details,
-            }
-        )
+        checkpoint, calibration, npu = (content[name] for name in ("checkpoint", "calibration", "npu"))
+        objects = {
+            "checkpoint": checkpoint and CheckpointInfo(**checkpoint),
+            "calibration": calibration and Calibration(**calibration),
+            "recovery": recovery_from_json(content["recovery"]),
+            "backends": _backends_from_json(content["backends"]),
+            "npu": npu and NpuResult(**{**npu, "backends": _backends_from_json(npu["backends"])}),
+        }
+        return cls(**{**content, **objects}, details=details)
 
     @property
     def base(self) -> BackendResult:
@@ -178,26 +175,19 @@ def miou_drops(backends: Mapping[str, BackendResult]) -> dict[str, float | None]
 
 def backend_results(scores: Scores) -> dict[str, BackendResult]:
     """Return the metrics of every backend."""
-    intervals = miou_intervals(scores.confusion_matrices, FP32)
-    return {name: _backend_result(scores, name, intervals[name]) for name in scores.seconds}
-
-
-def _backend_result(scores: Scores, name: str, intervals: MiouIntervals) -> BackendResult:
-    matrix = scores.total(name)
-    return BackendResult(
-        miou=percent(metrics.mean_iou(matrix)),
-        miou_interval=intervals.miou,
-        drop_interval=intervals.drop,
-        iou={label: percent(value) for label, value in zip(CLASSES, metrics.iou(matrix), strict=True)},
-        pixel_accuracy=percent(metrics.pixel_accuracy(matrix)),
-        images_per_second=scores.images / scores.seconds[name],
-        confusion_matrix=matrix.tolist(),
-    )
-
-
-def percent(share: float) -> float | None:
-    """Return a share in percent; None for nan."""
-    return None if np.isnan(share) else 100 * float(share)
+    results = {}
+    for name, intervals in miou_intervals(scores.confusion_matrices, FP32).items():
+        matrix = scores.total(name)
+        results[name] = BackendResult(
+            miou=percent(metrics.mean_iou(matrix)),
+            miou_interval=intervals.miou,
+            drop_interval=intervals.drop,
+            iou={label: percent(value) for label, value in zip(CLASSES, metrics.iou(matrix), strict=True)},
+            pixel_accuracy=percent(metrics.pixel_accuracy(matrix)),
+            images_per_second=scores.images / scores.seconds[name],
+            confusion_matrix=matrix.tolist(),
+        )
+    return results
 
 
 def agreement(scores: Scores) -> dict[str, float]:

@@ -23,7 +23,7 @@ from ffnet.onnx.validation import describe_head
 from ffnet.options import option_values
 from ffnet.results import result as results
 from ffnet.results.images import compare_images, worst_images
-from ffnet.results.published import Comparison, ImageSetup, compare_with_variant, quantization_setup
+from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
 from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult, Result
 from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
 from ffnet.run.networks import Model, export_network, quantize_checkpoint
@@ -35,7 +35,6 @@ from ffnet.run.storage import IMAGES
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, sha256_of
 from ffnet.system.memory import enough_memory
-from ffnet.variants import VARIANTS
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ def diagnose(model: Model, backends: Mapping[str, Backend], inputs: Inputs, scor
     images, output = inputs.images, run.config.output
     try:
         worst = worst_images(scores, output.worst) if output.output_dir else []
-        compared = compare_images(worst, images, backends, scores, run.runtime.device)
+        compared = compare_images(worst, images, images.names, backends, scores, run.runtime.device)
         sensitivity = measure_sensitivity(model.network, inputs, run)
         notes = onnx_runtime_notes(model.network, backends, images, scores)
     except KeyboardInterrupt as interrupt:
@@ -153,8 +152,7 @@ def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, m
 def _published(model: Model, details: Details, config: Config) -> Comparison:
     """Return the published mIoU that is comparable with the run's, and a note if it is not."""
     images = ImageSetup(config.data.split, len(details.image_names), details.image_size)
-    quantization = quantization_setup(config, model.calibration.images, model.checkpoint.equalized)
-    return compare_with_variant(VARIANTS[config.model.name], images, quantization)
+    return compare_with_variant(config, images, model.calibration.images, model.checkpoint.equalized)
 
 
 def dataset_name(config: Config) -> str:

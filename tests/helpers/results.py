@@ -154,7 +154,7 @@ def noise_result(tree):
     scores = evaluate(backends, images, Runtime(batch_size=2, quiet=True))
     matrices = scores.confusion_matrices[INT8_SIMULATED]
     matrices[:, 5] = matrices[:, :, 5] = 0
-    worst = compare_images(worst_images(scores, 2), images, backends, scores, CPU)
+    worst = compare_images(worst_images(scores, 2), images, images.names, backends, scores, CPU)
     diagnostics = Diagnostics(tuple(worst), small_sensitivity(), small_layers())
     return small_result(scores, diagnostics, recovery=small_recovery(), npu=small_npu())
 

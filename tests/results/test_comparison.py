@@ -14,7 +14,7 @@ from ffnet.config import Config, QuantizationConfig
 from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.model import build_model
 from ffnet.options import option_values
-from ffnet.results.comparison import GMACS, LATENCY, Candidate, compare_model, pareto_front
+from ffnet.results.comparison import GMACS, LATENCY, Candidate, compare_model, excludes_zero, pareto_front
 from tests.helpers.results import (
     ZOO,
     compared_models,
@@ -87,7 +87,7 @@ def test_a_compared_model_has_the_fields_of_its_result_and_no_scores():
     result = small_result(npu=small_npu(), size=FULL)
     model = compare_model(result, "sm8850", None)
     assert model.result == result and model.result.details.scores.confusion_matrices == {}
-    assert (model.short_name, model.latency, model.int8_miou) == ("ffnet40S_dBBB_mobile", 2.9, 83.75)
+    assert (model.short_name, model.latency, model.miou(INT8_SIMULATED)) == ("ffnet40S_dBBB_mobile", 2.9, 83.75)
     assert model.miou("INT8 ONNX Runtime") is None
 
 
@@ -96,8 +96,8 @@ def test_gains_are_those_over_the_next_cheaper_member_with_paired_intervals():
     qualities = (0.87, 0.88)
     comparison = comparison_of(compared_models(ZOO[:2], qualities))
     cheaper, member = comparison.front(GMACS).members
-    assert cheaper.gain is cheaper.gain_interval is cheaper.distinct is None
-    assert member.gain == member.miou - cheaper.miou > 0 and member.distinct
+    assert cheaper.gain is cheaper.gain_interval is None
+    assert member.gain == member.miou - cheaper.miou > 0 and excludes_zero(member.gain_interval)
     matrices = np.array(
         [random_scores(q, seed=seed).confusion_matrices[INT8_SIMULATED] for seed, q in enumerate(qualities)]
     )
@@ -158,7 +158,7 @@ def test_the_choice_is_the_cheapest_model_that_is_not_distinct_from_the_best():
     ]
     front = comparison_of([*models, plain_model("e", 12.5, 70.0)]).front(GMACS)
     assert names(front) == list("abcd") and len(front.candidates) == 5
-    assert [member.distinct for member in front.members] == [None, True, False, False]
+    assert [excludes_zero(member.gain_interval) for member in front.members] == [None, True, False, False]
     assert front.best.model.short_name == "d" and front.choice.model.short_name == "b"
     low, high = front.loss_interval(front.choice)
     assert front.describe(500) == (
@@ -183,7 +183,7 @@ def test_a_distinct_model_between_cheaper_ones_ends_the_choice():
 def test_without_resamples_there_are_no_intervals_and_the_choice_is_the_best():
     models = [plain_model(name, cost, cost, resampled=np.empty(0)) for name, cost in (("a", 1.0), ("b", 2.0))]
     front = comparison_of(models).front(GMACS)
-    assert front.members[1].gain == 1 and front.members[1].gain_interval is front.members[1].distinct is None
+    assert front.members[1].gain == 1 and front.members[1].gain_interval is None
     assert front.choice is front.best and front.describe(1).endswith("1.00 percentage points lower.")
 
 

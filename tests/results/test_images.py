@@ -57,7 +57,7 @@ def test_comparisons_show_label_predictions_and_disagreement(tree):
     images = CityscapesSplit(tree, "val")
     backends = {FP32: noisy_backend(0), INT8_SIMULATED: noisy_backend(0.5)}
     scores = evaluate(backends, images, Runtime(batch_size=2, quiet=True))
-    comparisons = compare_images([3, 1], images, backends, scores, CPU)
+    comparisons = compare_images([3, 1], images, images.names, backends, scores, CPU)
     for comparison, index in zip(comparisons, (3, 1), strict=True):
         image, labels = images[index]
         labels = labels.numpy()

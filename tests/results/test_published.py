@@ -21,8 +21,8 @@ WITHOUT_INT8 = "segmentation_ffnet46NS_CCC_mobile"  # published: 76.7 in FP32
 def comparison(number=500, size=INPUT_SIZE, calibrated=500, model=MODEL, equalized=False, data=None, **quantization):
     """What is shown beside a run that differs from the published ones in the arguments alone."""
     config = Config(ModelConfig((model,)), DataConfig(**data or {}), QuantizationConfig(**quantization))
-    setup = published.quantization_setup(config, calibrated, equalized)
-    return published.compare_with_variant(VARIANTS[model], ImageSetup(config.data.split, number, size), setup)
+    images = ImageSetup(config.data.split, number, size)
+    return published.compare_with_variant(config, images, calibrated, equalized)
 
 
 def test_published_values_stand_beside_a_run_that_was_measured_alike():
