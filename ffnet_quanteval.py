@@ -17,7 +17,7 @@ from ffnet.options import PROGRAM, parse_args
 from ffnet.run import preflight
 from ffnet.system.errors import UserError
 from ffnet.system.process import (
-    ensure_home,
+    check_home,
     interrupt_status,
     log_to_stderr,
     prepared_streams,
@@ -51,7 +51,7 @@ def run(config: Config) -> int:
     if not config.lists:
         preflight.check(config)
     log_to_stderr(logging.getLogger("ffnet"), config.runtime.quiet)
-    ensure_home()
+    check_home()
     with garbage_collection_paused():
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
         from ffnet.report.delivery import deliver

@@ -4,7 +4,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ffnet.config import QuantizationConfig, Runtime
-from ffnet.system.process import ensure_home
 from ffnet.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `--help` does not wait for torch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    ensure_home()
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 

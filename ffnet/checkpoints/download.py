@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from ffnet.checkpoints.loading import InvalidCheckpointError
 from ffnet.system.files import sha256_of, write_atomically
-from ffnet.system.process import ensure_home
 from ffnet.variants import Variant
 
 ZOO = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"
@@ -31,7 +30,6 @@ TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
 
 def default_cache_dir() -> Path:
     """Return the folder `ffnet` in torch hub's cache folder, which depends on TORCH_HOME and on the home folder."""
-    ensure_home()
     return Path(torch.hub.get_dir()) / "ffnet"
 
 

@@ -148,13 +148,9 @@ def write_state(sim: QuantizationSimModel, state: SimState) -> None:
 
 
 def save_state(state: SimState, description: Mapping[str, Any], parameters: bool) -> bytes:
-    """Return the content of a safetensors file of a state.
+    """Return the content of a safetensors file of a state and of a description that JSON can hold.
 
-    Args:
-        state: of a simulation.
-        description: of anything that JSON can hold.
-        parameters: whether the file holds the parameters too; without them, `write_state` leaves those of the
-            simulation as they are.
+    Without `parameters` the file holds none, and `write_state` leaves those of the simulation as they are.
     """
     names = [*TENSORS, "parameter"] if parameters else list(TENSORS)
     tensors: dict[str, torch.Tensor] = {}

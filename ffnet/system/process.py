@@ -1,14 +1,11 @@
 """The process: its standard streams, the signals that terminate it, and its home folder. Needs no torch."""
 
-import atexit
 import contextlib
 import io
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +14,6 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 from ffnet.system.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 REPEAT_SECONDS = 5.0  # `timeout`, for one, sends its signal twice; the second must not interrupt the cleanup
@@ -151,24 +146,9 @@ def log_to_stderr(log: logging.Logger, quiet: bool) -> None:
     log.propagate = False  # AIMET gives the root logger a handler of its own
 
 
-def ensure_home() -> None:
-    """Set HOME to the user's home folder, or to a temporary one, removed at exit, if the system knows none.
-
-    Call it before AIMET is imported. A HOME that is an absolute path stays as it is.
-
-    Raises:
-        OSError: If no temporary folder can be created.
-    """
-    if Path(os.environ.get("HOME", "")).is_absolute():
-        return
-    os.environ.pop("HOME", None)  # empty or relative
+def check_home() -> None:
+    """Raise a UserError if this user has no home folder, without which AIMET can't be imported."""
     try:
-        home = str(Path.home())
-    except RuntimeError:
-        home = tempfile.mkdtemp(prefix="ffnet-home-")
-        atexit.register(shutil.rmtree, home, ignore_errors=True)
-        logger.warning(
-            "HOME is not set, and the system knows no home folder of this user. A temporary folder is used, so that "
-            "downloads and rendered scenes are not kept. Set HOME or TORCH_HOME, or name a --cache-dir."
-        )
-    os.environ["HOME"] = home
+        Path.home()
+    except RuntimeError as error:
+        raise UserError("HOME is not set, and the system knows no home folder of this user. Set HOME.") from error

@@ -1,22 +1,18 @@
-"""Streams that can't show or hold everything, signals that end the program, and users without a home folder."""
+"""Streams that can't show or hold everything, signals that end the program, and a missing home folder."""
 
 import io
 import os
 import pickle
-import pwd
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 import ffnet_quanteval
-from ffnet.checkpoints.download import default_cache_dir
 from ffnet.system.process import (
     Terminated,
-    ensure_home,
     interrupt_status,
     prepared_streams,
     print_lines,
@@ -172,44 +168,20 @@ def test_an_interrupt_keeps_its_signal_on_the_way_to_other_processes():
     assert pickle.loads(pickle.dumps(Terminated(signal.SIGTERM))).number == signal.SIGTERM
 
 
-@pytest.mark.parametrize("home", ("", "~", "relative"))
-def test_a_user_without_home_gets_a_temporary_one_and_a_note(home, monkeypatch, tmp_path, caplog):
-    def unknown(uid):
-        raise KeyError(uid)
-
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setenv("HOME", home)
-    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ffnet.system.process.logger.propagate", True)
-    assert Path(tempfile.gettempdir()) in default_cache_dir().parents
-    (record,) = caplog.records
-    assert "Set HOME or TORCH_HOME, or name a --cache-dir." in record.message
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_home_that_is_set_or_known_stays(monkeypatch, caplog):
-    for given, expected in ((NOT_A_FOLDER, NOT_A_FOLDER), ("", pwd.getpwuid(os.getuid()).pw_dir)):
-        monkeypatch.setenv("HOME", given)
-        ensure_home()
-        assert os.environ["HOME"] == expected
-    assert not caplog.records
-
-
 @pytest.mark.slow
-def test_an_evaluation_needs_neither_a_home_nor_a_cache_folder(tree, work, short_run):
-    (tree / "temporary").mkdir()
-    ran = run_changed(UNKNOWN_USER, work, *short_run, TORCH_HOME=NOT_A_FOLDER, TMPDIR=str(tree / "temporary"))
-    assert ran.returncode == 0 and "mIoU %" in ran.stdout and ran.stderr.startswith("HOME is not set"), ran.stderr
-    assert not list(work.iterdir()) and not list((tree / "temporary").glob("ffnet-home-*"))
+def test_a_user_without_a_home_folder_is_told_to_set_one(work, short_run):
+    ran = run_changed(UNKNOWN_USER, work, *short_run)
+    assert (ran.returncode, ran.stdout) == (2, "") and ran.stderr.startswith("ffnet_quanteval.py: error: HOME is not")
+    assert len(ran.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variable", "demo"), (("HOME", True), ("TORCH_HOME", False)))
 def test_a_cache_folder_that_can_not_be_written_is_named_in_one_line(variable, demo, tree, work):
     options = ["--demo"] if demo else ["--dataset-path", tree, "--model-name", "segmentation_ffnet40S_dBBB_mobile"]
-    ran = run_changed(UNKNOWN_USER, work, *options, "--use-cuda", "false", "--quiet", **{variable: NOT_A_FOLDER})
+    ran = run_changed(
+        UNKNOWN_USER, work, *options, "--use-cuda", "false", "--quiet", **{"HOME": str(tree), variable: NOT_A_FOLDER}
+    )
     line = ran.stderr.splitlines()[-1]
     assert ran.returncode == 2 and "Traceback" not in ran.stderr
     assert line.startswith("ffnet_quanteval.py: error: ") and NOT_A_FOLDER in line and "--cache-dir" in line

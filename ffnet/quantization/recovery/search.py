@@ -36,6 +36,15 @@ from ffnet.system.memory import is_out_of_memory
 from ffnet.system.process import Terminated
 from ffnet.system.text import count, format_duration
 
+logger = logging.getLogger(__name__)
+
+PLAIN, SEQ_MSE, ADAROUND = "plain", "sequential MSE", "AdaRound"
+SENSITIVITY_IMAGES = 2
+# For the estimates of time, measured: on CPUs the arithmetic takes the time, on GPUs the calls of small kernels.
+SEQ_MSE_PASSES = 70  # passes through the network that sequential MSE costs per image
+SEQ_MSE_SECONDS = 0.02  # its least time per layer and image
+ADAROUND_OVERHEAD = 3.0  # AdaRound's time over that of its multiply-accumulates in a pass through the network
+ADAROUND_SECONDS = 1.5e-3  # its least time per layer and iteration
 CHOSEN, KEPT, NOT_KEPT = "chosen", "kept", "not kept"  # outcomes of a step
 
 
@@ -125,17 +134,6 @@ def recovery_from_json(content: Mapping[str, Any] | None) -> Recovery | None:
 def with_tuples(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return a JSON object with some of its lists as tuples."""
     return {**content, **{name: content[name] and tuple(content[name]) for name in names}}
-
-
-logger = logging.getLogger(__name__)
-
-PLAIN, SEQ_MSE, ADAROUND = "plain", "sequential MSE", "AdaRound"
-SENSITIVITY_IMAGES = 2
-# For the estimates of time, measured: on CPUs the arithmetic takes the time, on GPUs the calls of small kernels.
-SEQ_MSE_PASSES = 70  # passes through the network that sequential MSE costs per image
-SEQ_MSE_SECONDS = 0.02  # its least time per layer and image
-ADAROUND_OVERHEAD = 3.0  # AdaRound's time over that of its multiply-accumulates in a pass through the network
-ADAROUND_SECONDS = 1.5e-3  # its least time per layer and iteration
 
 
 def recover(
