@@ -132,4 +132,4 @@ def test_the_layers_that_diverge_first_and_most_are_named():
     assert "the first layer of divergence from the simulation is conv (2.00 % of its values differ" in note
     assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
     (note,) = divergence_notes(layers[:1])
-    assert "all quantized values are those of the simulation" in note
+    assert "all quantized values equal those of the simulation" in note

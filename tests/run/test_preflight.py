@@ -14,7 +14,7 @@ from tests.helpers.program import SCRIPT
 
 ERRORS = {
     "--model-name published --checkpoint weights.pth": "this is the file of one model, and --model-name has 5",
-    "--model-name published --encodings weights.pth": "--encodings are those of one model",
+    "--model-name published --encodings weights.pth": "--encodings belongs to one model",
     "--checkpoint /nowhere.pth": "--checkpoint /nowhere.pth: there is no such file",
     "--onnx nothing.onnx": "nothing.onnx: there is no such file",
     "--encodings full": "full: this is a folder",
@@ -41,14 +41,14 @@ def check(*words):
 
 
 @pytest.mark.parametrize("words", ERRORS)
-def test_files_and_folders_that_cannot_be_used_are_named(tmp_path, monkeypatch, words):
+def test_files_and_folders_that_cannot_be_used_are_named(tree, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()
     for folder in (tmp_path / "full", tmp_path / "models" / "segmentation_ffnet54S_dBBB_mobile"):
         folder.mkdir(parents=True)
         (folder / "thesis.txt").touch()
     with pytest.raises(UserError) as error:
-        check("--dataset-path", str(tmp_path), *words.split())
+        check("--dataset-path", str(tree), *words.split())
     assert ERRORS[words] in str(error.value)
 
 
