@@ -48,7 +48,7 @@ def open_npu(path: Path, run: Run, input_format: InputFormat = NORMALIZED_RGB) -
     npu = run.config.npu
     target = NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback)
     with run.stage("compile for the NPU"):
-        return run.enter(NpuBackend(target, input_format=input_format))
+        return run.enter_context(NpuBackend(target, input_format=input_format))
 
 
 def run_on_npu(

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
@@ -45,13 +44,14 @@ def timed(name: str, stage_seconds: dict[str, float]) -> Iterator[None]:
         stage_seconds[name] = time.perf_counter() - begin
 
 
-class Run(Execution):
+class Run(Execution, contextlib.ExitStack):
     """The evaluation of one model on one rank. As a context manager it releases what it holds open."""
 
     def __init__(
         self, config: Config, ranks: Ranks, stage_seconds: Mapping[str, float] = {}, notes: Sequence[str] = ()
     ) -> None:
         """Begin the run of one model after earlier stages, whose wall times and notes are given."""
+        super().__init__()
         self.config = config
         self.ranks = ranks
         quiet = config.runtime.quiet or not ranks.is_main
@@ -60,13 +60,6 @@ class Run(Execution):
         self.stage_seconds = dict(stage_seconds)
         self.storage: Storage | None = None
         self.saved_work = Saved()
-        self._resources = contextlib.ExitStack()
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._resources.close()
 
     def begin(self, weights: str, inputs: Inputs) -> None:
         """Begin to save work in the output folder or, with --resume, find what an earlier run saved there.
@@ -78,7 +71,7 @@ class Run(Execution):
         """
         folder = self.config.output.output_dir
         if folder is not None:
-            self.storage = self.enter(contextlib.closing(Storage(folder)))
+            self.storage = self.enter_context(contextlib.closing(Storage(folder)))
             self.saved_work = self.once(lambda: self._find_saved_work(self.storage, weights, inputs))
 
     def _find_saved_work(self, storage: Storage | None, weights: str, inputs: Inputs) -> Saved:
@@ -165,11 +158,7 @@ class Run(Execution):
 
     def temporary_folder(self) -> Path:
         """Create a folder that is removed at the end of the run."""
-        return Path(self.enter(tempfile.TemporaryDirectory()))
-
-    def enter(self, resource: contextlib.AbstractContextManager[T]) -> T:
-        """Enter a context manager that is left at the end of the run."""
-        return self._resources.enter_context(resource)
+        return Path(self.enter_context(tempfile.TemporaryDirectory()))
 
 
 def _save(indices: np.ndarray, batch: ScoredBatch, records: RecordFile | None, write: Writer | None) -> str | None:

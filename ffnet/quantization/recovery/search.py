@@ -242,10 +242,10 @@ class RecoverySearch:
         steps = self._steps()
         logger.info(self._plan(steps))
         for name, step in steps.items():
-            if self._is_met():
+            if self._meets(self.best):
                 return
             self._take(name, step)
-        if self.config.max_drop is not None and not self._is_met():
+        if self.config.max_drop is not None and not self._meets(self.best):
             self._mix()
 
     def outcome(self, interrupted: bool) -> Recovery:
@@ -279,19 +279,13 @@ class RecoverySearch:
 
     def _steps(self) -> dict[str, Callable[[], None]]:
         """Return the steps that change neither the cost nor a bit width, as far as the options ask for them."""
-        searching, steps = self.config.max_drop is not None, {}
+        searching, steps = self.config.max_drop is not None, dict[str, Callable[[], None]]()
+        progress, iterations = not self.runtime.quiet, self.config.adaround or ADAROUND_ITERATIONS
         if self.config.seq_mse or (searching and self.config.param_bw <= SEQ_MSE_BITS):
-            steps[SEQ_MSE] = self._apply_seq_mse
+            steps[SEQ_MSE] = lambda: apply_seq_mse(self.sim, self.batches, progress)
         if self.config.adaround or searching:
-            steps[ADAROUND] = self._apply_adaround
+            steps[ADAROUND] = lambda: apply_adaround(self.sim, self.float_network, self.batches, iterations, progress)
         return steps
-
-    def _apply_seq_mse(self) -> None:
-        apply_seq_mse(self.sim, self.batches, not self.runtime.quiet)
-
-    def _apply_adaround(self) -> None:
-        arguments = self.batches, self.config.adaround or ADAROUND_ITERATIONS, not self.runtime.quiet
-        apply_adaround(self.sim, self.float_network, *arguments)
 
     def _take(self, name: str, step: Callable[[], None]) -> None:
         """Apply a step to the best configuration so far, calibrate the activations again, and measure the result."""
@@ -359,9 +353,6 @@ class RecoverySearch:
 
     def _meets(self, candidate: Candidate) -> bool:
         return self.config.max_drop is not None and candidate.drop <= self.config.max_drop
-
-    def _is_met(self) -> bool:
-        return self._meets(self.best)
 
     def _plan(self, steps: Iterable[str]) -> str:
         """Return what will be tried and how long each step takes, estimated from the time of FP32."""
