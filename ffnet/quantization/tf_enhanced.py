@@ -12,11 +12,8 @@ import torch
 from aimet_torch.quantization.encoding_analyzer import TfEnhancedEncodingAnalyzer, _Histogram
 from aimet_torch.quantsim import QuantizationSimModel
 
-# Histograms searched at the same time on a CPU. With AIMET's 64, temporary tensors leave the processor's caches if the
-# weights have 4 bits, for which fewer ranges are too narrow.
+# Histograms searched at the same time on a CPU: with AIMET's 64, temporary tensors leave the processor's caches.
 CPU_HISTOGRAMS = 32
-OBSERVED = -2  # AIMET's candidates for a symmetric range are 1 %, 2 %, ... 101 % of the range observed
-STRIDE = 4  # every 4th candidate is tested for being too narrow
 EXACT = 2**24  # number of values up to which histc's float32 counts are exact in any order
 
 
@@ -66,35 +63,6 @@ class FastTfEnhancedAnalyzer(TfEnhancedEncodingAnalyzer):
         if stats and not (self._last_search[0] is stats[0] and self._last_search[1] == how):
             self._last_search = stats[0], how, super().compute_encodings_from_stats(stats, *how)
         return self._last_search[2]
-
-    def _select_best_candidates(
-        self, deltas: torch.Tensor, offsets: torch.Tensor, stats: Sequence[Any], num_steps: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return AIMET's choice; do not test symmetric ranges (histograms, deltas, 1) that are too narrow for it."""
-        if offsets.numel() == 1:
-            deltas = deltas[:, self._number_too_narrow(deltas, offsets, stats, num_steps) :]
-        return super()._select_best_candidates(deltas, offsets, stats, num_steps)
-
-    def _number_too_narrow(
-        self, deltas: torch.Tensor, offset: torch.Tensor, stats: Sequence[Any], num_steps: int
-    ) -> int:
-        """Return how many of the increasing deltas can't have the least noise for any of the histograms.
-
-        Quantized values lie within the range, so the noise is at least the squared distance of the values from it. A
-        delta is too narrow if that exceeds the noise of the range observed, by far more than float32 rounds.
-        """
-        observed = deltas[:, OBSERVED : OBSERVED + 1]
-        noise = self._estimate_clip_and_quant_noise(stats, observed, offset, num_steps, self.p, self.gamma)
-        tested = deltas[:, :OBSERVED:STRIDE]
-        edges = torch.stack([each.bin_edges for each in stats])
-        values = (edges[:, :-1] + edges[:, 1:])[:, None] / 2
-        center = (offset + num_steps / 2) * tested
-        distances = values.sub(center).abs_().sub_(num_steps / 2 * tested).relu_()
-        counts = torch.stack([each.histogram for each in stats])
-        least = distances.square_() @ counts[:, :, None]
-        excluded = (least > 1.01 * noise).all(0)
-        too_narrow = int(excluded.int().cumprod(0).sum())  # values of 1e19 and above have a noise that is not finite
-        return (too_narrow - 1) * STRIDE + 1 if too_narrow else 0
 
     def _histograms(self, rows: torch.Tensor, lows: torch.Tensor, highs: torch.Tensor) -> list[_Histogram]:
         """Return a histogram of every row of finite values, as _HistogramObserver.collect_stats makes it."""
