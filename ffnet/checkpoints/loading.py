@@ -42,7 +42,7 @@ class Checkpoint:
     model: FFNet  # in eval mode, on the CPU, float32
     form: str  # "state_dict", "module", "prepared", "equalized", "safetensors" or "release"
     equalized: bool  # batch norms are folded and cross-layer equalization is done; it must not be done again
-    sha256: str  # of the file at `path`
+    sha256: str  # digest of the file at `path`
     path: Path
     notes: tuple[str, ...] = ()  # sentences on what was removed or converted
 

@@ -27,7 +27,7 @@ REMEDY = (
     "alone: torch.save(model.state_dict(), 'weights.pth')."
 )
 
-RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder")  # those that torch reads
+RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder")  # names that torch reads
 TORCH_NAMES = re.compile(  # provided by torch's unpickler; it has others, some of which allocate any amount of memory
     r"torch\._utils\._rebuild_(parameter|tensor_v2)"
     r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"

@@ -13,7 +13,7 @@ from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
-from ffnet.quantization.recovery.search import Recovery, recover
+from ffnet.quantization.recovery.search import Recovery, RecoverySearch, recover
 from ffnet.quantization.sites import SimState, read_state, write_state
 from ffnet.quantization.weighted_layers import raise_weight_scales
 
@@ -64,9 +64,7 @@ def quantize(
 
     Args:
         model: An FFNet in eval mode; it stays as it is.
-        images: Calibration set, such as a CityscapesSplit. TF-Enhanced takes the range of its histograms from the
-            first batch, so the result depends on the order of the images and on the batch size. None if `config`
-            names a file with all encodings.
+        images: Calibration set; None if `config` names all encodings. TF-Enhanced takes its range from the first batch.
         config: Quantization config.
         runtime: Device and data loading.
         selection: Images on which accuracy recovery measures its steps; None: those of the calibration set.
@@ -79,11 +77,7 @@ def quantize(
     if config.encodings and config.recovers:
         raise ValueError("encodings determine what accuracy recovery would search: give one of them")
     with execution.stage("build QuantSim"):
-        float_network = equalize(model, config.cle).to(runtime.device)
-        sim = build_quantsim(float_network, config)
-        file = read_encodings(config.encodings) if config.encodings else None
-        loaded = load_encodings(sim, file, config.partial_encodings) if file else None
-
+        float_network, sim, loaded = _build(model, config, runtime.device)
     calibrates = loaded is None or bool(loaded.missing)
     if calibrates and images is None:
         raise ValueError("calibration needs images")
@@ -93,13 +87,24 @@ def quantize(
             return FoundEncodings(read_state(sim))
         with execution.stage("calibrate"):
             batch_size = calibrate_on_images(sim, images, runtime)
-        recovery = None
-        if config.recovers:
-            with execution.stage("recover accuracy"):
-                recovery = recover(sim, float_network, images, selection or images, config, runtime)
+        if not config.recovers:
+            return FoundEncodings(read_state(sim), len(images), batch_size)
+        with execution.stage("recover accuracy"):
+            recovery = recover(RecoverySearch(sim, float_network, images, selection or images, config, runtime))
         return FoundEncodings(read_state(sim), len(images), batch_size, recovery)
 
     found = execution.saved(find)
     write_state(sim, found.state)
-    raised_scales = raise_weight_scales(sim)
-    return QuantizedNetwork(float_network, sim, lower(sim), found, loaded, raised_scales)
+    raised = raise_weight_scales(sim)
+    return QuantizedNetwork(float_network, sim, lower(sim), found, loaded, raised)
+
+
+def _build(
+    model: nn.Module, config: QuantizationConfig, device: str
+) -> tuple[fx.GraphModule, QuantizationSimModel, LoadedEncodings | None]:
+    """Return the equalized network, its simulation and, if encodings were loaded, how they differed."""
+    float_network = equalize(model, config.cle).to(device)
+    sim = build_quantsim(float_network, config)
+    if not config.encodings:
+        return float_network, sim, None
+    return float_network, sim, load_encodings(sim, read_encodings(config.encodings), config.partial_encodings)

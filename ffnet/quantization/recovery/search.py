@@ -136,27 +136,11 @@ def with_tuples(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {**content, **{name: content[name] and tuple(content[name]) for name in names}}
 
 
-def recover(
-    sim: QuantizationSimModel,
-    float_network: fx.GraphModule,
-    images: Images,
-    selection: Images,
-    config: QuantizationConfig,
-    runtime: Runtime,
-) -> Recovery:
-    """Take the steps that `config` asks for, and leave `sim` in the best configuration.
+def recover(search: "RecoverySearch") -> Recovery:
+    """Take the steps that the config asks for, and leave the simulation in the best configuration.
 
     After Ctrl-C the search ends with the best configuration so far.
-
-    Args:
-        sim: Calibrated as the plain configuration is; weight scales not yet raised for the biases.
-        float_network: The equalized network of which `sim` is a simulation.
-        images: Calibration set.
-        selection: Images on which every step is measured.
-        config: Steps, target and number of images for sequential MSE and AdaRound.
-        runtime: Device and data loading.
     """
-    search = RecoverySearch(sim, float_network, images, selection, config, runtime)
     interrupted = False
     try:
         search.run()
@@ -170,7 +154,7 @@ def recover(
             f"Interrupted: continuing with the best configuration so far ({search.best.name}). Interrupt again to end "
             "the run."
         )
-    write_state(sim, search.best.state)
+    write_state(search.sim, search.best.state)
     return search.outcome(interrupted)
 
 
@@ -197,31 +181,28 @@ class Candidate:
         return metrics.percent(metrics.mean_iou(self.matrices[backend].sum(0)))
 
 
+@dataclass(eq=False)
 class RecoverySearch:
     """The search over the states of one simulation.
 
     `tried` holds every candidate in the order of measurement, and `bases` those from which later steps started.
     """
 
-    def __init__(
-        self,
-        sim: QuantizationSimModel,
-        float_network: fx.GraphModule,
-        images: Images,
-        selection: Images,
-        config: QuantizationConfig,
-        runtime: Runtime,
-    ) -> None:
-        """Start from `sim` as it is; the arguments are those of `recover`."""
-        self.sim, self.float_network, self.images, self.selection = sim, float_network, images, selection
-        self.config, self.runtime = config, runtime
-        image = images[0][0]
-        self.operations = multiply_accumulates(float_network, (image.shape[1], image.shape[2]))
-        chosen = evenly_spaced(len(images), config.recovery_images).tolist()
-        self.batches = [normalize(images[index][0][None].to(runtime.device)) for index in chosen]
+    sim: QuantizationSimModel  # calibrated; weight scales not yet raised for the biases
+    float_network: fx.GraphModule  # the equalized network of which `sim` is a simulation
+    images: Images  # calibration set
+    selection: Images  # images on which every step is measured
+    config: QuantizationConfig  # steps, target and number of images for sequential MSE and AdaRound
+    runtime: Runtime
+
+    def __post_init__(self) -> None:
+        image = self.images[0][0]
+        self.operations = multiply_accumulates(self.float_network, (image.shape[1], image.shape[2]))
+        chosen = evenly_spaced(len(self.images), self.config.recovery_images).tolist()
+        self.batches = [normalize(self.images[index][0][None].to(self.runtime.device)) for index in chosen]
         self.tried: list[Candidate] = []
         self.bases: list[Candidate] = []
-        self.fp32: Scores = self._score(FP32, float_network)
+        self.fp32: Scores = self._score(FP32, self.float_network)
         self._began = time.perf_counter()
 
     @property

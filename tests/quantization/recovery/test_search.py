@@ -105,13 +105,13 @@ def test_a_step_starts_from_the_best_configuration_so_far(monkeypatch):
     """A step that spoils the network is measured and then left out."""
     search = make_search(max_drop=0.0, adaround=20)
 
-    def spoil():
+    def spoil(*_):
         for site in quantizer_sites(search.sim):
             if site.kind == "weight":
                 site.quantizer.set_range(site.quantizer.min * 50, site.quantizer.max * 50)
                 site.quantizer.allow_overwrite(False)
 
-    monkeypatch.setattr(search, "_apply_seq_mse", spoil)
+    monkeypatch.setattr("ffnet.quantization.recovery.search.apply_seq_mse", spoil)
     search.run()
     assert names(search.tried)[:3] == [PLAIN, SEQ_MSE, ADAROUND]
     assert SEQ_MSE not in names(search.bases)
@@ -120,10 +120,10 @@ def test_a_step_starts_from_the_best_configuration_so_far(monkeypatch):
 def test_an_interrupted_search_knows_the_best_so_far(monkeypatch):
     search = make_search(max_drop=0.0)
 
-    def interrupt():
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search, "_apply_adaround", interrupt)
+    monkeypatch.setattr("ffnet.quantization.recovery.search.apply_adaround", interrupt)
     with pytest.raises(KeyboardInterrupt):
         search.run()
     assert search.best.name in (PLAIN, SEQ_MSE)
@@ -141,10 +141,10 @@ def test_a_target_needs_labels():
 def test_a_step_without_enough_memory_names_the_option(monkeypatch):
     search = make_search(adaround=5, recovery_images=7)
 
-    def fail():
+    def fail(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr(search, "_apply_adaround", fail)
+    monkeypatch.setattr("ffnet.quantization.recovery.search.apply_adaround", fail)
     with pytest.raises(UserError, match="--recovery-images 7: the memory does not suffice for AdaRound"):
         search.run()
 
