@@ -76,8 +76,8 @@ def run(config: Config) -> int:
 def garbage_collection_paused() -> Iterator[None]:
     """Disable garbage collection during imports, and exclude the imported objects from it until the process ends.
 
-    There are half a million of them, and nearly all are needed until the end. Visiting them again and again took a
-    third of the time of starting and ending.
+    There are half a million of them, and nearly all are needed until the end. Traversing them repeatedly took a third
+    of the time to start and to exit.
     """
     imported_before = "ffnet.run.pipeline" in sys.modules  # then there may be garbage of earlier runs
     if imported_before or not gc.isenabled():

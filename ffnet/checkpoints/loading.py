@@ -55,7 +55,7 @@ def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     key `smoothing.weight`, because it has the weights of its pre_down sibling.
 
     Raises:
-        InvalidCheckpointError: if the file cannot be read or does not match.
+        InvalidCheckpointError: If the file cannot be read or does not match.
     """
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
     contents, sha256 = read_checkpoint(path, variant.release_file)
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
     `member` is the checkpoint to read in a release zip; it may be left out if the zip holds only one.
 
     Raises:
-        InvalidCheckpointError: if the file is not a checkpoint.
+        InvalidCheckpointError: If the file is not a checkpoint.
     """
     with errors_naming(path):
         if Path(path).exists() and not Path(path).is_file():
@@ -151,7 +151,7 @@ def find_checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path
     model by keys, shapes and hyperparameters and whose name belongs to no other model.
 
     Raises:
-        InvalidCheckpointError: if a model has no checkpoint or several, or if one would be used for models whose
+        InvalidCheckpointError: If a model has no checkpoint or several, or if one would be used for models whose
             published weights differ; the message names all these models.
     """
     files = sorted(path for path in folder.rglob("[!.]*") if path.suffix in SUFFIXES and path.is_file())
@@ -193,7 +193,7 @@ def fitting_models(path: Path, names: Sequence[str]) -> list[str]:
     """Return the models in `names` that a file fits; a file with a known name of other weights fits none.
 
     Raises:
-        InvalidCheckpointError: if the file can't be loaded.
+        InvalidCheckpointError: If the file can't be loaded.
     """
     owners = {weights_of(name) for name, variant in VARIANTS.items() if path.stem in known_stems(variant)}
     wanted = [name for name in names if not owners or weights_of(name) in owners]

@@ -54,7 +54,7 @@ def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
     """Return the FFNet of `variant`, in eval mode, with a checkpoint's tensors.
 
     Raises:
-        CheckpointProblem: if keys, shapes, hyperparameters or values do not match.
+        CheckpointProblem: If keys, shapes, hyperparameters or values do not match.
     """
     state = with_counters(contents.state_dict)
     smoothing = state.get("smoothing.weight")

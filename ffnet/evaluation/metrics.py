@@ -121,7 +121,7 @@ def resampling_weights(images: int) -> np.ndarray:
 
 
 def _mean_ious(weights: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Return the mIoU in percent of each resample, as `metrics.mean_iou` defines it, (RESAMPLES,) float64."""
+    """Return the mIoU in percent of each resample, as `mean_iou` defines it, (RESAMPLES,) float64."""
     hits = matrices.diagonal(axis1=1, axis2=2)
     unions = weights @ (matrices.sum(1) + matrices.sum(2) - hits)
     ious = np.divide(weights @ hits, unions, out=np.zeros_like(unions), where=unions > 0)

@@ -48,7 +48,7 @@ def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def two_largest(padded: torch.Tensor, factor: int, tolerance: torch.Tensor) -> torch.Tensor:
     """Return the train id per pixel, plus NEAR_TIE if the second largest logit is within `tolerance`; to be compiled.
 
-    A cell lies between the centres of four logits. Its factor x factor pixels are separate planes, so that every plane
+    A cell lies between the centers of four logits. Its factor x factor pixels are separate planes, so that every plane
     is a weighted sum of four shifted copies of the logits, contiguous and without gathers. Padding and assembling the
     planes stay outside: with either of them in the kernel it takes five times as long. `padded` holds logits
     (N, 19, h + 2, w + 2) with their border repeated; the planes are (factor, factor, N, h + 1, w + 1) uint8.

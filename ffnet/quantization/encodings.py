@@ -135,7 +135,7 @@ def _set_encoding(site: QuantizerSite, encoding: Encoding, path: Path) -> None:
 def exact_range(scale: torch.Tensor, offset: torch.Tensor, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float32 minima and maxima from which AIMET's arithmetic, (max - min) / steps, gives `scale` back.
 
-    Values that are merely rounded may give a neighbour of it, so both ends are moved by a few units in the last place:
+    Values that are merely rounded may give a neighbor of it, so both ends are moved by a few units in the last place:
     both, because a difference that falls half-way between two floats is rounded to every other one only.
     """
     low = (scale * (offset + encoding.qmin)).float()

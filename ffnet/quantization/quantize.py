@@ -41,7 +41,7 @@ class QuantizedNetwork:
 
 
 class Execution:
-    """How `quantize` runs its steps: without measuring or saving anything. `ffnet.run` has another one."""
+    """Hooks around the steps of `quantize`. These do nothing; `ffnet.run.session.Run` measures and saves the steps."""
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that is entered for the duration of a stage."""

@@ -18,7 +18,7 @@ EXACT = 2**24  # number of values up to which histc's float32 counts are exact i
 
 
 def use_fast_analyzers(sim: QuantizationSimModel) -> None:
-    """Replace AIMET's TF-Enhanced analyzers of a simulation's quantizers by the faster one."""
+    """Replace the TF-Enhanced analyzers of a simulation's quantizers with the faster one."""
     for quantizer in sim.quantizers():
         analyzer = quantizer.encoding_analyzer
         if _has_fast_version(analyzer) and not isinstance(analyzer, FastTfEnhancedAnalyzer):

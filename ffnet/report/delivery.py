@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def deliver(results: Iterable[Result], config: Config) -> int:
-    """Report every result as soon as it is there, then compare the models if there are several.
+    """Report every result as soon as it is complete, then compare the models if there are several.
 
     Each result is printed and written to `--output-dir`; errors go to stderr. Of several models, only the comparison is
-    printed. If the next model fails or if the run is interrupted, those that are there are compared.
+    printed. If a model fails or the run is interrupted, the finished models are compared.
 
     Returns:
         The exit status: 1 if an mIoU drop exceeds `--fail-under`, 2 after an error, 128 and the number of the signal if
@@ -135,7 +135,7 @@ def _write_result(result: Result, folder: Path, quiet: bool) -> list[str]:
 def write_files(result: Result, folder: Path) -> list[str]:
     """Write the files of a result, each whole or not at all, remove those of earlier runs, and return the names.
 
-    result.json is written last: if it is there, all files are.
+    result.json is written last: if it exists, all files do.
     """
     (folder / RESULT_FILE).unlink(missing_ok=True)
     diagnostics = result.details.diagnostics

@@ -127,7 +127,7 @@ def pairs_table(name: str, headings: tuple[str, str], pairs: Mapping[str, Any], 
 
 
 def agreement_table(name: str, agreement: Mapping[str, float], where: str = "") -> Table:
-    """Return the prediction agreement of each two backends; `where`: on which images."""
+    """Return the prediction agreement of each pair of backends; `where`: on which images."""
     heading = f"prediction agreement {where}".strip()
     pairs = {pair.replace("|", " and "): percent for pair, percent in agreement.items()}
     return pairs_table(name, (heading, "pixels %"), pairs)

@@ -191,7 +191,7 @@ def backend_results(scores: Scores) -> dict[str, BackendResult]:
 
 
 def agreement(scores: Scores) -> dict[str, float]:
-    """Return the prediction agreement of each two backends in percent, keyed "FP32|INT8 simulated"."""
+    """Return the prediction agreement of each pair of backends in percent, keyed "FP32|INT8 simulated"."""
     return {"|".join(pair): scores.agreement(*pair) for pair in scores.agreeing_pixels}
 
 

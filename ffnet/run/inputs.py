@@ -35,7 +35,7 @@ DEMO_FOLDER = Path(__file__).parents[2] / "demo"
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data of a run, file names and headers checked."""
+    """The data of a run, with its file names and headers checked."""
 
     images: CityscapesSplit  # images that are scored
     calibration_images: CityscapesSplit | None  # None if nothing needs them

@@ -1,4 +1,4 @@
-"""From a checkpoint to a quantized network and its exported files, and the sentences on how it was quantized."""
+"""Quantize the network of a checkpoint, export it, and describe how it was quantized."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ class Model:
 
 
 def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Model:
-    """Quantize the network of a checkpoint, and add notes on how to the run."""
+    """Quantize the network of a checkpoint, and add notes about it to the run."""
     options = run.config.quantization
     config = replace(options, cle=options.cle and not checkpoint.equalized)
     fp32 = checkpoint.model.to(run.runtime.device)

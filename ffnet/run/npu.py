@@ -1,7 +1,7 @@
-"""Evaluate some of the images on the NPU, where each takes long.
+"""Evaluate some of the images on the NPU, whose emulation takes seconds to minutes per image.
 
-Qualcomm's library runs in separate processes, because it may crash. Whatever ends the evaluation, the images that were
-done and all other results are saved.
+Qualcomm's library runs in separate processes, because it may crash. Whatever ends the evaluation, the finished images
+and all other results are saved.
 """
 
 import importlib.metadata

@@ -38,7 +38,7 @@ from ffnet.system.memory import enough_memory
 
 logger = logging.getLogger(__name__)
 
-TRIAL_IMAGES = 4  # number of images in the trial, spread evenly over the scored ones
+TRIAL_IMAGES = 4  # images, spread evenly over the scored ones, on which input formats are tried
 
 
 def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
@@ -177,7 +177,7 @@ def finished_result(folder: Path, run: Run, images: CityscapesSplit) -> Result:
 
 
 def mark_finished(run: Run, result: Result) -> None:
-    """Note that the results are complete, unless they were complete before or something is missing."""
+    """Mark the results as complete, unless they already are or something is missing."""
     details = result.details
     if run.storage and not (details.written or details.failure or details.scores.unsaved):
         run.once(run.storage.mark_finished)

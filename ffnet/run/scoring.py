@@ -58,7 +58,7 @@ def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scor
 
 @contextlib.contextmanager
 def _resumption_explained(run: Run) -> Iterator[None]:
-    """If the evaluation is interrupted, say on stderr that `--resume` continues with the images that were done."""
+    """If the evaluation is interrupted, say on stderr that `--resume` continues after the finished images."""
     try:
         yield
     except KeyboardInterrupt:

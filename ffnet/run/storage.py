@@ -153,7 +153,7 @@ def conditions(config: Config, weights: str, images: str, device: str) -> dict[s
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of the conditions that differ, with both values where these are short."""
+    """Return the names of the conditions that differ, with both values unless they are hashes."""
     phrases = []
     for name in {**saved, **now}:
         before, after = saved.get(name), now.get(name)
@@ -250,7 +250,7 @@ class Storage:
         return all((self.output_dir / name).exists() for name in names)
 
     def mark_finished(self) -> None:
-        """Note that all results are written, after which the network is no longer needed.
+        """Mark all results as written, after which the network is no longer needed.
 
         Do nothing if the results could not be written: result.json is written last.
         """

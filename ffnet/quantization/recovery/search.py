@@ -327,7 +327,7 @@ class RecoverySearch:
         return evaluate(prepared, self.selection, self.runtime, title=name)
 
     def _start_from(self, candidate: Candidate) -> None:
-        """Note that a step starts from a candidate, and put the simulation into its state."""
+        """Record that a step starts from a candidate, and put the simulation into its state."""
         if candidate not in self.bases:
             self.bases.append(candidate)
         write_state(self.sim, candidate.state)
