@@ -28,7 +28,7 @@ _SUSPICIOUS_IDS = sorted(set(range(5, NUM_CLASSES)) - set(LABEL_IDS.tolist()))
 
 _REMEDIES = {  # required color mode or content of a file -> remedy
     "RGB": "Images are 8-bit RGB PNG files, as in leftImg8bit_trainvaltest.zip.",
-    "L": "Labels are 8-bit grey PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
+    "L": "Labels are 8-bit gray PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
     "label ids": "Use the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py wrote.",
 }
 

@@ -126,13 +126,13 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                {"type": _model_names, "nargs": "+", "action": "extend", "metavar": "NAME"}, ("--model-config",)),
         Option("--list-models", "list_models", "list the 66 models with sizes and published mIoU, and exit", FLAG),
         Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by "
-               "their content (default: the published files, downloaded once)", FOLDER | {"metavar": "FILE_OR_DIR"}),
+               "name or content (default: the published files, downloaded once)", FOLDER | {"metavar": "FILE_OR_DIR"}),
         Option("--cache-dir", "model.cache_dir", "folder for downloads and rendered scenes (default: "
                "$TORCH_HOME/hub/ffnet)", FOLDER),
         Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),
         Option("--onnx-input", "model.onnx_input", "range of the values that the ONNX file takes (default: detected)",
                {"choices": VALUE_RANGES}),
-        Option("--onnx-channels", "model.onnx_channels", "order of the channels that it takes (default: detected)",
+        Option("--onnx-channels", "model.onnx_channels", "channel order of the ONNX file's input (default: detected)",
                {"choices": CHANNEL_ORDERS}),
     ),
     "images": (
@@ -177,7 +177,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
                f"one; `--npu {LIST_CHIPS}` prints the chips (without a name: {DEFAULT_CHIP})",
                {"type": _chip, "nargs": "?", "const": DEFAULT_CHIP, "metavar": "CHIP"}),
-        Option("--npu-images", "npu.images", "number of images for it, spread evenly over the scored ones, or `all`",
+        Option("--npu-images", "npu.images", "number of images for --npu, spread evenly over those scored, or `all`",
                {"type": _integer(1, word="all"), "metavar": "N"}),
         Option("--npu-fallback", "npu.fallback", "run nodes that the NPU refuses on the CPU, and name them", FLAG),
     ),
@@ -198,7 +198,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--worst", "output.worst", "number of images with the largest mIoU drop in the report", COUNT_OR_ZERO),
         Option("--sensitivity", "output.sensitivity", "rank quantizers by their effect on the logits: with only one "
                "enabled, and with only one disabled", FLAG),
-        Option("--sensitivity-images", "output.sensitivity_images", "number of calibration images for it", COUNT),
+        Option("--sensitivity-images", "output.sensitivity_images", "calibration images for --sensitivity", COUNT),
         Option("--save-predictions", "output.save_predictions", "write predictions as PNGs of label ids", FOLDER),
         Option("--export", "output.export", "write ONNX files, encodings and a manifest for device runtimes", FOLDER),
         Option("--execute", "output.execute", "add a backend: the exported file on ONNX Runtime's integer kernels "

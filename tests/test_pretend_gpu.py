@@ -184,7 +184,7 @@ def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, da
 
 def test_a_gpu_that_is_too_small_for_a_model_ends_the_run_with_the_remedies(processes, guard, data):
     error = processes.submit(failure_of, options_for(data), guard, memory=Memory(1000)).result()
-    assert f"error: {NAMES[0]}: GPU: its memory does not suffice" in error and "Use --use-cuda false." in error
+    assert f"error: {NAMES[0]}: The GPU's memory does not suffice" in error and "Use --use-cuda false." in error
 
 
 def inputs_while_warming_up(guard, allow_tf32):

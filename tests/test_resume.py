@@ -107,7 +107,7 @@ def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupt
     for path in sorted(saved.iterdir())[:2]:
         path.unlink()
     assert run_in_fork([*options, "--resume"], log, lambda: change_append(note)) == 0
-    assert "the files of 2 images that the earlier run wrote are not there" in log.read_text()
+    assert "the files of 2 images that the earlier run wrote are missing" in log.read_text()
     assert evaluated.read_text() == "0 1" and len(list(saved.iterdir())) == IMAGES
     assert counts(out, (TOY.name,))[TOY.name] == uninterrupted[TOY.name]
 
@@ -188,7 +188,7 @@ def test_recovery_is_not_repeated_but_a_recovered_network_that_is_gone_is_made_a
     assert not (out / PROGRESS_FOLDER / "network.safetensors").exists()
     (out / "result.json").unlink()
     assert resume(data, out, *RECOVERY, names=(TOY.name,)) == 0
-    assert "the recovered network is no longer there; all images are evaluated again" in capsys.readouterr().err
+    assert "the recovered network is missing; all images are evaluated again" in capsys.readouterr().err
     assert counts(out, (TOY.name,)) == counts(tmp_path / "whole", (TOY.name,))
 
 

@@ -123,7 +123,7 @@ def test_an_end_at_the_second_model_leaves_the_results_and_the_comparison_of_the
     monkeypatch.setattr(pipeline, "prepare", prepare)
     assert ffnet_quanteval.main(options_for(data, "--output-dir", tmp_path / "out", "--limit", "2")) == status
     printed = capsys.readouterr()
-    assert "Comparison of 1 model" in printed.out and "there are no results of 1 of 2 models" in printed.out
+    assert "Comparison of 1 model" in printed.out and "there are no results for 1 of 2 models" in printed.out
     assert (tmp_path / "out" / "comparison.csv").exists()
     if status == 2:
         assert f"error: {SMOOTHED.name}: FP32: the logits of this backend are not finite" in printed.err

@@ -105,7 +105,7 @@ def with_backoff(work: Callable[[int], T], batch_size: int) -> tuple[T, int]:
                 raise
             if batch_size == 1:
                 raise UserError(
-                    f"GPU: its memory does not suffice for one image ({first_sentence(error)}). Use --use-cuda false."
+                    f"The GPU's memory does not suffice for one image ({first_sentence(error)}). Use --use-cuda false."
                 ) from error
             traceback.clear_frames(error.__traceback__)  # frees the tensors of the batch that did not fit
         torch.cuda.empty_cache()

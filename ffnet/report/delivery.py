@@ -85,7 +85,7 @@ def deliver_comparison(models: list[ComparedModel], config: Config) -> int:
     """Print the comparison of several models and write its files; print errors on stderr, return the exit status."""
     notes, requested = [DEMO_NOTE] if config.data.demo else [], len(config.model.names)
     if missing := requested - len(models):
-        notes.append(f"The run ended early: there are no results of {missing} of {requested} models.")
+        notes.append(f"The run ended early: there are no results for {missing} of {requested} models.")
     comparison = ModelComparison(models, notes, option_values(config))
     errors = _print(format_comparison(comparison))
     folder = config.output.output_dir

@@ -185,10 +185,10 @@ LIMITS: dict[str, Callable[[ComparedModel], bool]] = {  # note before the names 
         None in map(model.miou, (FP32, INT8_SIMULATED))
     ),
     "A published mIoU is not comparable with this run, as the report of each model explains": _has_other_published,
-    "AI Hub measured the latency with images of another size, so that it is no cost on the Pareto front": (
+    "AI Hub measured the latency with images of another size, so it does not count for the Pareto front": (
         lambda model: model.published is not None and not model.has_published_size
     ),
-    "AI Hub measured the latency with 8-bit weights and activations, so that it is no cost on the Pareto front": (
+    "AI Hub measured the latency with 8-bit weights and activations, so it does not count for the Pareto front": (
         lambda model: model.published is not None and not model.is_w8a8
     ),
 }

@@ -160,6 +160,6 @@ def divergence_notes(layers: Sequence[LayerDivergence]) -> list[str]:
         for layer in (first, largest)
     ]
     return [
-        f"{INT8_NPU}: on the first image, the first layer of divergence from the simulation is {first.layer} "
+        f"{INT8_NPU}: on the first image, the first layer that diverges from the simulation is {first.layer} "
         f"({differences[0]}), and {largest.layer} adds most ({differences[1]})."
     ]

@@ -103,6 +103,6 @@ def _check_environment() -> None:
 def _local_gpu(local_rank: int) -> str:
     gpus = torch.cuda.device_count()
     if local_rank >= gpus:
-        raise UserError(f"--nproc-per-node: only {count(gpus, 'GPU')} found here. Start at most one process per GPU.")
+        raise UserError(f"--nproc-per-node: this machine has {count(gpus, 'GPU')}. Start at most one process per GPU.")
     torch.cuda.set_device(local_rank)
     return f"cuda:{local_rank}"

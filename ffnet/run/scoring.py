@@ -64,8 +64,7 @@ def _resumption_explained(run: Run) -> Iterator[None]:
     except KeyboardInterrupt:
         if run.storage and run.ranks.is_main:
             logger.warning(
-                "Interrupted. The scores of the images that were done are saved: the same command with --resume "
-                "continues."
+                "Interrupted. The scores of the finished images are saved; continue with the same command and --resume."
             )
         raise
 

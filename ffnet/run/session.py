@@ -86,7 +86,7 @@ class Run(Execution, contextlib.ExitStack):
             if missing:
                 logger.warning(
                     f"--save-predictions {output.save_predictions}: the files of {count(len(missing), 'image')} that "
-                    "the earlier run wrote are not there; these images are evaluated again."
+                    "the earlier run wrote are missing; these images are evaluated again."
                 )
                 scores[IMAGES] = without(scores[IMAGES], np.array(missing, np.int64))
         complete = IMAGES in scores and len(scores[IMAGES].indices) == len(images)
@@ -94,9 +94,7 @@ class Run(Execution, contextlib.ExitStack):
         saved = Saved(scores, storage.has_network, complete and exported and storage.is_finished)
         # Recovery may end elsewhere when it is repeated, because it can be interrupted.
         if self.config.quantization.recovers and not saved.network and not saved.finished and scores:
-            logger.warning(
-                f"{storage.folder}: the recovered network is no longer there; all images are evaluated again."
-            )
+            logger.warning(f"{storage.folder}: the recovered network is missing; all images are evaluated again.")
             storage.drop_records()
             return Saved()
         return saved

@@ -62,5 +62,5 @@ def enough_memory() -> Iterator[None]:
             raise
         place, remedy = "The memory", "Run on a machine or in a container with more memory"
         if is_out_of_gpu_memory(error):
-            place, remedy = "GPU: its memory", "Use --use-cuda false"
+            place, remedy = "The GPU's memory", "Use --use-cuda false"
         raise UserError(f"{place} does not suffice to load and quantize the model. {remedy}.") from error

@@ -120,7 +120,7 @@ def test_tensors_of_a_batch_that_did_not_fit_are_freed_before_the_next_one():
 
 
 def test_one_image_that_is_too_large_is_an_error(cityscapes):
-    with pytest.raises(UserError, match="GPU: its memory does not suffice for one image"):
+    with pytest.raises(UserError, match="The GPU's memory does not suffice for one image"):
         scores_of(cityscapes, OneLayer(0))
 
 

@@ -168,7 +168,7 @@ def test_calibration_starts_again_with_smaller_batches_if_memory_runs_out(capsys
 
 def test_too_little_memory_for_one_image_names_the_remedy(three_layers):
     fail_on_batches(three_layers, OUT_OF_MEMORY[0])
-    with pytest.raises(UserError, match="GPU: its memory does not suffice for one image"):
+    with pytest.raises(UserError, match="The GPU's memory does not suffice for one image"):
         calibrate_on_images(three_layers, random_images(3), QUIET)
 
 

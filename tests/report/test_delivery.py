@@ -171,7 +171,7 @@ def test_a_model_is_written_before_the_next_one_is_evaluated(tmp_path):
 
     with pytest.raises(UserError, match="the next model failed"):
         deliver(results(), config)
-    assert "there are no results of 1 of 2 models" in (tmp_path / "report.html").read_text()
+    assert "there are no results for 1 of 2 models" in (tmp_path / "report.html").read_text()
 
 
 def test_results_that_are_written_already_are_reported_and_not_written_again(tmp_path, capsys):

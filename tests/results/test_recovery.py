@@ -30,7 +30,7 @@ def test_a_drop_that_rounds_to_zero_has_no_sign():
         ({"target": 0.5, "interrupted": True}, "The search was interrupted; this is the best configuration that it "
          "had found."),
         ({"scored_too": True}, "The selection images belong to the split that is scored, so the mIoU may be too "
-         "favourable; with --calibration-split train they do not."),
+         "favorable; with --calibration-split train they do not."),
     ),
 )  # fmt: skip
 def test_what_limits_the_result_is_said(changes, sentence):

@@ -129,7 +129,7 @@ def test_the_layers_that_diverge_first_and_most_are_named():
         "image": (0.0, 0.0, 0), "conv": (0.02, 0.02, 1), "logits": (0.05, 0.06, 2),
     }.items()]  # fmt: skip
     (note,) = divergence_notes(layers)
-    assert "the first layer of divergence from the simulation is conv (2.00 % of its values differ" in note
+    assert "the first layer that diverges from the simulation is conv (2.00 % of its values differ" in note
     assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
     (note,) = divergence_notes(layers[:1])
     assert "all quantized values equal those of the simulation" in note

@@ -199,5 +199,5 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="only 1 GPU found"), open_ranks("cuda"):
+    with pytest.raises(UserError, match="this machine has 1 GPU"), open_ranks("cuda"):
         pass

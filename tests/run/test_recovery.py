@@ -51,4 +51,4 @@ def test_the_report_says_if_the_selection_images_are_scored(tree, toy_checkpoint
     options = arguments(tree, toy_checkpoint, "--max-drop", "100", "--selection-images", "2")
     result = run_with_result(options, tree / "out")
     assert result["recovery"]["scored_too"] and result["calibration"]["images"] == 2
-    assert "the mIoU may be too favourable" in capsys.readouterr().out
+    assert "the mIoU may be too favorable" in capsys.readouterr().out

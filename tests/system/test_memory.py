@@ -40,7 +40,7 @@ def test_the_first_sentence_of_an_error_is_one_line():
 
 @pytest.mark.parametrize(
     ("error", "start", "remedy"),
-    ((ON_A_GPU[0], "GPU: its memory", "Use --use-cuda false."), (ON_A_CPU[1], "The memory", "Run on a machine")),
+    ((ON_A_GPU[0], "The GPU's memory", "Use --use-cuda false."), (ON_A_CPU[1], "The memory", "Run on a machine")),
 )
 def test_a_lack_of_memory_is_an_error_with_its_remedy(error, start, remedy):
     with pytest.raises(UserError, match=f"^{start} does not suffice to load .*{remedy}") as caught, enough_memory():

@@ -116,7 +116,7 @@ class Recovery:
             )
         if self.scored_too:
             sentences.append(
-                "The selection images belong to the split that is scored, so the mIoU may be too favourable; with "
+                "The selection images belong to the split that is scored, so the mIoU may be too favorable; with "
                 "--calibration-split train they do not."
             )
         return " ".join(sentences)
