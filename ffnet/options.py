@@ -23,6 +23,33 @@ DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --datas
 PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # ONNX has integers for them, and ONNX Runtime kernels
 EXPORT_REMEDY = "remove --export, --execute and --npu (with --demo: add --no-execute)"
 
+# Options that --onnx excludes: it evaluates one file as it is, on the CPU.
+NEEDS_CHECKPOINT = (
+    "model.names", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
+    "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
+    "quantization.max_drop", "quantization.seq_mse", "quantization.adaround", "data.calibration_split",
+    "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst", "output.sensitivity",
+    "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
+)  # fmt: skip
+# Options that have no effect if the encodings are complete.
+ANSWERED_BY_ENCODINGS = (
+    "data.calibration_split", "data.calibration_images", "quantization.quant_scheme", "quantization.param_bw",
+    "quantization.output_bw",
+)  # fmt: skip
+RECOVERY = ("quantization.max_drop", "quantization.seq_mse", "quantization.adaround")
+REQUIRES = {  # option -> options; it has no effect without at least one of them
+    "quantization.partial_encodings": ("quantization.encodings",),
+    "output.sensitivity_images": ("output.sensitivity",),
+    "output.worst": ("output.output_dir",),
+    "output.resume": ("output.output_dir",),
+    "model.onnx_input": ("model.onnx",),
+    "model.onnx_channels": ("model.onnx",),
+    "npu.images": ("npu.chip",),
+    "npu.fallback": ("npu.chip",),
+    "quantization.recovery_images": RECOVERY,
+    "data.selection_images": RECOVERY,
+}
+
 
 def _model_names(text: str) -> tuple[str, ...]:
     """Return the names of one model or of a group of them."""
@@ -286,34 +313,6 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
             name, value = section, replace(getattr(config, section), **{name: value})
         config = replace(config, **{name: value})
     return config
-
-
-# Options that --onnx excludes: it evaluates one file as it is, on the CPU.
-NEEDS_CHECKPOINT = (
-    "model.names", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
-    "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
-    "quantization.max_drop", "quantization.seq_mse", "quantization.adaround", "data.calibration_split",
-    "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst", "output.sensitivity",
-    "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
-)  # fmt: skip
-# Options that have no effect if the encodings are complete.
-ANSWERED_BY_ENCODINGS = (
-    "data.calibration_split", "data.calibration_images", "quantization.quant_scheme", "quantization.param_bw",
-    "quantization.output_bw",
-)  # fmt: skip
-RECOVERY = ("quantization.max_drop", "quantization.seq_mse", "quantization.adaround")
-REQUIRES = {  # option -> options; it has no effect without at least one of them
-    "quantization.partial_encodings": ("quantization.encodings",),
-    "output.sensitivity_images": ("output.sensitivity",),
-    "output.worst": ("output.output_dir",),
-    "output.resume": ("output.output_dir",),
-    "model.onnx_input": ("model.onnx",),
-    "model.onnx_channels": ("model.onnx",),
-    "npu.images": ("npu.chip",),
-    "npu.fallback": ("npu.chip",),
-    "quantization.recovery_images": RECOVERY,
-    "data.selection_images": RECOVERY,
-}
 
 
 def _check_combinations(given: set[str], config: Config) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 INPUT_TENSOR, OUTPUT_TENSOR = "image", "logits"  # names of the network's input and output in exported ONNX files
 WEIGHT, ACTIVATION = "weight", "activation"  # kinds of a site
+INTEGERS, TENSORS = ("qmin", "qmax", "symmetric"), ("low", "high")  # fields of a SiteState; `parameter` may be None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,6 @@ class SiteState:
 
 
 SimState = dict[str, SiteState]  # by name of the site
-INTEGERS, TENSORS = ("qmin", "qmax", "symmetric"), ("low", "high")  # fields of a SiteState; `parameter` may be None
 
 
 def read_state(sim: QuantizationSimModel) -> SimState:

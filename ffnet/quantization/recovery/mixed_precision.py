@@ -21,7 +21,6 @@ from ffnet.quantization.weighted_layers import INT32_BITS
 
 RAISED_BITS = {WEIGHT: 8, ACTIVATION: 16}
 
-
 Groups = Sequence[tuple[QuantizerSite, ...]]
 
 
