@@ -36,7 +36,7 @@ from ffnet.evaluation.scores import FP32, INT8_NPU
 from ffnet.model import FFNet
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
-from ffnet.onnx.export import export, export_float
+from ffnet.onnx.export import EXPORTER, export
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.quantize import quantize
 from ffnet.quantization.sites import INPUT_TENSOR
@@ -110,7 +110,7 @@ def file_keys(bits: str) -> list[tuple[str, str]]:
 def write_files(model: FFNet, images: CityscapesSplit, folder: Path) -> dict[tuple[str, str], Path]:
     """Write the FP32 network and, for each pair of bit widths, the file of every tool."""
     files = {(FP32, FP32): folder / "fp32.onnx"}
-    export_float(model, images.size, files[FP32, FP32])
+    torch.onnx.export(model, (torch.zeros(1, 3, *images.size),), str(files[FP32, FP32]), **EXPORTER)
     for bit_widths, (bits, weight_type) in WEIGHTS.items():
         network = quantize(model, images, QuantizationConfig(param_bw=bits), RUNTIME)
         files[bit_widths, PROJECT] = export(network.sim, images.size, folder / bit_widths, {}) / MODEL_FILE

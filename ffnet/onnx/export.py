@@ -118,7 +118,7 @@ def _check_sites(sim: QuantizationSimModel) -> None:
 
 def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -> None:
     """Write the two ONNX files and the encodings into the folder `work`."""
-    example = _example(sim.model, size)
+    example = torch.zeros(1, 3, *size, device=next(sim.model.parameters()).device)
     with quiet_aimet():
         aimet_torch.onnx.export(sim.model, (example,), str(work / MODEL_FILE), **EXPORTER)
         sim.onnx.export((example,), str(work / FLOAT_MODEL_FILE), **EXPORTER)
@@ -160,17 +160,6 @@ def _restore_weights(graph: onnx.GraphProto, model: nn.Module) -> None:
     for tensor in graph.initializer:
         if tensor.name in parameters:
             tensor.CopyFrom(onnx.numpy_helper.from_array(_array(parameters[tensor.name]), tensor.name))
-
-
-def export_float(model: nn.Module, size: tuple[int, int], path: Path) -> None:
-    """Write a float network as an ONNX file with the input, output and static shapes of an export."""
-    with quiet_aimet():
-        torch.onnx.export(model, (_example(model, size),), str(path), **EXPORTER)
-    _save(onnx.load(path), path)
-
-
-def _example(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
-    return torch.zeros(1, 3, *size, device=next(model.parameters()).device)
 
 
 def layer_tensors(graph: onnx.GraphProto) -> dict[str, str]:

@@ -71,8 +71,7 @@ class OnnxHeader:
     opset: int
     input_name: str
     input_shape: tuple[int | None, ...]  # (N, 3, H, W)
-    output_name: str
-    output_shape: tuple[int | None, ...]  # (N, 19, h, w)
+    output_name: str  # of logits (N, 19, h, w)
     input_values: QuantizedValues | None = None  # meaning of an input of integers; None for float32
     output_values: QuantizedValues | None = None
 
@@ -150,7 +149,7 @@ def _header(proto: onnx.ModelProto, path: Path, opset: int) -> OnnxHeader:
     _check_class_ids(inferred.output, index)
     inputs = [value for value in inferred.input if value.name not in index.constants]
     image, shape = _single(inputs, "input", 3)
-    logits, output_shape = _single(inferred.output, "output", NUM_CLASSES)
+    logits, _ = _single(inferred.output, "output", NUM_CLASSES)
     is_batched = shape[0] not in (1, None)
     _refuse_if(is_batched, f"takes batches of {shape[0]} images. Export it with batch size 1 or a variable one.")
     if any(value.type.tensor_type.elem_type in INTEGERS for value in (image, logits)):
@@ -158,7 +157,7 @@ def _header(proto: onnx.ModelProto, path: Path, opset: int) -> OnnxHeader:
     input_values = _quantized_values(image, "input", index.consumers[image.name], index)
     writer = index.producers.get(logits.name)
     output_values = _quantized_values(logits, "output", [writer] if writer else [], index)
-    return OnnxHeader(opset, image.name, shape, logits.name, output_shape, input_values, output_values)
+    return OnnxHeader(opset, image.name, shape, logits.name, input_values, output_values)
 
 
 def _check_class_ids(outputs: Iterable[onnx.ValueInfoProto], index: GraphIndex) -> None:
