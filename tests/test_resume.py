@@ -205,7 +205,7 @@ def test_ctrl_c_during_the_evaluation_says_how_to_continue(data, uninterrupted, 
     monkeypatch.setattr(RecordFile, "append", append)
     options = options_for(data, "--output-dir", tmp_path / "out", names=(TOY.name,))
     assert ffnet_quanteval.main(options) == 130
-    assert "the same command with --resume continues" in capsys.readouterr().err
+    assert "continue with the same command and --resume" in capsys.readouterr().err
     assert resume(data, tmp_path / "out", names=(TOY.name,)) == 0
     assert len(calls) == IMAGES and counts(tmp_path / "out", (TOY.name,))[TOY.name] == uninterrupted[TOY.name]
 
@@ -214,7 +214,7 @@ def test_ctrl_c_during_the_evaluation_says_how_to_continue(data, uninterrupted, 
 @pytest.mark.parametrize("disk", ("records", "results"))
 def test_a_full_disk_is_named_and_the_run_can_be_completed(data, uninterrupted, tmp_path, capsys, monkeypatch, disk):
     out, message = tmp_path / "out", os.strerror(errno.ENOSPC)
-    failing = {"records": "ffnet.run.records.RecordFile.append", "results": "ffnet.report.delivery.render"}
+    failing = {"records": "ffnet.run.storage.RecordFile.append", "results": "ffnet.report.delivery.render"}
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, message, "images-0.jsonl" if disk == "records" else "report.html")
