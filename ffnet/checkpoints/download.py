@@ -101,5 +101,5 @@ def check_sha256(path: Path, record: Path) -> None:
     if recorded != sha256:
         raise InvalidCheckpointError(
             f"{path}: its sha256 is {sha256}, but {record.name} has {recorded or 'nothing'} from the first download. "
-            "If you trust the new file, delete both and start again."
+            f"If you trust this file, delete {record.name}; otherwise delete both to download it again."
         )

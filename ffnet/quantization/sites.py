@@ -163,7 +163,7 @@ def save_state(state: SimState, description: Mapping[str, Any], parameters: bool
 
 
 def load_state(path: Path) -> tuple[SimState, dict[str, Any]]:
-    """Return the state and the description in a file that `save_state` made; raise a SafetensorError if damaged."""
+    """Return the state and the description in a file of `save_state`; raise a SafetensorError if it is damaged."""
     with safetensors.safe_open(path, "pt") as file:
         metadata, names = file.metadata(), set(file.keys())
         state = {}
