@@ -330,6 +330,8 @@ def _check_combinations(given: set[str], config: Config) -> None:
             flags = " or ".join(FLAGS[name] for name in required)
             raise UserError(f"{FLAGS[target]} has no effect without {flags}. Add that option, or remove this one.")
     answered = [target for target in ANSWERED_BY_ENCODINGS if target in given]
+    if config.output.sensitivity:  # it still takes calibration images
+        answered = [target for target in answered if not target.startswith("data.")]
     if config.quantization.encodings and not config.quantization.partial_encodings and answered:
         raise UserError(
             f"{FLAGS[answered[0]]} cannot be combined with --encodings, which already determine it. Remove it, or add "

@@ -144,7 +144,7 @@ def read_stream(file: IO[bytes]) -> CheckpointContents:
     return without_prefix(contents)
 
 
-def find_checkpoints(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+def find_in_folder(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     """Return the checkpoint of each named model in a folder and its subfolders, and notes on files that were ignored.
 
     A file with one of the model's known names is its checkpoint. Without such a file it is the only file that fits the

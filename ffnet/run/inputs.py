@@ -14,8 +14,7 @@ from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
 from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
-from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, load_checkpoint
-from ffnet.checkpoints.loading import find_checkpoints as find_in_folder
+from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, find_in_folder, load_checkpoint
 from ffnet.config import RESULT_MEGABYTES, Config, DataConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
 from ffnet.quantization.encodings_file import read_encodings

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ffnet.checkpoints.loading import InvalidCheckpointError, find_checkpoints, load_checkpoint
+from ffnet.checkpoints.loading import InvalidCheckpointError, find_in_folder, load_checkpoint
 from ffnet.model import build_model
 from ffnet.variants import VARIANTS
 from tests.helpers import checkpoint_forms as forms
@@ -49,7 +49,7 @@ def save(state, path):
 
 def found(folder, *names):
     """The paths by model, each of which loads."""
-    paths, notes = find_checkpoints(folder, names)
+    paths, notes = find_in_folder(folder, names)
     assert list(paths) == list(names) and notes == []
     for name, path in paths.items():
         load_checkpoint(name, path)
@@ -58,7 +58,7 @@ def found(folder, *names):
 
 def refusal(folder, *names):
     with pytest.raises(InvalidCheckpointError) as caught:
-        find_checkpoints(folder, names)
+        find_in_folder(folder, names)
     message = str(caught.value)
     assert message.startswith(f"--checkpoint {folder}: ") and "\n" not in message
     return message
@@ -127,7 +127,7 @@ def test_files_that_can_not_be_loaded_are_ignored_with_a_note(tmp_path):
     (tmp_path / "cut.pth").write_bytes(path.read_bytes()[:5000])
     (tmp_path / ".hidden.pth").write_bytes(path.read_bytes())
     save(state_of(PRE_DOWN) | {"smoothing.weight": torch.full((3, 1, 5, 5), torch.nan)}, tmp_path / "nan.pth")
-    paths, (note,) = find_checkpoints(tmp_path, [DEMO])
+    paths, (note,) = find_in_folder(tmp_path, [DEMO])
     assert paths == {DEMO: path}
     assert note.startswith(f"A file in the folder was ignored. {tmp_path / 'cut.pth'}: this file is broken")
     assert f"No file fits {PRE_DOWN}." in refusal(tmp_path, PRE_DOWN)
