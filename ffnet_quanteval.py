@@ -94,8 +94,9 @@ def garbage_collection_paused() -> Iterator[None]:
 
 def describe_error(error: Exception) -> str:
     """Return an error as one line that names the file it is about, without characters that control the terminal."""
-    is_named = isinstance(error, OSError)
-    text = f"{error.filename or 'input or output'}: {error.strerror or error}" if is_named else str(error)
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename or 'input or output'}: {error.strerror or error}"
     return text.translate(dict.fromkeys((*range(32), *range(127, 160)), "?"))
 
 
