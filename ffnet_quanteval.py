@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as interrupt:
             return interrupt_status(interrupt)
         except (UserError, OSError) as error:
-            print(f"{PROGRAM}: error: {describe_error(error)}", file=sys.stderr)
+            sys.stderr.write(f"{PROGRAM}: error: {describe_error(error)}\n")  # at once: each rank of torchrun has one
             return 2
 
 
@@ -93,10 +93,11 @@ def garbage_collection_paused() -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error as one line that names the file it is about."""
+    """Return an error as one line that names the file it is about, without characters that control the terminal."""
+    text = str(error)
     if isinstance(error, OSError):
-        return f"{error.filename or 'input or output'}: {error.strerror or error}"
-    return str(error)
+        text = f"{error.filename or 'input or output'}: {error.strerror or error}"
+    return text.translate(dict.fromkeys((*range(32), *range(127, 160)), "?"))
 
 
 if __name__ == "__main__":

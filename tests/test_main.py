@@ -239,6 +239,13 @@ def test_a_broken_image_ends_the_run_with_one_line(tree, toy_checkpoint, capsys)
     assert error.startswith(f"ffnet_quanteval.py: error: {path}: ") and error.count("\n") == 1
 
 
+def test_names_in_a_file_do_not_control_the_terminal(tree, toy_checkpoint, tmp_path, capsys):
+    scale = {"scale": 1.0, "offset": -128, "bitwidth": 8, "is_symmetric": "True"}
+    (tmp_path / "given.json").write_text(json.dumps({"param_encodings": {"a\n\x1b[2J.weight": scale}}))
+    assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--encodings", tmp_path / "given.json")) == 2
+    assert "no entry matches this network; the entries are a??[2J.weight" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_lack_of_memory_ends_the_run_with_one_line_that_blames_no_file(tree, toy_checkpoint, capsys, monkeypatch):
     def fail(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")

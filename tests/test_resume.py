@@ -135,7 +135,7 @@ def test_other_weights_are_refused(data, out, tmp_path, capsys):
     assert "other conditions: the sha256 of the weights" in error
 
 
-@pytest.mark.parametrize("content", ("", '{"npu": 3}'))
+@pytest.mark.parametrize("content", ("", '{"npu": 3}', "[" * 10**5))
 def test_a_damaged_result_of_the_earlier_run_is_named(data, out, capsys, content):
     (out / TOY.name / "result.json").write_text(content)
     assert resume(data, out) == 2

@@ -138,7 +138,8 @@ def read_stream(file: IO[bytes]) -> CheckpointContents:
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         contents = CheckpointContents("safetensors", safetensors.torch.load(stream.getvalue()))
     else:
-        raise CheckpointProblem(f"this file begins with {head!r}, unlike a checkpoint")
+        remedy = ["Fetch it with `git lfs pull`."] * head.startswith(b"version https://git-lfs")
+        raise CheckpointProblem(f"this file begins with {head!r}, unlike a checkpoint", *remedy)
     if not contents.state_dict:
         raise CheckpointProblem("this file holds no tensors", "Name another one.")
     return without_prefix(contents)

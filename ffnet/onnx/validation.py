@@ -92,6 +92,10 @@ def check_onnx(path: Path | str) -> OnnxHeader:
         return _header(proto, path, _check_operators(proto))
     except _InvalidError as error:
         raise UserError(f"{path}: this file {error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        remedy = "Export the network again, and leave the files with its weights beside it."
+        raise UserError(f"{path}: this file breaks ONNX's rules ({reason}). {remedy}") from error
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -134,13 +138,8 @@ def _check_operators(proto: onnx.ModelProto) -> int:
 
 def _header(proto: onnx.ModelProto, path: Path, opset: int) -> OnnxHeader:
     """Infer the shapes of a network and return its header."""
-    try:
-        onnx.checker.check_model(str(path))
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        remedy = "Export the network again, and leave the files with its weights beside it."
-        raise _InvalidError(f"breaks ONNX's rules ({reason}). {remedy}") from error
+    onnx.checker.check_model(str(path))
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         elements = math.prod(max(dimension.dim_value, 1) for dimension in value.type.tensor_type.shape.dim)
         computed = f"computes the tensor {value.name} of {elements} elements"
@@ -152,8 +151,7 @@ def _header(proto: onnx.ModelProto, path: Path, opset: int) -> OnnxHeader:
     logits, _ = _single(inferred.output, "output", NUM_CLASSES)
     is_batched = shape[0] not in (1, None)
     _refuse_if(is_batched, f"takes batches of {shape[0]} images. Export it with batch size 1 or a variable one.")
-    if any(value.type.tensor_type.elem_type in INTEGERS for value in (image, logits)):
-        onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
+    onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
     input_values = _quantized_values(image, "input", index.consumers[image.name], index)
     writer = index.producers.get(logits.name)
     output_values = _quantized_values(logits, "output", [writer] if writer else [], index)
@@ -206,11 +204,13 @@ def _quantized_values(
         return QuantizedValues(dtype)
     quantizations = [index.quantization(node) if node.op_type == operator else None for node in nodes]
     found = {
-        QuantizedValues(dtype, each[0].item(), each[1].item()) if each and each[0].size == 1 else None
+        QuantizedValues(dtype, *(array.item() for array in each))
+        if each and each[0].size == each[1].size == 1 and each[0] > 0
+        else None
         for each in quantizations
     }
     is_known = len(found) == 1 and None not in found
-    required = f"no {operator} with one constant scale there"
+    required = f"no {operator} with one positive constant scale there"
     _refuse_if(not is_known, f"has the {kind} {value.name!r} of integers, and {required}. Export it as float32.")
     return found.pop()
 

@@ -172,7 +172,7 @@ def finished_result(folder: Path, run: Run, images: CityscapesSplit) -> Result:
     details = details_of(run.saved_work.scores[IMAGES].scores, images, written=True)
     try:
         return Result.from_json(json.loads(read_utf8(path)), details)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: this file is damaged ({error}). Delete it and start again with --resume.") from error
 
 

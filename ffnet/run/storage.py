@@ -237,7 +237,7 @@ class Storage:
             state, description = load_state(path)
             recovery = recovery_from_json(description["recovery"])
             return FoundEncodings(state, description["calibration_images"], description["batch_size"], recovery)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}: this file is damaged ({error}). Delete it and start again with --resume."
             ) from error
@@ -246,8 +246,8 @@ class Storage:
     def is_finished(self) -> bool:
         """Whether all results were written, and are still there."""
         path = self.folder / FINISHED
-        names = read_utf8(path).splitlines() if path.exists() else ["no result"]
-        return all((self.output_dir / name).exists() for name in names)
+        names = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+        return RESULT_FILE in names and all((self.output_dir / name).exists() for name in names)
 
     def mark_finished(self) -> None:
         """Mark all results as written, after which the network is no longer needed.
@@ -266,7 +266,7 @@ class Storage:
         path = self.folder / SETTINGS
         try:
             saved = dict(json.loads(read_utf8(path)).items())
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path}: this file is damaged ({error}). Start again with --force instead of --resume."
             ) from error

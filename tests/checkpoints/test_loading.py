@@ -183,6 +183,12 @@ def test_nan_and_infinity_are_refused(demo, value, tmp_path):
     assert "backbone_model.conv0.weight holds NaN, infinity" in refusal(DEMO, save(state, tmp_path / "x"))
 
 
+def test_a_git_lfs_pointer_is_refused_with_its_remedy(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InvalidCheckpointError, match="weights.pth: .* Fetch it with `git lfs pull`"):
+        read_checkpoint(tmp_path / "weights.pth")
+
+
 def test_another_shape_is_refused(demo, tmp_path):
     state = demo.state_dict() | {"backbone_model.bn0.bias": torch.zeros(17)}
     message = refusal(DEMO, save(state, tmp_path / "x"))

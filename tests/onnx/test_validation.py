@@ -99,6 +99,7 @@ HOSTILE = {
     ),
     "class ids": (class_ids(1), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
     "class ids without a dimension": (class_ids(0), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
+    "integers of a negative scale": (integer_input(-0.1), "no DequantizeLinear with one positive constant scale"),
     "integers of two scales": (integer_input(0.1, 0.2), "input 'image0' of integers, and no DequantizeLinear"),
     "21 channels out": (convolution_network(channels=21), "output 'logits'.*21"),
     "compiled for a chip": (convolution_network(domain="com.microsoft", op="EPContext"), "compiled for one chip"),
@@ -142,8 +143,18 @@ def test_data_beyond_the_file_that_should_hold_it_is_an_error(name, offset, tmp_
     (tmp_path / "short.bin").write_bytes(bytes(100))
     (tmp_path / "whole.bin").write_bytes(bytes(228))
     path = save(tmp_path / "case.onnx", convolution_network(weight=external_weight(name, offset)))
-    with pytest.raises(UserError, match=r"case\.onnx: ONNX Runtime .* can't run this file"):
+    with pytest.raises(UserError, match=r"case\.onnx: this file breaks ONNX's rules .External data .* tensor 'weight'"):
         OnnxBackend(path)
+
+
+def test_a_scale_of_an_integer_input_that_is_cut_off_is_an_error(tmp_path):
+    (tmp_path / "short.bin").write_bytes(bytes(2))
+    proto = integer_input(0.1)
+    scale = next(tensor for tensor in proto.graph.initializer if tensor.name == "scale0")
+    scale.CopyFrom(TensorProto(name="scale0", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL))
+    scale.external_data.add(key="location", value="short.bin")
+    with pytest.raises(UserError, match=r"case\.onnx: this file breaks ONNX's rules"):
+        check_onnx(save(tmp_path / "case.onnx", proto))
 
 
 def test_paths_that_are_not_files_are_refused(tmp_path):

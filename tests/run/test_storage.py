@@ -147,7 +147,7 @@ def test_a_folder_serves_one_run_at_a_time(begin):
     begin()
 
 
-@pytest.mark.parametrize("content", ("", "[]", "\0", "{"))
+@pytest.mark.parametrize("content", ("", "[]", "\0", "{", "[" * 10**5))
 def test_damaged_settings_are_an_error_that_names_the_file(begin, tmp_path, content):
     begin()[0].close()
     (tmp_path / PROGRESS_FOLDER / "settings.json").write_text(content)
@@ -163,6 +163,10 @@ def test_a_run_is_finished_as_long_as_its_results_are_there(begin, tmp_path):
         (tmp_path / name).touch()
     storage.mark_finished()
     assert storage.is_finished
+    for damage in (b"", b"\xff"):
+        (tmp_path / PROGRESS_FOLDER / "finished").write_bytes(damage)
+        assert not storage.is_finished
+    storage.mark_finished()
     (tmp_path / "report.html").unlink()
     assert not storage.is_finished
 
