@@ -231,7 +231,7 @@ def own_copies(tensors: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
         bytes_left -= tensor.nbytes  # elements of an expanded tensor count each
         if bytes_left < 0:
             raise CheckpointProblem(f"the tensors claim more than {MAX_BYTES} bytes")
-        copies[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        copies[key] = tensor.detach().contiguous().clone()  # same strides of 1x1 kernels: last bits depend on them
     return copies
 
 
