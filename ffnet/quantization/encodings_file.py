@@ -7,6 +7,7 @@ and those by tensor beside an ONNX file, of versions 0.x, 1.0.0 and 2.0.0.
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,15 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"the file has {size} bytes, but the encodings of the largest FFNet fit into {LARGEST_FILE}")
     text = read_utf8(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique_names)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the file is not valid JSON ({error})") from error
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if repeated := [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]:
+        raise ValueError(f"the file contains the name {repeated[0]!r} twice")
+    return dict(pairs)
 
 
 def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
@@ -126,6 +133,11 @@ def _parse_versions_0_and_1(value: Any) -> Encoding:
     lows = [low for channel in channels for low in _integers(channel, "offset")]
     # AIMET 1.x's strict symmetry omits the lowest integer.
     strict = symmetric and bits > 2 and set(lows) == {1 - (1 << (bits - 1))}
+    for channel, scale, low in zip(channels, scales, lows, strict=False):  # version 1.0.0 has no min and max
+        for key, integer in (("min", low), ("max", low + (1 << bits) - 1 - strict)):
+            # A quarter of a step, or what float32 leaves of the digits.
+            if key in channel and abs(_numbers(channel, key)[0] / scale - integer) > max(0.25, 2.0 ** (bits - 21)):
+                raise ValueError(f"has a {key} of {channel[key]}, but scale and offset give {integer * scale:g}")
     return _encoding(bits, symmetric, scales, lows, strict)
 
 
