@@ -15,7 +15,7 @@ from skimage.io import imsave
 from torch.nn.functional import interpolate
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import PROGRESS_FOLDER, Runtime
+from ffnet.config import Runtime
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import warm_up
@@ -139,20 +139,6 @@ def test_recovery_takes_the_steps_that_it_takes_on_the_cpu(run_both, data):
     steps = [[step["name"] for step in read(out)["recovery"]["steps"]] for out in (cpu, gpu)]
     assert steps[0] == steps[1] and "mixed precision" in " ".join(steps[0])
     assert counts(gpu, (TOY.name,)) == counts(cpu, (TOY.name,))
-
-
-def test_several_models_are_compared_and_resumed_as_on_the_cpu(run_both, processes, guard, data):
-    cpu, gpu = run_both(lambda _: options_for(data))
-    assert counts(gpu) == counts(cpu)
-    assert "CUDA, pretended" in (gpu / "report.html").read_text()
-    for name in NAMES:
-        folder = gpu / name / PROGRESS_FOLDER
-        (folder / "finished").unlink()
-        (records,) = folder.glob("images-*.jsonl")
-        records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
-    options = [*options_for(data), "--output-dir", gpu, "--resume"]
-    assert processes.submit(run_program, options, guard).result() == 0
-    assert counts(gpu) == counts(cpu)
 
 
 def test_two_processes_on_two_devices_count_what_one_does_on_the_cpu(processes, guard, data, tmp_path):

@@ -112,6 +112,7 @@ def test_a_kill_in_the_middle_of_a_record_loses_its_image_only(data, uninterrupt
     assert counts(out, (TOY.name,))[TOY.name] == uninterrupted[TOY.name]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_a_finished_run_is_not_repeated(data, out, uninterrupted, capsys, monkeypatch):
     assert resume(data, out, "--default-param-bw", "4") == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -124,6 +125,7 @@ def test_other_settings_are_refused_and_a_finished_run_is_not_repeated(data, out
     assert counts(out) == uninterrupted
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(data, out, tmp_path, capsys):
     shutil.copytree(data / "weights", tmp_path / "weights")
     state = torch.load(tmp_path / "weights" / f"{SMOOTHED.name}.pth", weights_only=True)

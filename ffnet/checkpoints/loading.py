@@ -215,7 +215,7 @@ def choice_problems(found: Mapping[str, Sequence[Path]], unnamed: Sequence[str])
         yield f"No file fits {list_names(missing)}. Add the missing files, or change --model-name."
     for name, paths in found.items():
         if len(paths) > 1:
-            yield f"{name} has several files: {list_names(list(map(str, paths)))}. Keep one, or name it {name}.pth."
+            yield f"{name} has several files: {', '.join(map(str, paths))}. Keep one, or name it {name}.pth."
     for path in dict.fromkeys(path for name in unnamed for path in found[name]):
         names = [name for name in unnamed if found[name] == [path]]
         if len(set(map(weights_of, names))) > 1:

@@ -62,6 +62,7 @@ def read_corpus(files, folder):
     return rows
 
 
+@pytest.mark.slow
 def test_hostile_files_run_no_code_and_get_one_error_that_names_the_file(tmp_path):
     rows = read_corpus(hostile.corpus(), tmp_path)
     assert len(rows) >= 145
@@ -72,6 +73,7 @@ def test_hostile_files_run_no_code_and_get_one_error_that_names_the_file(tmp_pat
         assert kind in message or not kind.startswith("imports "), (kind, message)
 
 
+@pytest.mark.slow
 def test_python_text_in_good_files_is_not_run(tmp_path):
     rows = read_corpus(hostile.harmless(), tmp_path)
     assert {kind: row["message"] for kind, row in rows.items() if row["kind"] != "ok"} == {}

@@ -108,6 +108,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", TAKEN.values(), ids=TAKEN)
 def test_what_torchs_strict_loading_takes_is_taken_with_the_same_values(change, demo, tmp_path):
     state, reference = change(demo.state_dict()), build_model(DEMO)

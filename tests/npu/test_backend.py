@@ -135,6 +135,7 @@ def check_on_npu(sim, path, chip, image, agreement=0.98):
     assert np.abs(computed - expected).mean() < 0.03 * expected.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chip", ("sm8750", "sm8350"))
 @pytest.mark.parametrize("tensors", [["1", "2.weight"], ["image", "3", "logits"]], ids=" ".join)
 def test_a_file_of_mixed_bit_widths_runs_whole_on_the_npu_with_its_biases(tensors, chip, tmp_path):
@@ -142,6 +143,7 @@ def test_a_file_of_mixed_bit_widths_runs_whole_on_the_npu_with_its_biases(tensor
     check_on_npu(sim, path, chip, random_batches()[0][:1])
 
 
+@pytest.mark.slow
 def test_a_layer_behind_a_max_pool_has_its_bias_on_the_npu(tmp_path):
     sim = simulate(small_network(), quant_scheme="tf")
     raise_weight_scales(sim)

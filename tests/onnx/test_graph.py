@@ -184,6 +184,7 @@ def test_8_bit_values_are_exact_in_16_bits_and_rounding_twice_is_rounding_once()
     assert differing.mean() < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensors", MIXES, ids=" ".join)
 def test_each_layer_of_a_mixed_file_has_one_width_and_onnx_runtime_agrees_with_the_simulation(tensors, tmp_path):
     sim, path = export_mix(small_network(), tensors, tmp_path / "out")

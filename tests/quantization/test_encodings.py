@@ -92,6 +92,7 @@ def wrapped(tmp_path_factory):
     return make_case(Wrapper(("module", "net"), small_network()).eval(), tmp_path_factory.mktemp("wrapped"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_files_that_aimet_wrote_of_a_wrapped_network_give_the_same_bits_without_its_prefix(small_case, wrapped, name):
     sim, loaded = small_case.load(wrapped.folder / name)

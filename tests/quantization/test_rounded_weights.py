@@ -74,6 +74,7 @@ def edit_manifest(folder, change):
     path.write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_the_layers_whose_weights_changed_are_named(rounded):
     assert json.loads((rounded.folder / MANIFEST_FILE).read_text())[ROUNDED_LAYERS] == list(LAYERS)
     sim = build_quantsim(rounded.prepared, QuantizationConfig())
@@ -83,6 +84,7 @@ def test_the_layers_whose_weights_changed_are_named(rounded):
     assert rounded_layers(sim, rounded.prepared) == ["2"]
 
 
+@pytest.mark.slow
 def test_the_weights_of_an_export_are_loaded_with_its_encodings(rounded):
     sim, loaded = rounded.load()
     assert loaded.rounded == LAYERS and not loaded.missing and not loaded.unexpected

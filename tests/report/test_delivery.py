@@ -126,6 +126,7 @@ MODELS = ("segmentation_ffnet40S_dBBB_mobile", "segmentation_ffnet54S_dBBB_mobil
 GOOD, BAD = ({"FP32": 80.0, "INT8_simulated": int8} for int8 in (79.5, 70.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mious", "failures", "status", "messages"),
     (

@@ -92,12 +92,14 @@ def test_the_program_obeys_options_even_if_they_are_wrong(colored):
     assert note(wrong["notes"]) == "The file is fed images in RGB, 0..1. --onnx-input says so. --onnx-channels says so."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", (FLOAT_MODEL_FILE, MODEL_FILE))
 def test_exports_of_this_project_need_no_trial(tree, small_export, name):
     _, notes = score(tree, small_export.folder / name)
     assert note(notes) == "The file is fed images in RGB, normalized. Its metadata says so."
 
 
+@pytest.mark.slow
 def test_a_file_that_nothing_is_known_about_is_fed_normalized_rgb(tree, small_export):
     proto = onnx.load(small_export.folder / FLOAT_MODEL_FILE)
     del proto.metadata_props[:]

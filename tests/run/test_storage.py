@@ -205,6 +205,7 @@ def test_a_rank_on_a_node_without_the_folder_saves_its_records_there(tmp_path):
     assert [path.name for path in tmp_path.rglob("*.jsonl")] == ["images-3.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounded", (False, True))
 def test_a_saved_network_is_restored_to_the_last_bit(begin, toy_sim, rounded):
     """Into an uncalibrated simulation with other weights, which are replaced only if those saved may be rounded."""

@@ -75,6 +75,7 @@ def test_a_target_that_is_met_needs_no_step():
     assert names(search.tried) == [PLAIN]
 
 
+@pytest.mark.slow
 def test_more_bits_come_last_and_only_as_many_as_the_target_needs():
     search = make_search(max_drop=0.0, adaround=20)
     plain = bit_widths(search.sim)
@@ -130,6 +131,7 @@ def test_an_interrupted_search_knows_the_best_so_far(monkeypatch):
     assert search.best.drop == min(candidate.drop for candidate in search.tried)
 
 
+@pytest.mark.slow
 def test_a_target_needs_labels():
     with pytest.raises(UserError, match="no pixel of the selection images is labelled"):
         make_search(labelled=False, max_drop=1.0).run()
