@@ -121,7 +121,7 @@ def test_weights_of_4_bits_run_in_float(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
-    (small_network, pytest.param(lambda: golden_model("segmentation_ffnet18_dAAC"), marks=pytest.mark.slow)),
+    (small_network, lambda: golden_model("segmentation_ffnet18_dAAC")),
     ids=("small", "published"),
 )
 def test_convolutions_after_a_max_pool_run_on_integer_kernels(model, tmp_path):
