@@ -20,9 +20,9 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=DEMO_VARIANTS)
 def demo_run(request, cache_dir, tmp_path_factory):
-    """The output folder and the result of the demo with each of its models."""
+    """The output folder and the result of half the demo with each of its models."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, run_demo(cache_dir, folder, "--model-name", request.param)
+    return folder, run_demo(cache_dir, folder, "--model-name", request.param, "--limit", "12")
 
 
 def run_demo(cache_dir, folder, *options):

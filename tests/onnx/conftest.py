@@ -5,7 +5,7 @@ import torch
 
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.exports import export_simulation, exported
-from tests.helpers.networks import DEMO, PRE_DOWN, random_batches, three_layer_network, toy_model
+from tests.helpers.networks import PRE_DOWN, random_batches, three_layer_network, toy_model
 from tests.helpers.simulations import simulate
 
 SMALL_EXPORT, TOY_EXPORT = "small_export", "toy_export"
@@ -17,11 +17,9 @@ def toy_export(toy_sim):
     return export_simulation(toy_model(), toy_sim, random_batches()[0])
 
 
-@pytest.fixture(
-    params=[SMALL_EXPORT, *(pytest.param(name, marks=pytest.mark.slow) for name in (TOY_EXPORT, DEMO, PRE_DOWN))]
-)
+@pytest.fixture(params=[SMALL_EXPORT, *(pytest.param(name, marks=pytest.mark.slow) for name in (TOY_EXPORT, PRE_DOWN))])
 def export_case(request):
-    """The exported network of three layers; in the slow tests the toy and the demo's trained networks, too."""
+    """The exported network of three layers; in the slow tests the toy and a trained network, too."""
     is_fixture = request.param in (SMALL_EXPORT, TOY_EXPORT)
     return request.getfixturevalue(request.param) if is_fixture else exported(request.param)
 

@@ -22,8 +22,9 @@ def test_logits_of_the_toy_network_are_the_simulations_bit_for_bit(toy_sim, toy_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", (DEMO, PRE_DOWN, "segmentation_ffnet40S_dBBB_mobile"))
-@pytest.mark.parametrize("cle", (True, False))
+@pytest.mark.parametrize(
+    ("name", "cle"), ((DEMO, True), (PRE_DOWN, False), ("segmentation_ffnet40S_dBBB_mobile", True))
+)
 def test_logits_are_the_simulations_bit_for_bit(name, cle):
     assert_same_bits(simulate(golden_model(name), cle=cle))
 
