@@ -4,11 +4,9 @@ import inspect
 import textwrap
 from dataclasses import dataclass
 
-from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import _score
 from ffnet.evaluation.postprocessing import agreeing_pixels
 from ffnet.quantization.lowering import _plain_layer
-from ffnet.quantization.weighted_layers import _scale_factors
 from ffnet.run.scoring import measure_sensitivity
 from ffnet.run.session import _save
 
@@ -36,15 +34,9 @@ MISTAKES = {
     "labels are left on the CPU": Mistake(
         _score, "(tensor.to(device, non_blocking=True) for tensor in batch)", "(batch[0].to(device), batch[1])"
     ),
-    "the mean of images is on the CPU": Mistake(
-        normalize, "torch.tensor(values, device=images.device)", "torch.tensor(values)"
-    ),
     "the lowered network's weights are on the CPU": Mistake(_plain_layer, ".clone()", ".clone().cpu()"),
     "counts are read on the device": Mistake(agreeing_pixels, ".cpu().numpy()", ".numpy()"),
     "predictions are written from the device": Mistake(_save, "ids[position].cpu().numpy()", "ids[position].numpy()"),
-    "the scales of weights are on the CPU": Mistake(
-        _scale_factors, ".flatten() * step", ".flatten().cpu() * step.cpu()"
-    ),
     "ONNX Runtime's logits are scored on the CPU": Mistake(
         _score, "logits = logits.to(device)", "pass", options=("--execute",)
     ),
