@@ -78,7 +78,8 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
     """
     with errors_naming(path):
         if Path(path).exists() and not Path(path).is_file():
-            raise CheckpointProblem("this is not a file", "Name a checkpoint file.")
+            kind = "a folder" if Path(path).is_dir() else "a pipe or a device"
+            raise CheckpointProblem(f"this is {kind}", "Name a checkpoint file.")
         with Path(path).open("rb") as file:
             members = release_members(file)
             contents = read_release(file, members, member) if members else read_stream(file)

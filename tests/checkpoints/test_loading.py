@@ -206,9 +206,9 @@ def test_old_format_whole_module_is_refused_with_a_remedy(demo, tmp_path):
 
 
 def test_folders_pipes_and_missing_files_are_refused(tmp_path):
-    assert "is not a file" in refusal(DEMO, tmp_path)
+    assert "this is a folder" in refusal(DEMO, tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    assert "is not a file" in refusal(DEMO, tmp_path / "fifo")
+    assert "this is a pipe or a device" in refusal(DEMO, tmp_path / "fifo")
     assert "there is no such file" in refusal(DEMO, tmp_path / "none")
 
 
