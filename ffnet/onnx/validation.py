@@ -71,7 +71,7 @@ class OnnxHeader:
     opset: int
     input_name: str
     input_shape: tuple[int | None, ...]  # (N, 3, H, W)
-    output_name: str  # of logits (N, 19, h, w)
+    output_name: str  # the tensor of logits (N, 19, h, w)
     input_values: QuantizedValues | None = None  # meaning of an input of integers; None for float32
     output_values: QuantizedValues | None = None
 
