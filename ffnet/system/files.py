@@ -1,10 +1,12 @@
 """Files and folders: which ones to ignore, checks of output folders, and writing files atomically."""
 
 import codecs
+import errno
 import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection
 from fnmatch import fnmatchcase
@@ -135,6 +137,19 @@ def write_atomically(path: Path, data: bytes | str) -> Path:
     return path
 
 
+def check_plain_file(path: Path | str) -> None:
+    """Raise an OSError if a folder, pipe, device or socket is at `path`: opening some of them waits forever.
+
+    Call this before opening a file that others may have put there. A missing file is accepted.
+    """
+    path = Path(path)
+    if not path.exists() or path.is_file():
+        return
+    mode = path.stat().st_mode
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+    raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+
 def read_utf8(path: Path) -> str:
     """Return the text of a UTF-8 file without the byte order mark that some editors write.
 
@@ -142,6 +157,7 @@ def read_utf8(path: Path) -> str:
         OSError: If the file can't be read.
         ValueError: If it is not UTF-8.
     """
+    check_plain_file(path)
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-32 begins with it too
         raise ValueError("the file is UTF-16 text. Save it as UTF-8")
@@ -153,5 +169,6 @@ def read_utf8(path: Path) -> str:
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file as hexadecimal digits."""
+    check_plain_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,22 @@
 """Output folders are checked before the work; files are whole or absent."""
 
+import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
 
 from ffnet.system.errors import UserError
-from ffnet.system.files import check_output_folder, create_output_folder, read_utf8, remove_unfinished, write_atomically
+from ffnet.system.files import (
+    check_output_folder,
+    check_plain_file,
+    create_output_folder,
+    read_utf8,
+    remove_unfinished,
+    sha256_of,
+    write_atomically,
+)
 
 
 def test_new_and_empty_folders_are_accepted_and_left_empty(tmp_path):
@@ -84,3 +95,22 @@ def test_text_keeps_names_that_are_not_utf8_and_loses_its_byte_order_mark(tmp_pa
     assert read_utf8(write_atomically(path, "\ufeffü")) == "ü"
     with pytest.raises(ValueError, match="Save it as UTF-8"):
         read_utf8(write_atomically(path, "ü".encode("utf-16")))
+
+
+@pytest.mark.parametrize("read", (check_plain_file, read_utf8, sha256_of))
+def test_what_is_no_plain_file_is_refused_without_waiting_for_it(tmp_path, monkeypatch, read):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket")
+        os.mkfifo("pipe")
+        Path("link").symlink_to("pipe")
+        for name, kind in {
+            "pipe": "pipe",
+            "link": "pipe",
+            ".": "folder",
+            "socket": "socket",
+            "/dev/zero": "device",
+        }.items():
+            with pytest.raises(OSError, match=rf"it is a .*{kind}.*, not a file: '{re.escape(name)}'"):
+                read(Path(name))
+    check_plain_file(tmp_path / "missing")
