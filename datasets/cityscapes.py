@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import io
+import errno
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from datasets import DatasetError
+from datasets import DatasetError, png
 from ffnet.labels import LABEL_IDS, LABELS, NUM_CLASSES, TRAIN_IDS
-from ffnet.system.files import ignored_files, visible_files
+from ffnet.system.files import check_plain_file, ignored_files, visible_files
+from ffnet.system.text import count
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +27,9 @@ LABEL_SUFFIX = "_gtFine_labelIds.png"
 # train ids.
 _SUSPICIOUS_IDS = sorted(set(range(5, NUM_CLASSES)) - set(LABEL_IDS.tolist()))
 
-_REMEDIES = {  # required color mode or content of a file -> remedy
+_REMEDIES = {  # required color or content of a file -> remedy
     "RGB": "Images are 8-bit RGB PNG files, as in leftImg8bit_trainvaltest.zip.",
-    "L": "Labels are 8-bit gray PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
+    "gray": "Labels are 8-bit gray PNG files of label ids, not of colors, as in gtFine_trainvaltest.zip.",
     "label ids": "Use the original *_gtFine_labelIds.png, not a file that createTrainIdLabelImgs.py wrote.",
 }
 
@@ -58,7 +59,7 @@ class CityscapesSplit:
         check_folders(self.root, split)
         images_dir, labels_dir = (self.root / name / split for name in FOLDERS)
         images = sorted(str(path) for path in _files_of_cities(images_dir))
-        labels = [str(labels_dir / Path(path).parent.name / f"{image_name(path)}{LABEL_SUFFIX}") for path in images]
+        labels = _labels_of(images, labels_dir)
         check_pairs(images, labels, labels_dir)
         self.images, self.targets = images[:limit], labels[:limit]
         self.ignored = _ignored_files(self.root, split)
@@ -98,8 +99,9 @@ class CityscapesSplit:
         path = self.images[index]
         if path in self._decoded:
             return self._decoded[path]
-        labels = _decode(self.targets[index])[0]
-        sample = _decode(path), torch.from_numpy(train_ids(labels.numpy(), self.targets[index]))
+        labels = _decode(self.targets[index], "gray")
+        image = torch.from_numpy(_decode(path, "RGB")).permute(2, 0, 1)
+        sample = image, torch.from_numpy(train_ids(labels, self.targets[index]))
         if len(self._decoded) < self._most_decoded:
             self._decoded[path] = sample
         return sample
@@ -107,7 +109,12 @@ class CityscapesSplit:
 
 def image_name(path: str | Path) -> str:
     """Return `<city>_<sequence>_<frame>` of an image's path."""
-    return Path(path).name.removesuffix(IMAGE_SUFFIX)
+    return Path(path).name[: -len(IMAGE_SUFFIX)]
+
+
+def _ends_in(path: Path | str, suffix: str) -> bool:
+    """Return whether a name ends in a suffix, in upper or lower case."""
+    return str(path).lower().endswith(suffix.lower())
 
 
 def check_folders(root: Path, split: str) -> None:
@@ -122,14 +129,26 @@ def check_folders(root: Path, split: str) -> None:
     for city in (*visible_files(images), *visible_files(labels)):
         if not city.is_dir():
             raise DatasetError(f"{city}: this is not the folder of a city. Move it out of {city.parent}.")
-    if not any(path.name.endswith(IMAGE_SUFFIX) for path in _files_of_cities(images)):
-        raise DatasetError(f"{images}: this folder has no *{IMAGE_SUFFIX}. Unpack Cityscapes' images there.")
+    files = sorted(_files_of_cities(images))
+    if not any(_ends_in(path, IMAGE_SUFFIX) for path in files):
+        example = f", but {count(len(files), 'other file')} such as {files[0].name}" if files else ""
+        raise DatasetError(
+            f"{images}: this folder has no <city>_<sequence>_<frame>{IMAGE_SUFFIX}{example}. Unpack "
+            "leftImg8bit_trainvaltest.zip there, or give the PNG files of other images such names."
+        )
 
 
 def _files_of_cities(folder: Path) -> Iterator[Path]:
     """Yield the files of all cities of a split's folder, but not the ignored ones."""
     for city in visible_files(folder):
         yield from visible_files(city)
+
+
+def _labels_of(images: Sequence[str], labels_dir: Path) -> list[str]:
+    """Return the path of the label of each image, as Cityscapes names it if there is none."""
+    usual = [labels_dir / Path(path).parent.name / f"{image_name(path)}{LABEL_SUFFIX}" for path in images]
+    found = {str(path).lower(): path for path in _files_of_cities(labels_dir)}
+    return [str(path if path.exists() else found.get(str(path).lower(), path)) for path in usual]
 
 
 def _ignored_files(root: Path, split: str) -> set[Path]:
@@ -142,14 +161,18 @@ def _ignored_files(root: Path, split: str) -> set[Path]:
 
 def check_pairs(images: Sequence[str], labels: Sequence[str], labels_dir: Path) -> None:
     """Raise DatasetError unless each image has its label and each label its image."""
-    found = {str(path) for path in _files_of_cities(labels_dir) if path.name.endswith(LABEL_SUFFIX)}
+    found = {str(path) for path in _files_of_cities(labels_dir) if _ends_in(path, LABEL_SUFFIX)}
     orphans = found - set(labels)
+    names = Counter(path.lower() for path in images)
     problems = {
         f"the name of this file does not end in {IMAGE_SUFFIX}. Move it elsewhere.": [
-            path for path in images if not path.endswith(IMAGE_SUFFIX)
+            path for path in images if not _ends_in(path, IMAGE_SUFFIX)
+        ],
+        "another image has this name in upper or lower case. Remove one of them.": [
+            path for path in images if names[path.lower()] > 1
         ],
         "the label of an image is missing. Unpack gtFine_trainvaltest.zip, or remove the image.": [
-            path for path in labels if not Path(path).is_file()
+            path for path in labels if not Path(path).exists()
         ],
         "the image of this label is missing. Unpack leftImg8bit_trainvaltest.zip, or remove the label.": orphans,
     }
@@ -160,62 +183,53 @@ def check_pairs(images: Sequence[str], labels: Sequence[str], labels_dir: Path) 
 
 
 def check_headers(images: Sequence[str], labels: Sequence[str]) -> tuple[int, int]:
-    """Return the height and width that all files share; raise DatasetError for the first with another size or mode."""
-    width, height = _size(images[0], "RGB")
+    """Return the height and width that all files share; raise DatasetError for the first with another size or color."""
+    first = _read_header(images[0], "RGB")
     for pair in zip(images, labels, strict=True):
-        for path, mode in zip(pair, ("RGB", "L"), strict=True):
-            size = _size(path, mode)
-            if size != (width, height):
+        for path, color in zip(pair, ("RGB", "gray"), strict=True):
+            header = _read_header(path, color)
+            if (header.width, header.height) != (first.width, first.height):
                 raise DatasetError(
-                    f"{path}: this file has {size[0]}x{size[1]} pixels, but {images[0]} has {width}x{height}. All "
-                    "images and labels of a split must have the same size."
+                    f"{path}: this file has {header.width}x{header.height} pixels, but {images[0]} has "
+                    f"{first.width}x{first.height}. All images and labels of a split must have the same size."
                 )
-    return height, width
+    return first.height, first.width
 
 
-def _size(path: str, mode: str) -> tuple[int, int]:
-    """Return (width, height) of a PNG; `mode` is Pillow's name of the color mode that it must have."""
+def _read_header(path: str, color: str) -> png.PngHeader:
+    """Return the header of an image ("RGB") or a label ("gray"); raise DatasetError if it is no such file."""
     try:
-        with Image.open(path) as file:
-            if file.format == "PNG" and file.mode == mode:
-                return file.size
-            problem = f"this is a {file.format} file of mode {file.mode}"
-    except UnidentifiedImageError:
-        problem = "this is not an image"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem = f"this file can't be read ({error})"
-    raise DatasetError(f"{path}: {problem}. {_REMEDIES[mode]}")
+        check_plain_file(path)
+        return png.read_header(path, color)
+    except OSError as error:
+        raise _reading_error(path, error) from error
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}. {_REMEDIES[color]}") from error
 
 
-def _decode(path: str) -> torch.Tensor:
-    """Return the pixels (channels, H, W) uint8.
+def _decode(path: str, color: str) -> np.ndarray:
+    """Return the pixels of an image (H, W, 3) uint8 or of a label (H, W) uint8.
 
     Raises:
-        DatasetError: If the file can't be read, or if its checksums are wrong.
+        DatasetError: If the file can't be read, or if it is damaged.
         MemoryError: If the memory does not suffice.
     """
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-
+    header = _read_header(path, color)
     try:
-        data = np.fromfile(path, np.uint8)
-        with Image.open(io.BytesIO(data.data)) as file:
-            file.verify()  # torchvision's decoder crashes on a flipped byte
-        pixels = decode_image(torch.from_numpy(data), ImageReadMode.UNCHANGED)
-    except (RuntimeError, OSError, SyntaxError, ValueError) as error:
+        return png.decode(Path(path).read_bytes(), header)
+    except OSError as error:
         raise _reading_error(path, error) from error
-    if pixels.dtype != torch.uint8:  # Pillow does not distinguish 16-bit RGB from 8-bit
-        raise DatasetError(f"{path}: this file has {pixels.dtype} channels, not 8-bit ones. Use the original file.")
-    return pixels
+    except ValueError as error:
+        raise DatasetError(f"{path}: this PNG file is truncated or damaged. Copy or unpack it again.") from error
 
 
-def _reading_error(path: str, error: Exception) -> DatasetError | MemoryError:
-    """Return what to raise for an error of the operating system, Pillow or torchvision."""
-    if "allocate memory" in str(error):  # errno.ENOMEM, or torch's RuntimeError, which has no class of its own
+def _reading_error(path: str, error: OSError) -> DatasetError | MemoryError:
+    """Return what to raise for an error of the operating system."""
+    if error.errno == errno.ENOMEM:
         return MemoryError(str(error))
-    if isinstance(error, OSError) and error.errno is not None:  # Pillow's own have no number
-        return DatasetError(f"{path}: this file can't be read ({error.strerror}). Check its disk and permissions.")
-    return DatasetError(f"{path}: this PNG file is truncated or damaged. Copy or unpack it again.")
+    return DatasetError(
+        f"{path}: this file can't be read ({error.strerror}). Check the file, its disk and its permissions."
+    )
 
 
 def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ffnet.checkpoints.loading import InvalidCheckpointError
-from ffnet.system.files import sha256_of, write_atomically
+from ffnet.system.files import read_utf8, sha256_of, write_atomically
 from ffnet.variants import Variant
 
 ZOO = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"
@@ -97,7 +97,7 @@ def check_sha256(path: Path, record: Path) -> None:
     sha256 = sha256_of(path)
     if not record.exists():
         write_atomically(record, f"{sha256}  {path.name}\n")
-    recorded = " ".join(record.read_text().split()[:1])
+    recorded = " ".join(read_utf8(record).split()[:1])
     if recorded != sha256:
         raise InvalidCheckpointError(
             f"{path}: its sha256 is {sha256}, but {record.name} has {recorded or 'nothing'} from the first download. "

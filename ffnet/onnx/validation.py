@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from ffnet.labels import NUM_CLASSES
 from ffnet.onnx.graph import GraphIndex
 from ffnet.system.errors import UserError
+from ffnet.system.files import check_plain_file
 
 MAX_BYTES = 2**30  # limit on a file; the largest FFNet has 0.4 GB
 MAX_ELEMENTS = 2**30  # limit on each tensor, images included
@@ -101,6 +102,7 @@ def check_onnx(path: Path | str) -> OnnxHeader:
 def _read(path: Path) -> onnx.ModelProto:
     """Return the content of a file without its external data."""
     try:
+        check_plain_file(path)
         size = path.stat().st_size
         _refuse_if(size > MAX_BYTES, f"has {size} bytes, and no FFNet has more than {MAX_BYTES}. Check the path.")
         data = path.read_bytes()

@@ -24,7 +24,7 @@ from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites, site_parameter, sites_by_quantizer
 from ffnet.quantization.tensor_names import match_encodings, wrapper_prefix
 from ffnet.system.errors import UserError
-from ffnet.system.files import sha256_of
+from ffnet.system.files import read_utf8, sha256_of
 from ffnet.system.text import count, list_names
 
 TOLERANCE = 1e-3  # quantization steps, for the arithmetic of float32
@@ -175,7 +175,7 @@ def _load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[s
         UserError: If the float network is missing, was changed after the export, or is not that of `sim`.
     """
     try:
-        manifest = json.loads(encodings.with_name(MANIFEST_FILE).read_text("utf-8"))
+        manifest = json.loads(read_utf8(encodings.with_name(MANIFEST_FILE)))
     except (OSError, ValueError):
         return ()
     layers = manifest.get(ROUNDED_LAYERS) if _describes(manifest, encodings) else None

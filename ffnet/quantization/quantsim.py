@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from aimet_torch.batch_norm_fold import fold_all_batch_norms
+from aimet_torch.common.quantsim_config.utils import get_path_for_per_channel_config
 from aimet_torch.common.utils import AimetLogger, TqdmStreamHandler
 from aimet_torch.cross_layer_equalization import equalize_model
 from aimet_torch.model_preparer import prepare_model
@@ -31,6 +32,7 @@ from ffnet.evaluation.loop import calibration_batches, with_backoff
 from ffnet.model import GaussianConv2D
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
 from ffnet.system.errors import UserError
+from ffnet.system.files import check_plain_file
 from ffnet.system.text import count
 
 TRACE_SIZE = (1, 3, 64, 64)  # shape of the input with which AIMET traces the graph
@@ -79,6 +81,10 @@ def build_quantsim(prepared: nn.Module, config: QuantizationConfig) -> Quantizat
     AIMET is set to round halves to even on every device, for the whole process. Where there is a GPU, its default is
     kernels of its own that round them up, so that some weights would be one step off those of a CPU or an ONNX file.
     """
+    config_file = config.config_file
+    if config_file == "default":  # AIMET would read a file of this name in the current folder
+        config_file = get_path_for_per_channel_config()
+    check_plain_file(config_file)
     set_backend("torch_builtins")
     with quiet_aimet():
         sim = QuantizationSimModel(
@@ -87,7 +93,7 @@ def build_quantsim(prepared: nn.Module, config: QuantizationConfig) -> Quantizat
             quant_scheme=config.quant_scheme,
             default_output_bw=config.output_bw,
             default_param_bw=config.param_bw,
-            config_file=config.config_file,
+            config_file=config_file,
         )
     for module in sim.model.modules():
         if isinstance(module, QuantizedGaussianConv2D):

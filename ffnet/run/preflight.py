@@ -18,10 +18,10 @@ from ffnet.config import (
 from ffnet.evaluation.scores import SAVED_BACKENDS, short_name
 from ffnet.options import FLAGS, lookup
 from ffnet.system.errors import UserError
-from ffnet.system.files import check_output_folder
+from ffnet.system.files import check_output_folder, check_plain_file
 from ffnet.variants import VARIANTS
 
-INPUT_FILES = ("quantization.encodings", "model.onnx")
+INPUT_FILES = ("quantization.encodings", "quantization.config_file", "model.onnx")
 
 
 def check(config: Config) -> None:
@@ -49,9 +49,14 @@ def _check_input_files(config: Config) -> None:
         raise UserError("--encodings belongs to one model, and --model-name has several. Name one model.")
     for target in INPUT_FILES:
         path = lookup(config, target)
-        if path and not path.is_file():
-            wrong = "this is a folder. Name a file." if path.is_dir() else "there is no such file. Check the path."
-            raise UserError(f"{FLAGS[target]} {path}: {wrong}")
+        if path in (None, "default"):
+            continue
+        try:
+            check_plain_file(path)
+        except OSError as error:
+            raise UserError(f"{FLAGS[target]} {path}: {error.strerror}. Name a file.") from error
+        if isinstance(path, Path) and not path.exists():  # a configuration may also be an alias that AIMET knows
+            raise UserError(f"{FLAGS[target]} {path}: there is no such file. Check the path.")
 
 
 def _check_nesting(folders: Mapping[str, Path]) -> None:

@@ -38,7 +38,7 @@ from ffnet.quantization.recovery.search import recovery_from_json
 from ffnet.quantization.sites import load_state, save_state
 from ffnet.results.result import processor_name, versions
 from ffnet.system.errors import UserError
-from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, write_atomically
+from ffnet.system.files import check_plain_file, read_utf8, remove_unfinished, sha256_of, write_atomically
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         """Open or create a file."""
+        check_plain_file(path)
         self._file = path.open("ab", buffering=0)
 
     def append(self, indices: Iterable[int], scores: Scores) -> None:
@@ -99,6 +100,7 @@ def read_records(path: Path) -> tuple[Shard | None, int]:
     The last record is torn if the run was killed while it was written. Damaged records are removed from the file, so
     that it can be appended to; their images have to be scored again.
     """
+    check_plain_file(path)
     lines = path.read_bytes().splitlines(keepends=True)
     parsed = [(line, record) for line in lines if (record := _parse(line))]
     damaged = len(lines) - len(parsed)
@@ -234,6 +236,7 @@ class Storage:
         """Return what `save_network` saved."""
         path = self.folder / NETWORK
         try:
+            check_plain_file(path)
             state, description = load_state(path)
             recovery = recovery_from_json(description["recovery"])
             return FoundEncodings(state, description["calibration_images"], description["batch_size"], recovery)
@@ -246,8 +249,8 @@ class Storage:
     def is_finished(self) -> bool:
         """Whether all results were written, and are still there."""
         path = self.folder / FINISHED
-        names = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-        return RESULT_FILE in names and all((self.output_dir / name).exists() for name in names)
+        names = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+        return RESULT_FILE in names and all((self.output_dir / name).is_file() for name in names)
 
     def mark_finished(self) -> None:
         """Mark all results as written, after which the network is no longer needed.
@@ -341,7 +344,7 @@ def missing_predictions(
     return [
         index
         for index in indices
-        if not all(path.exists() for path in _prediction_files(folder, names[index], backends).values())
+        if not all(path.is_file() for path in _prediction_files(folder, names[index], backends).values())
     ]
 
 

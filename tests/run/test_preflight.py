@@ -1,5 +1,6 @@
 """Errors in files and folders are found before the work, without torch."""
 
+import os
 import subprocess
 import sys
 
@@ -17,7 +18,9 @@ ERRORS = {
     "--model-name published --encodings weights.pth": "--encodings belongs to one model",
     "--checkpoint /nowhere.pth": "--checkpoint /nowhere.pth: there is no such file",
     "--onnx nothing.onnx": "nothing.onnx: there is no such file",
-    "--encodings full": "full: this is a folder",
+    "--encodings full": "--encodings full: it is a folder, not a file",
+    "--config-file pipe": "--config-file pipe: it is a pipe, not a file",
+    "--onnx pipe": "--onnx pipe: it is a pipe, not a file",
     "--model-name published --output-dir out --export out/in": "inside the folder of --output-dir",
     "--output-dir same --save-predictions same": "Name a folder beside it",
     "--output-dir full": "already holds thesis.txt",
@@ -44,6 +47,7 @@ def check(*words):
 def test_files_and_folders_that_cannot_be_used_are_named(tree, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()
+    os.mkfifo(tmp_path / "pipe")
     for folder in (tmp_path / "full", tmp_path / "models" / "segmentation_ffnet54S_dBBB_mobile"):
         folder.mkdir(parents=True)
         (folder / "thesis.txt").touch()
