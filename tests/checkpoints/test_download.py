@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import os
 import threading
 import zipfile
 
@@ -173,6 +174,15 @@ def test_sha256_of_a_file_that_was_put_there_by_hand_is_recorded(server, tmp_pat
     path.write_bytes(GOOD)
     assert download_published(ZOO, tmp_path) == path and server.asked == []
     assert (tmp_path / f"{path.name}.sha256").exists()
+
+
+@pytest.mark.parametrize("suffix", ("", ".sha256"))
+def test_a_pipe_in_the_cache_is_refused(server, tmp_path, suffix):
+    path = download_published(ZOO, tmp_path)
+    pipe = path.with_name(f"{path.name}{suffix}")
+    pipe.unlink()
+    os.mkfifo(pipe)
+    assert f"it is a pipe, not a file: '{pipe}'" in refusal(tmp_path)
 
 
 def test_folder_that_cannot_be_created_is_named(tmp_path):

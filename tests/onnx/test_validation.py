@@ -1,5 +1,6 @@
 """Files that must be refused before anything in them runs, and files that return probabilities."""
 
+import os
 import re
 
 import numpy as np
@@ -158,7 +159,8 @@ def test_a_scale_of_an_integer_input_that_is_cut_off_is_an_error(tmp_path):
 
 
 def test_paths_that_are_not_files_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "none.onnx"):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for path in (tmp_path, tmp_path / "none.onnx", tmp_path / "pipe.onnx"):
         with pytest.raises(UserError, match=str(path)):
             check_onnx(path)
 

@@ -1,5 +1,6 @@
 """Simulations: the published configuration, read off AIMET's own modules, and AIMET's own calibration."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -231,3 +232,12 @@ def test_importing_and_quantizing_print_nothing(capfd):
     command = [sys.executable, "-c", "import ffnet.quantization.quantsim, ffnet.quantization.sensitivity"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
+
+
+def test_a_folder_named_default_does_not_matter_and_a_pipe_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default").mkdir()
+    assert any(simulate(three_layer_network()).named_quantizers())
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is a pipe, not a file"):
+        simulate(three_layer_network(), config_file="pipe")

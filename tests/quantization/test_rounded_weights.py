@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,11 @@ def other_encodings(folder):
     path.write_text(path.read_text() + "\n")
 
 
+def manifest_pipe(folder):
+    without_manifest(folder)
+    os.mkfifo(folder / MANIFEST_FILE)
+
+
 def manifest_text(text):
     return lambda folder: (folder / MANIFEST_FILE).write_bytes(text)
 
@@ -128,6 +134,7 @@ def manifest_entry(key, value):
 IGNORED = (
     without_manifest,
     other_encodings,
+    manifest_pipe,
     *map(manifest_text, (b"\xff\xfe", b"[]", b"{", b"{}", b'{"files": []}')),
     manifest_entry("files", {ENCODINGS_FILE: None}),
     manifest_entry(ROUNDED_LAYERS, None),

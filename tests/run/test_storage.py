@@ -231,3 +231,23 @@ def test_a_damaged_network_is_an_error_that_names_the_file(begin, tmp_path, toy_
     path.write_bytes(path.read_bytes()[:-9] if content is None else content)
     with pytest.raises(UserError, match="network.safetensors: this file is damaged .* Delete it and .* --resume"):
         storage.load_network()
+
+
+@pytest.mark.parametrize("name", ("images-0.jsonl", "images-1.jsonl", "settings.json"))
+def test_a_pipe_among_the_saved_work_is_named(begin, tmp_path, name):
+    begin()[0].close()
+    pipe = tmp_path / PROGRESS_FOLDER / name
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=rf"{name} \(it is a pipe, not a file\)"):
+        begin(resume=True)
+
+
+def test_a_pipe_in_place_of_the_network_or_of_new_records_is_refused(begin, tmp_path):
+    storage, _ = begin()
+    for name in ("network.safetensors", "npu-0.jsonl"):
+        os.mkfifo(tmp_path / PROGRESS_FOLDER / name)
+    with pytest.raises(UserError, match="network.safetensors: .*it is a pipe"):
+        storage.load_network()
+    with pytest.raises(UserError, match="it is a pipe, not a file"), storage.open_records(NPU, 0):
+        pass
