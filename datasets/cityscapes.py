@@ -129,13 +129,14 @@ def check_folders(root: Path, split: str) -> None:
     for city in (*visible_files(images), *visible_files(labels)):
         if not city.is_dir():
             raise DatasetError(f"{city}: this is not the folder of a city. Move it out of {city.parent}.")
-    files = sorted(_files_of_cities(images))
-    if not any(_ends_in(path, IMAGE_SUFFIX) for path in files):
-        example = f", but {count(len(files), 'other file')} such as {files[0].name}" if files else ""
-        raise DatasetError(
-            f"{images}: this folder has no <city>_<sequence>_<frame>{IMAGE_SUFFIX}{example}. Unpack "
-            "leftImg8bit_trainvaltest.zip there, or give the PNG files of other images such names."
-        )
+    for folder, suffix in ((images, IMAGE_SUFFIX), (labels, LABEL_SUFFIX)):
+        files = sorted(_files_of_cities(folder))
+        if not any(_ends_in(path, suffix) for path in files):
+            example = f", but {count(len(files), 'other file')} such as {files[0].name}" if files else ""
+            raise DatasetError(
+                f"{folder}: this folder has no <city>_<sequence>_<frame>{suffix}{example}. Unpack "
+                f"{folder.parent.name}_trainvaltest.zip there, or give the PNG files of other data such names."
+            )
 
 
 def _files_of_cities(folder: Path) -> Iterator[Path]:

@@ -102,11 +102,18 @@ def test_broken_folders_are_refused_before_any_pixel_is_read(tree, first, fault)
     assert named.format(root=tree, image=image, label=label) in str(error.value)
 
 
-@pytest.mark.parametrize("suffix", ("_leftImg8bit_foggy_beta_0.02.png", "_leftImg8bit.jpg"))
-def test_a_folder_with_other_names_is_described(tree, suffix):
-    for path in (tree / "leftImg8bit" / "val").glob("*/*"):
-        path.rename(path.with_name(path.name.replace("_leftImg8bit.png", suffix)))
-    found = f"_leftImg8bit.png, but 4 other files such as aachen_000000_000019{suffix}. Unpack"
+@pytest.mark.parametrize(
+    ("kind", "usual", "suffix"),
+    (
+        ("leftImg8bit", "_leftImg8bit.png", "_leftImg8bit_foggy_beta_0.02.png"),
+        ("leftImg8bit", "_leftImg8bit.png", "_leftImg8bit.jpg"),
+        ("gtFine", "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"),
+    ),
+)
+def test_a_folder_with_other_names_is_described(tree, kind, usual, suffix):
+    for path in (tree / kind / "val").glob("*/*"):
+        path.rename(path.with_name(path.name.replace(usual, suffix)))
+    found = f"{usual}, but 4 other files such as aachen_000000_000019{suffix}. Unpack {kind}_trainvaltest.zip"
     with pytest.raises(DatasetError, match=re.escape(found)):
         CityscapesSplit(tree, "val")
 
