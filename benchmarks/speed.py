@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
-from torchvision.io import decode_image
+from PIL import Image
 
 from benchmarks import baseline
 from benchmarks.inputs import first_image, option_parser, random_model, write_checkpoint, write_images
@@ -108,7 +109,7 @@ def measure(images: CityscapesSplit, model: FFNet, runtime: Runtime, folder: Pat
     }
     loading = {
         "loading": lambda: list(load_batches(images, Runtime(batch_size=1, num_workers=1))),
-        "decoding": lambda: [decode_image(path) for path in (*images.images, *images.targets)],
+        "decoding": lambda: [np.asarray(Image.open(path)) for path in (*images.images, *images.targets)],
     }
     whole_runs = {"run": run, "baseline run": lambda: baseline.run(images, model, network.sim, runtime.device)}
     seconds = measure_alternately(calls, rounds, clock)
