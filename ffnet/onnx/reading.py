@@ -96,9 +96,8 @@ def _load_data(proto: onnx.ModelProto, path: Path) -> None:
         file = _data_file(info.location, path)
         start = info.offset or 0
         size = file.stat().st_size
-        available = size - start
-        length = available if info.length is None else info.length
-        is_cut = available < max(0, length)
+        length = size - start if info.length is None else info.length
+        is_cut = length < 0 or start + length > size
         refuse_if(is_cut, f"keeps the tensor {tensor.name!r} in {info.location!r}, which has only {size} bytes. {COPY}")
         allowed -= length
         refuse_if(allowed < 0, f"has, with its data, more than {MAX_BYTES} bytes, and no FFNet has. Check the path.")
@@ -113,13 +112,11 @@ def _data_file(location: str, path: Path) -> Path:
     """Return the file, without links, in which the file at `path` keeps data."""
     folders = path.parent, path.resolve().parent
     subject = f"keeps data in {location!r}, which is"
-    file = next((folder / location for folder in folders if (folder / location).is_file()), None)
-    if file is None:
-        raise InvalidError(f"{subject} missing or not a regular file. {COPY}")
-    file = file.resolve()
-    inside = any(file.is_relative_to(folder.resolve()) for folder in folders)
+    files = [(folder / location).resolve() for folder in folders if (folder / location).is_file()]
+    refuse_if(not files, f"{subject} missing or not a regular file. {COPY}")
+    inside = any(files[0].is_relative_to(folder.resolve()) for folder in folders)
     refuse_if(not inside, f"{subject} outside its folder. {COPY}")
-    return file
+    return files[0]
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

@@ -54,7 +54,7 @@ class OnnxHeader:
     input_name: str
     input_shape: tuple[int | None, ...]  # (N, 3, H, W)
     output_name: str  # the tensor of logits (N, 19, h, w)
-    input_type: str = "float32"  # numpy's name
+    input_type: str  # numpy's name
     input_values: QuantizedValues | None = None  # meaning of an input of integers; None for floats
     output_values: QuantizedValues | None = None
 
@@ -138,9 +138,8 @@ def _single(
     """Return the only input or output and its shape (N, channels, H, W); it must be of floats or quantized values."""
     refuse_if(len(values) != 1, f"has {len(values)} {kind}s. Export it with one {kind} of {channels} channels.")
     tensor = values[0].type.tensor_type
-    shape = tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in tensor.shape.dim
-    )
+    dims = tensor.shape.dim
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
     known_type = tensor.elem_type in FLOATS or tensor.elem_type in INTEGERS
     if not known_type or len(shape) != 4 or shape[1] != channels or 0 in shape:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)

@@ -136,7 +136,7 @@ def _parse_versions_0_and_1(value: Any) -> Encoding:
     ((bits, symmetric),) = types
     scales = [scale for channel in channels for scale in _scales(channel, "scale")]
     lows = [low for channel in channels for low in _integers(channel, "offset")]
-    strict = _is_strict(channels, bits, lows) if symmetric else False
+    strict = symmetric and _is_strict(channels, bits, lows)
     for key, steps in (("min", 0), ("max", (1 << bits) - 1 - strict)):
         ends = [end for channel in channels if key in channel for end in _numbers(channel, key)]
         if ends and len(ends) != len(scales):
