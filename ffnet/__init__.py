@@ -1,6 +1,7 @@
 """FFNet under quantization. The names in `__all__` are the public Python API; torch and AIMET load on first use."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from ffnet.config import QuantizationConfig, Runtime
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from ffnet.model import build_model
     from ffnet.quantization.lowering import lower
     from ffnet.quantization.quantize import quantize
+
+# Before ONNX Runtime is imported, which otherwise writes a device id and a database under the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "1.0.0"
 __all__ = [

@@ -42,3 +42,14 @@ def test_unknown_names_are_attribute_errors():
 
 def test_importing_the_package_does_not_import_torch():
     subprocess.run([sys.executable, "-c", "import sys, ffnet; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_onnx_runtime_writes_nothing_into_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    subprocess.run([sys.executable, "-c", "import ffnet.npu.worker"], check=True)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    code = "import os, ffnet; assert os.environ['ORT_DISABLE_TELEMETRY'] == '0'"
+    subprocess.run([sys.executable, "-c", code], check=True)

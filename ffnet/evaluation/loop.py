@@ -54,8 +54,8 @@ def evaluate(
         title: Text before the progress bar.
 
     Raises:
-        UserError: If logits are not finite, or if the memory does not suffice for decoding a batch or, on a
-            GPU, for one image.
+        UserError: If a backend returns anything but finite logits, or if the memory does not suffice for decoding a
+            batch or, on a GPU, for one image.
     """
     prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
     batches = score_batches(prepared, images, runtime, title)
@@ -141,6 +141,24 @@ def _score_pieces(
     return [_score(prepared, piece, runtime) for piece in pieces]
 
 
+def _check_logits(name: str, logits: torch.Tensor, images: torch.Tensor) -> None:
+    """Raise a UserError if what a backend returned for a batch is not finite logits (N, 19, h, w)."""
+    remedy = "Use another checkpoint or ONNX file."
+    is_tensor = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.ndim == 4 and logits.numel()
+    if not is_tensor or logits.shape[:2] != (len(images), NUM_CLASSES):
+        returned = (
+            f"{tuple(logits.shape)} {logits.dtype}"
+            if isinstance(logits, torch.Tensor)
+            else f"a {type(logits).__name__}"
+        )
+        raise UserError(
+            f"{name}: for {count(len(images), 'image')} this backend returned {returned} in place of logits "
+            f"({len(images)}, {NUM_CLASSES}, height, width) of floats. {remedy}"
+        )
+    if not logits.sum(dtype=torch.float32).isfinite():  # a sum in float16 could overflow
+        raise UserError(f"{name}: the logits of this backend are not finite. {remedy}")
+
+
 def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple[Scores, Predictions]:
     """Run a batch through all backends and compare the predictions with the labels, on the device of `runtime`."""
     device = runtime.device
@@ -151,8 +169,7 @@ def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple
         before = synchronized_clock(device)
         logits = backend(inputs)
         seconds[name] = synchronized_clock(device) - before
-        if not logits.sum().isfinite():
-            raise UserError(f"{name}: the logits of this backend are not finite. Use another checkpoint or ONNX file.")
+        _check_logits(name, logits, images)
         logits = logits.to(device)  # from ONNX Runtime and the NPU: a CPU upsamples a hundred times slower
         predictions[name] = predict(logits, labels.shape[1:], prepared.kernel)
     matrices = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}

@@ -2,6 +2,7 @@
 
 Modules in reading order:
 
+- `reading`: read a file and the data that it keeps in other files
 - `graph`: look up the nodes of a graph, and rewrite them for device runtimes
 - `input_format`: value range and channel order of a file's input, and how they are found
 - `export`: write a calibrated simulation as the files that device runtimes take

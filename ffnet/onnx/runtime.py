@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ffnet.evaluation.compilation import image_by_image
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
+from ffnet.onnx.reading import read_onnx
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 from ffnet.system.errors import UserError
 from ffnet.system.text import list_names, runtime_reason
@@ -75,9 +76,9 @@ def open_session(
         options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized:
         options.optimized_model_filepath = str(optimized)
-    source = proto.SerializeToString() if proto else str(path)
+    content = (proto or read_onnx(path)).SerializeToString()
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Export it with operators that ONNX Runtime has on CPUs.") from error
@@ -127,7 +128,7 @@ class OnnxDescription:
 def inspect_onnx(path: Path | str) -> OnnxDescription:
     """Return the description of an ONNX file, or raise a UserError if it can't be run."""
     header = check_onnx(path)
-    proto = onnx.load(path)
+    proto = read_onnx(path)
     operators = {node.op_type for node in proto.graph.node}
     quantized = any("QuantizeLinear" in operator or operator.startswith("QLinear") for operator in operators)
     convolutions = [node for node in proto.graph.node if node.op_type in ("Conv", *INTEGER_CONVOLUTIONS)]

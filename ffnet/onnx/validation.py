@@ -1,6 +1,6 @@
 """Check whether a file is an ONNX network that may be run: one image in, 19 channels out, only ONNX's own operators.
 
-Nothing in the file is executed here; it is parsed, and the files that it refers to are looked up.
+Nothing in the file is executed here.
 """
 
 import math
@@ -10,14 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from ffnet.labels import NUM_CLASSES
 from ffnet.onnx.graph import GraphIndex
-from ffnet.system.errors import UserError
-from ffnet.system.files import check_plain_file
+from ffnet.onnx.reading import EXPORT_AGAIN, InvalidError, problems_named, read_onnx, refuse_if
 
-MAX_BYTES = 2**30  # limit on a file; the largest FFNet has 0.4 GB
 MAX_ELEMENTS = 2**30  # limit on each tensor, images included
 DOMAINS = ("", "ai.onnx")
 # ONNX Runtime's own operators of the domain com.microsoft, which its quantizer writes where ONNX has none.
@@ -25,25 +22,9 @@ MICROSOFT_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLin
 VALUE_OPERATORS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")  # keep the meaning of a tensor
 SHAPE_OPERATORS = ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity", "Transpose")  # may follow an ArgMax
 PROBABILITIES = ("Softmax", "Sigmoid", "HardSigmoid")
+FLOATS = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}  # ONNX's type -> numpy's name
 INTEGERS = {getattr(onnx.TensorProto, name.upper()): name for name in ("uint8", "int8", "uint16", "int16")}
-WRONG_FILES = {  # first bytes -> what a file that is often given by mistake is, and what to do
-    b"PK": "is a zip archive, perhaps a torch checkpoint. Give that to --checkpoint.",
-    b"\x80": "is a pickle, perhaps a torch checkpoint. Give that to --checkpoint.",
-    b"version https://git-lfs": "is a git-lfs pointer, not the file itself. Fetch that with `git lfs pull`.",
-    b"<": "is an HTML page. Check the address that it came from, and whether it requires a login.",
-    b"{": "is JSON, not ONNX. Give the .onnx file.",
-}
-EXPORT_AGAIN = "Export the network again."
 STANDARD_ONLY = "Export the network with ONNX's own operators only."
-
-
-class _InvalidError(Exception):
-    """What is wrong with the file and what to do; check_onnx puts "<path>: this file " before it."""
-
-
-def _refuse_if(invalid: object, problem: str) -> None:
-    if invalid:
-        raise _InvalidError(problem)
 
 
 @dataclass(frozen=True)
@@ -73,91 +54,71 @@ class OnnxHeader:
     input_name: str
     input_shape: tuple[int | None, ...]  # (N, 3, H, W)
     output_name: str  # the tensor of logits (N, 19, h, w)
-    input_values: QuantizedValues | None = None  # meaning of an input of integers; None for float32
+    input_type: str  # numpy's name
+    input_values: QuantizedValues | None = None  # meaning of an input of integers; None for floats
     output_values: QuantizedValues | None = None
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Return images float32 in the type of the file's input."""
-        return images if self.input_values is None else self.input_values.quantize(images)
+        return (self.input_values.quantize(images) if self.input_values else images).astype(self.input_type, copy=False)
 
     def decode(self, logits: np.ndarray) -> np.ndarray:
         """Return the file's output as float32."""
-        return logits if self.output_values is None else self.output_values.dequantize(logits)
+        return (self.output_values.dequantize(logits) if self.output_values else logits).astype(np.float32, copy=False)
 
 
 def check_onnx(path: Path | str) -> OnnxHeader:
     """Return the header of an ONNX file, or raise a UserError if it is not a network that may be run."""
-    path = Path(path)
-    try:
-        proto = _read(path)
-        return _header(proto, path, _check_operators(proto))
-    except _InvalidError as error:
-        raise UserError(f"{path}: this file {error}") from error
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        remedy = "Export the network again, and leave the files with its weights beside it."
-        raise UserError(f"{path}: this file breaks ONNX's rules ({reason}). {remedy}") from error
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    """Return the content of a file without its external data."""
-    try:
-        check_plain_file(path)
-        size = path.stat().st_size
-        _refuse_if(size > MAX_BYTES, f"has {size} bytes, and no FFNet has more than {MAX_BYTES}. Check the path.")
-        data = path.read_bytes()
-        for beginning, description in WRONG_FILES.items():
-            _refuse_if(data.startswith(beginning), description)
-        proto = onnx.ModelProto.FromString(data)
-    except OSError as error:
-        raise _InvalidError(f"can't be read ({error.strerror}). Check the path and its permissions.") from error
-    except DecodeError as error:
-        raise _InvalidError(f"is not an ONNX file, or was cut off. {EXPORT_AGAIN}") from error
-    _refuse_if(not (proto.ir_version and proto.graph.node), f"is not an ONNX file: it holds no network. {EXPORT_AGAIN}")
-    return proto
+    proto = read_onnx(path)
+    with problems_named(Path(path)):
+        return _header(proto, _check_operators(proto))
 
 
 def _check_operators(proto: onnx.ModelProto) -> int:
     """Check that all operators are ONNX's, of the file's opset, or ONNX Runtime's quantized ones; return the opset."""
     version = max((entry.version for entry in proto.opset_import if entry.domain in DOMAINS), default=0)
     newest = onnx.defs.onnx_opset_version()
-    _refuse_if(not version, f"names no opset of ONNX. {EXPORT_AGAIN}")
-    _refuse_if(version > newest, f"has opset {version}; the installed onnx knows at most {newest}. Update onnx.")
-    _refuse_if(proto.functions, "holds functions of its own. Inline them with onnx.inliner.")
-    _refuse_if(proto.graph.sparse_initializer, "holds sparse tensors. Export the network with dense ones.")
+    refuse_if(version < 1, f"names no opset of ONNX. {EXPORT_AGAIN}")
+    refuse_if(version > newest, f"has opset {version}; the installed onnx knows at most {newest}. Update onnx.")
+    refuse_if(proto.functions, "holds functions of its own. Inline them with onnx.inliner.")
+    attributes = [attribute for node in proto.graph.node for attribute in node.attribute]
+    is_sparse = proto.graph.sparse_initializer or any(each.HasField("sparse_tensor") for each in attributes)
+    refuse_if(is_sparse, "holds sparse tensors. Export the network with dense ones.")
     for node in proto.graph.node:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         is_known = node.domain in DOMAINS and onnx.defs.has(node.op_type, version)
         is_quantized = node.domain == "com.microsoft" and node.op_type in MICROSOFT_OPERATORS
         is_compiled = node.op_type == "EPContext"
         branches = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
-        _refuse_if(is_compiled, "was compiled for one chip and runs only there. Give the model.onnx it was made from.")
+        refuse_if(is_compiled, "was compiled for one chip and runs only there. Give the model.onnx it was made from.")
         is_custom = not is_known and not is_quantized
-        _refuse_if(is_custom, f"has the operator {name}, which is not in opset {version}. {STANDARD_ONLY}")
-        _refuse_if(branches, f"has the operator {name}, which branches or loops. Export the network without it.")
+        refuse_if(is_custom, f"has the operator {name}, which is not in opset {version}. {STANDARD_ONLY}")
+        refuse_if(branches, f"has the operator {name}, which branches or loops. Export the network without it.")
     return version
 
 
-def _header(proto: onnx.ModelProto, path: Path, opset: int) -> OnnxHeader:
-    """Infer the shapes of a network and return its header."""
-    onnx.checker.check_model(str(path))
-    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
+def _header(proto: onnx.ModelProto, opset: int) -> OnnxHeader:
+    """Infer the shapes of a network and return its header.
+
+    Only what the evaluation needs is checked: `onnx.checker` refuses files that ONNX Runtime runs.
+    """
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         elements = math.prod(max(dimension.dim_value, 1) for dimension in value.type.tensor_type.shape.dim)
         computed = f"computes the tensor {value.name} of {elements} elements"
-        _refuse_if(elements > MAX_ELEMENTS, f"{computed}; no FFNet has one as large. {EXPORT_AGAIN}")
+        refuse_if(elements > MAX_ELEMENTS, f"{computed}; no FFNet has one as large. {EXPORT_AGAIN}")
     index = GraphIndex.of(proto.graph)
     _check_class_ids(inferred.output, index)
     inputs = [value for value in inferred.input if value.name not in index.constants]
     image, shape = _single(inputs, "input", 3)
     logits, _ = _single(inferred.output, "output", NUM_CLASSES)
     is_batched = shape[0] not in (1, None)
-    _refuse_if(is_batched, f"takes batches of {shape[0]} images. Export it with batch size 1 or a variable one.")
-    onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
+    refuse_if(is_batched, f"takes batches of {shape[0]} images. Export it with batch size 1 or a variable one.")
     input_values = _quantized_values(image, "input", index.consumers[image.name], index)
     writer = index.producers.get(logits.name)
     output_values = _quantized_values(logits, "output", [writer] if writer else [], index)
-    return OnnxHeader(opset, image.name, shape, logits.name, input_values, output_values)
+    input_type = (FLOATS | INTEGERS)[image.type.tensor_type.elem_type]
+    return OnnxHeader(opset, image.name, shape, logits.name, input_type, input_values, output_values)
 
 
 def _check_class_ids(outputs: Iterable[onnx.ValueInfoProto], index: GraphIndex) -> None:
@@ -165,7 +126,7 @@ def _check_class_ids(outputs: Iterable[onnx.ValueInfoProto], index: GraphIndex) 
     for output in outputs:
         node = index.producer_behind(output.name, SHAPE_OPERATORS)
         if node is not None and node.op_type == "ArgMax":
-            raise _InvalidError(
+            raise InvalidError(
                 f"has the output {output.name!r} of class ids ({node.name or node.output[0]}, ArgMax). Export it "
                 "without ArgMax: the evaluation needs logits, which it resizes to the labels before choosing the class."
             )
@@ -174,16 +135,17 @@ def _check_class_ids(outputs: Iterable[onnx.ValueInfoProto], index: GraphIndex) 
 def _single(
     values: Sequence[onnx.ValueInfoProto], kind: str, channels: int
 ) -> tuple[onnx.ValueInfoProto, tuple[int | None, ...]]:
-    """Return the only input or output and its shape (N, channels, H, W); it must be of float32 or quantized values."""
-    _refuse_if(len(values) != 1, f"has {len(values)} {kind}s. Export it with one {kind} of {channels} channels.")
+    """Return the only input or output and its shape (N, channels, H, W); it must be of floats or quantized values."""
+    refuse_if(len(values) != 1, f"has {len(values)} {kind}s. Export it with one {kind} of {channels} channels.")
     tensor = values[0].type.tensor_type
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    known_type = tensor.elem_type == onnx.TensorProto.FLOAT or tensor.elem_type in INTEGERS
+    dims = tensor.shape.dim
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
+    known_type = tensor.elem_type in FLOATS or tensor.elem_type in INTEGERS
     if not known_type or len(shape) != 4 or shape[1] != channels or 0 in shape:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
         shown = ", ".join("?" if length is None else str(length) for length in shape)
         last = f" Its channels are last; on AI Hub, leave out --force_channel_last_{kind}." * (shape[3:] == (channels,))
-        raise _InvalidError(
+        raise InvalidError(
             f"has the {kind} {values[0].name!r} of {dtype} ({shown}). Export it as float32 (N, {channels}, height, "
             f"width).{last}"
         )
@@ -193,7 +155,7 @@ def _single(
 def _quantized_values(
     value: onnx.ValueInfoProto, kind: str, nodes: Sequence[onnx.NodeProto], index: GraphIndex
 ) -> QuantizedValues | None:
-    """Return what the integers of an input or output stand for; None for float32.
+    """Return what the integers of an input or output stand for; None for floats.
 
     All `nodes` that read the input or write the output must have the same constant scale. An input that only Cast nodes
     read stands for itself.
@@ -213,7 +175,7 @@ def _quantized_values(
     }
     is_known = len(found) == 1 and None not in found
     required = f"no {operator} with one positive constant scale there"
-    _refuse_if(not is_known, f"has the {kind} {value.name!r} of integers, and {required}. Export it as float32.")
+    refuse_if(not is_known, f"has the {kind} {value.name!r} of integers, and {required}. Export it as float32.")
     return found.pop()
 
 

@@ -17,7 +17,8 @@ from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8
 
 SECTIONS = ("encodings", "activation_encodings", "param_encodings")
-LARGEST_FILE = 32 << 20  # bytes; 80,000 channels, twice the largest FFNet's, take 24 MB as AIMET 1.x writes them
+LARGEST_FILE = 60 << 20  # bytes; the 55,123 channels of the largest FFNet take 15 MB as AIMET 1.x writes them
+MOST_VALUES = 1_600_000  # of 7 per channel; short ones take much more memory and time than their bytes
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def _read_json(path: Path) -> Any:
     if size > LARGEST_FILE:
         raise ValueError(f"the file has {size} bytes, but the encodings of the largest FFNet fit into {LARGEST_FILE}")
     text = read_utf8(path)
+    if text.count(",") > MOST_VALUES:
+        raise ValueError(f"the file has more than {MOST_VALUES} values, but the largest FFNet needs a quarter of that")
     try:
         return json.loads(text, object_pairs_hook=_unique_names)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -63,15 +66,17 @@ def _read_json(path: Path) -> Any:
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if repeated := [name for name, number in Counter(name for name, _ in pairs).items() if number > 1]:
-        raise ValueError(f"the file contains the name {repeated[0]!r} twice")
-    return dict(pairs)
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the file contains the name {name!r} twice")
+    return unique
 
 
 def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
     """Return whether activations are named after layers, and all entries."""
     content = content if isinstance(content, dict) else {}
-    sections = [content[key] for key in SECTIONS if key in content]
+    sections = [content[key] for key in SECTIONS if key in content] or [content]  # AdaRound wrote weights alone
     version = content.get("version", "0.6.1")
     if not isinstance(version, str) or version.split(".")[0] not in ("0", "1", "2"):
         raise ValueError(f"the file has version {version!r}, but only versions 0 to 2 are supported")
@@ -131,20 +136,42 @@ def _parse_versions_0_and_1(value: Any) -> Encoding:
     ((bits, symmetric),) = types
     scales = [scale for channel in channels for scale in _scales(channel, "scale")]
     lows = [low for channel in channels for low in _integers(channel, "offset")]
-    # AIMET 1.x's strict symmetry omits the lowest integer.
-    strict = symmetric and bits > 2 and set(lows) == {1 - (1 << (bits - 1))}
-    for channel, scale, low in zip(channels, scales, lows, strict=False):  # version 1.0.0 has no min and max
-        for key, integer in (("min", low), ("max", low + (1 << bits) - 1 - strict)):
+    strict = symmetric and _is_strict(channels, bits, lows)
+    for key, steps in (("min", 0), ("max", (1 << bits) - 1 - strict)):
+        ends = [end for channel in channels if key in channel for end in _numbers(channel, key)]
+        if ends and len(ends) != len(scales):
+            raise ValueError(f"has lists of scales and {key} of lengths {len(scales)} and {len(ends)}")
+        for end, scale, low in zip(ends, scales, lows, strict=False):  # version 1.0.0 has no min and max
             # A quarter of a step, or what float32 leaves of the digits.
-            if key in channel and abs(_numbers(channel, key)[0] / scale - integer) > max(0.25, 2.0 ** (bits - 21)):
-                raise ValueError(f"has a {key} of {channel[key]}, but scale and offset give {integer * scale:g}")
+            if abs(end / scale - low - steps) > max(0.25, 2.0 ** (bits - 21)):
+                raise ValueError(f"has a {key} of {end:g}, but scale and offset give {(low + steps) * scale:g}")
     return _encoding(bits, symmetric, scales, lows, strict)
+
+
+def _is_strict(channels: Sequence[dict[str, Any]], bits: int, lows: Sequence[int]) -> bool:
+    """Check the offsets of a symmetric entry, and return whether it omits the lowest integer, as in AIMET 1.x.
+
+    AIMET 1.x also has unsigned symmetry, with an offset of 0. Without min and max this can't be told from a signed
+    integer with a zero point of 0, so that it is refused.
+    """
+    lowest = _smallest(bits, signed=True)
+    if bits > 2 and set(lows) == {lowest + 1}:
+        return True
+    has_ranges = all({"min", "max"} <= channel.keys() for channel in channels)
+    if wrong := set(lows) - ({lowest, 0} if has_ranges else {lowest}):
+        raise ValueError(
+            f"is symmetric with {bits} bits, but has an offset of {max(wrong)} in place of {lowest}; if its integers "
+            "begin at 0, it must say that it is not symmetric"
+        )
+    return False
 
 
 def _integer_type(value: dict[str, Any]) -> tuple[int, bool]:
     """Return the bit width of an entry, and whether it is symmetric."""
     if value.get("enc_type", "PER_TENSOR") not in ("PER_TENSOR", "PER_CHANNEL") or "zero_point_shift" in value:
         raise ValueError("is neither PER_TENSOR nor PER_CHANNEL, or has a zero_point_shift, which is not supported")
+    if value.get("enc_type") == "PER_TENSOR" and len(_numbers(value, "scale")) > 1:
+        raise ValueError(f"is PER_TENSOR, but has {len(value['scale'])} scales")
     if str(value.get("dtype", "int")).lower() != "int":
         raise ValueError(f"has dtype {value['dtype']!r}, but only int is supported")
     symmetry = str(value.get("is_symmetric", value.get("is_sym"))).lower()  # version 0.x has a bool as text

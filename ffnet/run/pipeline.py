@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from datasets.cityscapes import CityscapesSplit
@@ -18,6 +17,7 @@ from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend, Scores
 from ffnet.onnx.input_format import InputFormat, choose_input
+from ffnet.onnx.reading import read_onnx
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.onnx.validation import describe_head
 from ffnet.options import option_values
@@ -254,7 +254,7 @@ def open_onnx(
         except UserError:  # logits that are not finite
             return float("nan")
 
-    proto = onnx.load(path)
+    proto = read_onnx(path)
     chosen = choose_input(proto, given, trial)
     backend = backend.with_input(chosen)
     notes.append(chosen.describe())

@@ -131,6 +131,34 @@ def test_logits_that_are_not_finite_are_an_error(cityscapes):
         scores_of(cityscapes, model)
 
 
+@pytest.mark.parametrize(
+    ("change", "returned"),
+    (
+        (
+            lambda logits: logits.repeat(1, 2, 1, 1),
+            r"for 7 images this backend returned \(7, 38, 8, 16\) torch.float32 in place of",
+        ),
+        (lambda logits: logits.repeat(5, 1, 1, 1), r"\(35, 19, 8, 16\) .* logits \(7, 19, height, width\) of floats"),
+        (lambda logits: logits[:1], r"\(1, 19, 8, 16\)"),
+        (lambda logits: logits[..., 0], r"\(7, 19, 8\)"),
+        (lambda logits: logits[..., :0], r"\(7, 19, 8, 0\)"),
+        (lambda logits: logits.argmax(1), r"\(7, 8, 16\) torch.int64"),
+        (lambda logits: logits.int(), r"\(7, 19, 8, 16\) torch.int32"),
+        (lambda logits: {"out": logits}, "a dict"),
+    ),
+)
+def test_anything_but_logits_of_19_classes_for_each_image_is_an_error(cityscapes, change, returned):
+    network = OneLayer()
+    with pytest.raises(UserError, match=f"^FP32: .*{returned}"):
+        evaluate({"FP32": lambda images: change(network(images))}, cityscapes, Runtime(quiet=True, batch_size=7))
+
+
+def test_logits_in_float16_whose_sum_exceeds_its_range_are_scored(cityscapes):
+    network = OneLayer()
+    scores = evaluate({"FP32": lambda images: network(images).half() + 60_000}, cityscapes, Runtime(quiet=True))
+    assert scores.images == 7
+
+
 @pytest.mark.cuda
 def test_a_gpu_calibrates_and_scores_like_the_cpu(cityscapes, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -211,6 +211,19 @@ def test_partial_files_leave_exactly_the_rest_to_calibration(small_case):
     assert after[weight] == encodings(small_case.sim)[weight]
 
 
+@pytest.mark.parametrize("form", (lambda weights: {"param_encodings": weights}, dict), ids=("2.x", "before 1.32"))
+def test_weights_alone_as_adaround_writes_them_are_loaded_as_aimet_does(three_layer_case, form):
+    content = form(three_layer_case.content()["param_encodings"])
+    with pytest.raises(UserError, match="no entry for 4 quantizers .* or add --partial-encodings to calibrate"):
+        three_layer_case.load(content)
+    sim, loaded = three_layer_case.load(content, partial=True)
+    reference = build_quantsim(three_layer_case.prepared, QuantizationConfig())
+    reference.load_encodings(content)
+    assert encodings(sim).keys() == encodings(reference).keys() and len(loaded.missing) == 4
+    calibrate(sim, random_batches())
+    three_layer_case.assert_same(sim)
+
+
 def drop_a_channel(content):
     del content["param_encodings"]["0.weight"][0]
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from skimage.io import imread, imsave
 
 from datasets.cityscapes import CityscapesSplit
@@ -19,8 +19,9 @@ from ffnet.labels import LABEL_IDS
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
 from ffnet.run.pipeline import open_onnx
+from ffnet_quanteval import main
 from tests.helpers.cityscapes_tree import write_tree
-from tests.helpers.onnx_files import color_network, normalizing_inside, save
+from tests.helpers.onnx_files import color_network, convolution_network, normalizing_inside, save
 from tests.helpers.program import run_with_result
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -132,6 +133,18 @@ def test_a_softmax_that_is_resized_is_reported(colored):
         path = save(colored / f"softmax{pool}.onnx", color_network(colors_as("0-1", "rgb"), ["Softmax"], pool))
         _, notes = score(colored, path, "0-1", "rgb")
         assert sum("probabilities (softmax, Softmax)" in text for text in notes) == expected
+
+
+@pytest.mark.parametrize("channels", (3, 300))
+def test_a_file_that_returns_other_classes_than_it_declares_is_an_error_of_the_program(tree, channels, capsys):
+    proto = convolution_network(channels)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 19, 8, 8)))
+    path = save(tree / "other.onnx", proto)
+    assert main([str(option) for option in ("--dataset-path", tree, "--onnx", path, "--num-workers", "0")]) == 2
+    error = (
+        f"ONNX file: for 1 image this backend returned (1, {channels}, 8, 8) torch.float32 in place of logits (1, 19"
+    )
+    assert error in capsys.readouterr().err
 
 
 @pytest.mark.npu
