@@ -6,7 +6,7 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -22,16 +22,16 @@ from ffnet.checkpoints.unpickling import (
     read_torch_zip,
 )
 from ffnet.model import FFNet
-from ffnet.system.errors import UserError
+from ffnet.system.errors import UserError, check_type
 from ffnet.system.text import list_names
-from ffnet.variants import VARIANTS, Variant
+from ffnet.variants import VARIANTS, Variant, find_variant
 
 MAX_FILE = 4 * 2**30  # bytes; the weights, their average and Adam's two moments of the largest FFNet take 1.5 GiB
 MAX_HEADER = 2**20  # bytes of a safetensors header
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".zip")  # names of checkpoints in a folder end in these
 TOO_LARGE = "Name the checkpoint of an FFNet."
 ZIP_MAGIC = b"PK\3\4"
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch before 1.6 began with
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a number, which torch before 1.6 pickled first
 
 
 class InvalidCheckpointError(UserError):
@@ -42,7 +42,7 @@ class InvalidCheckpointError(UserError):
 class Checkpoint:
     """A network with the weights of a checkpoint, and where they come from."""
 
-    model: FFNet  # in eval mode, on the CPU, float32
+    model: FFNet = field(repr=False)  # in eval mode, on the CPU, float32
     form: str  # "state_dict", "module", "prepared", "equalized", "safetensors" or "release"
     equalized: bool  # batch norms are folded and cross-layer equalization is done; it must not be done again
     sha256: str  # digest of the file at `path`
@@ -59,8 +59,10 @@ def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
 
     Raises:
         InvalidCheckpointError: If the file cannot be read or does not match.
+        UserError: If there is no such variant.
     """
-    variant = VARIANTS[variant] if isinstance(variant, str) else variant
+    variant = variant if isinstance(variant, Variant) else find_variant(variant)
+    check_type("path", path, (str, Path), "Give the path of a checkpoint file")
     contents, sha256 = read_checkpoint(path, variant.release_file)
     with errors_naming(path):
         model = match_state_dict(variant, contents)
@@ -139,7 +141,7 @@ def read_stream(file: IO[bytes]) -> CheckpointContents:
     file.seek(0)
     if head.startswith(ZIP_MAGIC):
         contents = read_torch_zip(file, size)
-    elif head.startswith(LEGACY_MAGIC):
+    elif LEGACY_MAGIC in head:
         contents = read_legacy_format(file)
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         if size > MAX_BYTES:

@@ -46,7 +46,9 @@ def without_prefix(contents: CheckpointContents) -> CheckpointContents:
         return contents
     others = [key for key in contents.state_dict if not key.startswith(prefix)]
     scope = (
-        f"the keys, and the others were ignored: {list_names([*map(repr, others)], SHOWN_KEYS)}" if others else "every key"
+        f"the keys, and the others were ignored: {list_names([*map(repr, others)], SHOWN_KEYS)}"
+        if others
+        else "every key"
     )
     note = f"The prefix {prefix!r}, which a wrapper adds, was removed from {scope}."
 

@@ -18,13 +18,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ffnet.system.text import list_names
-
 MAX_BYTES = 400 * 2**20  # size of all tensors of the weights together; the largest published checkpoint has 378 MiB
 MAX_PICKLE = 4 * 2**20  # bytes; published files have at most 250 kB, and a trainer may save its log beside the weights
 MAX_TUPLE = 1_000  # values in a tuple, nested ones included; hashing recurses without a limit
 MAX_NAMES = 1_000  # classes and functions that a file names, and characters of each
-SHOWN_NAMES = 3
 
 REMEDY = (
     "Download it again or, in the program that trained it, save the weights alone: "
@@ -37,7 +34,9 @@ STORAGES = {
     "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64, "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
     "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool, "torch.storage.UntypedStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool, "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128, "torch.QInt8Storage": torch.qint8,
+    "torch.QUInt8Storage": torch.quint8, "torch.QInt32Storage": torch.qint32, "torch.storage.UntypedStorage": torch.uint8,
 }  # fmt: skip
 TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2|_v3)?")  # of a storage, an offset, a size and strides
 PARAMETERS = re.compile(
@@ -165,8 +164,10 @@ def read_torch_zip(file: IO[bytes], size: int) -> CheckpointContents:
         big_endian = "byteorder" in records and archive.open(records["byteorder"]).read(3) == b"big"
 
         def read(storage: Storage) -> bytes:
-            info = records[f"data/{storage.key}"]
-            return archive.read(info) if info.file_size == storage.nbytes else b""  # read() compares the checksum
+            info = records.get(f"data/{storage.key}")
+            return (
+                archive.read(info) if info and info.file_size == storage.nbytes else b""
+            )  # read() compares the checksum
 
         root, unpickler = unpickle(io.BytesIO(archive.read(records["data.pkl"])))
         return contents_of(root, unpickler, read, big_endian)
@@ -278,8 +279,6 @@ def contents_of(
     if not is_module(root):
         if not (items := items_of(root)):
             raise CheckpointProblem(f"this file holds no state_dict and no module, but: {kind_of(root)}")
-        if ignored := [name for name in names if not name.startswith(("torch.", "collections."))]:
-            notes.append(f"Not imported, although the file names them: {list_names(ignored, SHOWN_NAMES)}.")
         return CheckpointContents("state_dict", own_copies(items, elements), names=names, notes=tuple(notes))
     tensors: list[tuple[str, Any]] = []
     hyperparameters = {}

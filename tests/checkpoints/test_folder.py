@@ -32,7 +32,7 @@ TOYS = [
 def toys(monkeypatch):
     """The demo's variants and the toys are all variants."""
     few = {name: VARIANTS[name] for name in (DEMO, PRE_DOWN)} | {toy.name: toy for toy in TOYS}
-    for user in ("variants", "model", "checkpoints.loading", "checkpoints.matching"):
+    for user in ("variants", "checkpoints.loading", "checkpoints.matching"):
         monkeypatch.setattr(f"ffnet.{user}.VARIANTS", few)
 
 
