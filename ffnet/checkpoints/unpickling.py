@@ -36,7 +36,8 @@ STORAGES = {
     "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool, "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128, "torch.QInt8Storage": torch.qint8,
-    "torch.QUInt8Storage": torch.quint8, "torch.QInt32Storage": torch.qint32, "torch.storage.UntypedStorage": torch.uint8,
+    "torch.QUInt8Storage": torch.quint8, "torch.QInt32Storage": torch.qint32,
+    "torch.storage.UntypedStorage": torch.uint8,
 }  # fmt: skip
 TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2|_v3)?")  # of a storage, an offset, a size and strides
 PARAMETERS = re.compile(
