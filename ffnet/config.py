@@ -92,9 +92,9 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         """Check the values that are given in Python; the program's are checked as options."""
-        in_range = 4 <= self.param_bw <= 16 and 4 <= self.output_bw <= 16
+        in_range = 4 <= self.param_bw <= 32 and 4 <= self.output_bw <= 32  # AIMET's
         if not in_range or self.quant_scheme not in ("tf_enhanced", "tf"):
-            raise UserError(f"{self}: param_bw and output_bw must be 4 to 16, quant_scheme 'tf_enhanced' or 'tf'.")
+            raise UserError(f"{self}: param_bw and output_bw must be 4 to 32, quant_scheme 'tf_enhanced' or 'tf'.")
 
     @property
     def recovers(self) -> bool:

@@ -54,15 +54,18 @@ WRONG = {
     "quantize: config": (lambda model: ffnet.quantize(model, SAMPLES, {"cle": False}), "config: .* dict. Give a Quant"),
     "quantize: runtime": (lambda model: ffnet.quantize(model, SAMPLES, runtime="cpu"), "runtime: .* str. Give a Run"),
     "lower": (lambda model: ffnet.lower(model), "sim: this is of type FFNet. Give the `sim`"),
-    "evaluate: none": (lambda model: ffnet.evaluate({}, SAMPLES), "backends: there are none. Give"),
-    "evaluate: model": (lambda model: ffnet.evaluate(model, SAMPLES), "backends: .* FFNet. Give them by name"),
+    "evaluate: none": (lambda model: ffnet.evaluate({}, SAMPLES), "backends: .* Give at least one by its name"),
+    "evaluate: model": (
+        lambda model: ffnet.evaluate(model, SAMPLES),
+        "backends: .* FFNet. Give at least one by its name",
+    ),
     "evaluate: checkpoint": (lambda model: ffnet.evaluate({"A": "x.pth"}, SAMPLES), "backend 'A': this is of type str"),
     "evaluate: training": (lambda model: ffnet.evaluate({"A": model.train()}, SAMPLES), "backend 'A': .* eval"),
     "evaluate: runtime": (lambda model: ffnet.evaluate({"A": model}, SAMPLES, "cpu"), "runtime: .* Give a Runtime"),
     "evaluate: loader": (lambda model: ffnet.evaluate({"A": model}, iter(SAMPLES)), "images: .* Give a data set"),
     "Runtime: device": (lambda model: ffnet.Runtime("gpu"), "device must be cpu or cuda"),
     "Runtime: batch_size": (lambda model: ffnet.Runtime(batch_size=0), "batch_size at least 1"),
-    "QuantizationConfig: bits": (lambda model: ffnet.QuantizationConfig(param_bw=32), "must be 4 to 16"),
+    "QuantizationConfig: bits": (lambda model: ffnet.QuantizationConfig(param_bw=33), "must be 4 to 32"),
     "QuantizationConfig: scheme": (lambda model: ffnet.QuantizationConfig(quant_scheme="x"), "'tf_enhanced' or 'tf'"),
 }
 

@@ -28,7 +28,15 @@ from ffnet.variants import VARIANTS, Variant, find_variant
 
 MAX_FILE = 4 * 2**30  # bytes; the weights, their average and Adam's two moments of the largest FFNet take 1.5 GiB
 MAX_HEADER = 2**20  # bytes of a safetensors header
-SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".zip")  # names of checkpoints in a folder end in these
+SUFFIXES = (
+    ".pth",
+    ".pt",
+    ".ckpt",
+    ".bin",
+    ".tar",
+    ".safetensors",
+    ".zip",
+)  # names of checkpoints in a folder end in these
 TOO_LARGE = "Name the checkpoint of an FFNet."
 ZIP_MAGIC = b"PK\3\4"
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a number, which torch before 1.6 pickled first

@@ -29,7 +29,6 @@ REMEDY = (
 )
 SCRIPT_REMEDY = "Save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')."
 
-DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 STORAGES = {
     "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64, "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
@@ -39,7 +38,7 @@ STORAGES = {
     "torch.QUInt8Storage": torch.quint8, "torch.QInt32Storage": torch.qint32,
     "torch.storage.UntypedStorage": torch.uint8,
 }  # fmt: skip
-TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2|_v3)?")  # of a storage, an offset, a size and strides
+TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2)?")  # of a storage, an offset, a size and strides
 PARAMETERS = re.compile(
     r"torch\._utils\._rebuild_(parameter(_with_state)?|device_tensor_from_cpu_tensor)"
 )  # of a tensor
@@ -50,15 +49,15 @@ FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
 LIBRARY = re.compile(r"(torch|torchvision|aimet_torch)\.")
 LAYERS = re.compile(
     re.escape(FX_MODULE) + r"|torch\.nn\.modules\.(module\.Module|conv\.Conv2d|batchnorm\.(Sync)?BatchNorm\w*"
-    r"|activation\.ReLU|linear\.(Identity|Linear)|container\.\w+|pooling\.MaxPool2d|loss\.\w+)"
-    r"|torch\.(nn\.parallel\.[\w.]+|optim\.swa_utils\.AveragedModel|_dynamo\.eval_frame\.OptimizedModule)"
+    r"|activation\.ReLU|linear\.(Identity|Linear)|container\.\w+|pooling\.MaxPool2d|(loss|dropout)\.\w+)"
+    r"|torch\.(nn\.parallel\.[\w.]+|optim\.swa_utils\.AveragedModel)"
     r"|aimet_torch\.elementwise_ops\.(Add|Concat|Interpolate)"
 )
 HYPERPARAMETERS = (  # attributes of layers that are not in a state_dict
     "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed", "eps", "ceil_mode",
 )  # fmt: skip
 WEIGHTS_ENTRIES = (  # entries of training checkpoints that may hold the weights; the first one is read
-    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network",
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
     "state_dict_ema", "ema_state_dict", "model_ema", "ema",
 )  # fmt: skip
 
@@ -87,7 +86,7 @@ class CheckpointContents:
 
 
 class Stub(dict[Any, Any]):
-    """What a file gets for an object of any class, and for the result of any function: it only holds what it is given.
+    """What a file gets for an object of any class or the result of any function: it only holds what it is given.
 
     It is a dictionary because files subclass OrderedDict; the items of other containers are dropped.
     """
@@ -102,7 +101,7 @@ class Stub(dict[Any, Any]):
     def __new__(cls, *args: Any, **_: Any) -> "Stub":
         """Hold the first arguments; pickles that create objects do not call `__init__`."""
         self = super().__new__(cls)
-        self.args, self.state = args[:7], None
+        self.args, self.state = args[:4], None
         return self
 
     def __init__(self, *args: Any, **_: Any) -> None:
@@ -130,7 +129,7 @@ class Storage:
 
 
 class StubUnpickler(pickle.Unpickler):
-    """An unpickler that knows no class or function, but stubs; it collects the storages."""
+    """Unpickler that makes a stub of every class and function, and collects the storages."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         super().__init__(stream, encoding="utf-8", errors="replace")
@@ -166,9 +165,7 @@ def read_torch_zip(file: IO[bytes], size: int) -> CheckpointContents:
 
         def read(storage: Storage) -> bytes:
             info = records.get(f"data/{storage.key}")
-            return (
-                archive.read(info) if info and info.file_size == storage.nbytes else b""
-            )  # read() compares the checksum
+            return archive.read(info) if info else b""  # read() compares the checksum
 
         root, unpickler = unpickle(io.BytesIO(archive.read(records["data.pkl"])))
         return contents_of(root, unpickler, read, big_endian)
@@ -184,9 +181,8 @@ def read_legacy_format(file: IO[bytes]) -> CheckpointContents:
         position = starts[key] + unpickler.storages[key].nbytes
 
     def read(storage: Storage) -> bytes:
-        file.seek(starts[storage.key] - 8)
-        count = int.from_bytes(file.read(8), "little")
-        return file.read(storage.nbytes) if count * storage.dtype.itemsize == storage.nbytes else b""
+        file.seek(starts[storage.key])
+        return file.read(storage.nbytes)
 
     return contents_of(root, unpickler, read)
 
@@ -251,8 +247,8 @@ def element_reader(read: Callable[[Storage], bytes], big_endian: bool) -> Callab
     @functools.cache
     def elements(storage: Storage) -> Tensor:
         nonlocal bytes_left
-        bytes_left -= storage.nbytes
-        data = bytearray(read(storage)) if bytes_left >= 0 else b""
+        data = bytearray(read(storage) if 0 <= storage.nbytes <= bytes_left else b"")
+        bytes_left -= len(data)
         if len(data) != storage.nbytes:
             raise CheckpointProblem(f"the storage {storage.key[:80]!r} is too large or incomplete")
         if not data:
@@ -338,11 +334,8 @@ def tensor_of(value: Any, elements: Callable[[Storage], Tensor]) -> Tensor | Non
             value = value.args[0]
     if not isinstance(value, Stub) or not TENSORS.fullmatch(value.name):
         return None
-    storage, offset, size, strides, *rest = value.args
-    stored = elements(storage)
-    if value.name.endswith("_v3"):
-        stored = stored.view(DTYPES[rest[2].name])
-    return stored.as_strided(size, strides, offset)
+    storage, offset, size, strides = value.args
+    return elements(storage).as_strided(size, strides, offset)
 
 
 def walk_modules(module: Stub, prefix: str = "") -> Iterator[tuple[str, Stub, dict[Any, Any]]]:

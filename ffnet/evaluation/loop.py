@@ -65,9 +65,7 @@ def evaluate(
 
 def _checked(backends: Mapping[str, Backend]) -> Mapping[str, Backend]:
     """Return backends that are callable and, if they are torch modules, in eval mode; raise a UserError otherwise."""
-    check_type("backends", backends, Mapping, 'Give them by name, such as {"FP32": model}')
-    if not backends:
-        raise UserError('backends: there are none. Give at least one by its name, such as {"FP32": model}.')
+    check_type("backends", backends or None, Mapping, 'Give at least one by its name, such as {"FP32": model}')
     for name, backend in backends.items():
         check_type(f"backend {name!r}", backend, Callable, "Give a network: a checkpoint's `model`, or `lowered`")
         if getattr(backend, "training", False):

@@ -73,7 +73,7 @@ def test_published_and_own_names_decide_between_files_that_fit_as_well(name, tmp
 
 
 def test_models_of_other_names_get_the_only_file_that_fits(tmp_path):
-    demo, pre_down = save(state_of(DEMO), tmp_path / "x" / "a.bin"), save(state_of(PRE_DOWN), tmp_path / "b.ckpt")
+    demo, pre_down = save(state_of(DEMO), tmp_path / "x" / "a.bin"), save(state_of(PRE_DOWN), tmp_path / "b.pth.tar")
     (tmp_path / "README.md").write_text("none")
     assert found(tmp_path, PRE_DOWN, DEMO) == {PRE_DOWN: pre_down, DEMO: demo}
 

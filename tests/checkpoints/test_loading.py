@@ -210,6 +210,8 @@ def test_whole_modules_of_every_format_and_protocol_load_exactly(zipped, protoco
 
 
 def test_layers_that_no_ffnet_has_are_refused_with_a_remedy(demo, tmp_path):
+    demo.head.layers[3].last_layer[2] = torch.nn.Dropout2d()
+    assert load_checkpoint(DEMO, save(demo, tmp_path / "x")).form == "module"
     demo.head.layers[3].last_layer[2] = torch.nn.SiLU()  # the keys stay the same
     message = refusal(DEMO, save(demo, tmp_path / "x"))
     assert "'head.layers.3.last_layer.2' is a torch.nn.modules.activation.SiLU, which no FFNet has." in message
