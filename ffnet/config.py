@@ -1,9 +1,11 @@
 """The configuration of a run as frozen dataclasses, and the names of its files. `ffnet.options` builds it."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from ffnet.system.errors import UserError
 from ffnet.variants import DEFAULT_MODEL
 
 # In --output-dir, for one model.
@@ -88,6 +90,12 @@ class QuantizationConfig:
     max_drop: float | None = None  # take recovery steps until the mIoU drop is within this many percentage points
     recovery_images: int = 16  # number of calibration images for sequential MSE and adaptive rounding
 
+    def __post_init__(self) -> None:
+        """Check the values that are given in Python; the program's are checked as options."""
+        in_range = 4 <= self.param_bw <= 32 and 4 <= self.output_bw <= 32  # AIMET's
+        if not in_range or self.quant_scheme not in ("tf_enhanced", "tf"):
+            raise UserError(f"{self}: param_bw and output_bw must be 4 to 32, quant_scheme 'tf_enhanced' or 'tf'.")
+
     @property
     def recovers(self) -> bool:
         """Whether any step of accuracy recovery is requested."""
@@ -113,6 +121,12 @@ class Runtime:
     batch_size: int = 8
     num_workers: int | None = None  # threads that decode images; 0: the main thread; None: see evaluation.loading
     quiet: bool = False  # no progress on stderr
+
+    def __post_init__(self) -> None:
+        """Check the values that are given in Python; the program's are checked as options."""
+        object.__setattr__(self, "device", str(self.device))  # it may be a torch.device
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device) or self.batch_size < 1 or (self.num_workers or 0) < 0:
+            raise UserError(f"{self}: device must be cpu or cuda, batch_size at least 1 and num_workers at least 0.")
 
     @property
     def on_gpu(self) -> bool:

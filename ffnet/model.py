@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from ffnet.labels import NUM_CLASSES
-from ffnet.variants import VARIANTS, SegHead, Variant
+from ffnet.variants import SegHead, Variant, find_variant
 
 EXPANSION = 4  # ratio of a Bottleneck block's output channels to its inner ones
 
@@ -278,7 +278,7 @@ class FFNet(nn.Module):
 
 def build_model(name: str) -> FFNet:
     """Return the FFNet of a variant, in eval mode, with torch's initial weights."""
-    return FFNet(VARIANTS[name]).eval()
+    return FFNet(find_variant(name)).eval()
 
 
 def build_without_weights(name: str) -> FFNet:

@@ -16,7 +16,7 @@ from ffnet.chips import DEFAULT_CHIP, find_chip
 from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, SEQ_MSE_BITS, VALUE_RANGES, Config
 from ffnet.system.errors import UserError
 from ffnet.system.process import print_lines
-from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, VARIANTS, closest_names
+from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, find_variant
 
 PROGRAM = "ffnet_quanteval.py"
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
@@ -55,10 +55,10 @@ def _model_names(text: str) -> tuple[str, ...]:
     """Return the names of one model or of a group of them."""
     if text in MODEL_GROUPS:
         return MODEL_GROUPS[text]
-    if text in VARIANTS:
-        return (text,)
-    close = " or ".join(closest_names(text)) or DEFAULT_MODEL
-    raise argparse.ArgumentTypeError(f"{text!r} is not an FFNet segmentation model. Did you mean {close}?")
+    try:
+        return (find_variant(text).name,)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _chip(text: str) -> str:

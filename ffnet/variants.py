@@ -10,6 +10,8 @@ Source: Mehta et al., Simple and Efficient Architectures for Semantic Segmentati
 import difflib
 from dataclasses import dataclass
 
+from ffnet.system.errors import UserError
+
 DEFAULT_MODEL = "segmentation_ffnet78S_dBBB_mobile"
 INPUT_SIZE = (1024, 2048)  # height, width of a Cityscapes image, which the published weights were trained on
 
@@ -150,6 +152,14 @@ MODEL_GROUPS = {  # names that stand for several models
     "all": tuple(name for name, variant in VARIANTS.items() if not variant.is_demo),
 }
 DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_demo)
+
+
+def find_variant(name: str) -> Variant:
+    """Return the variant of a name; raise a UserError that suggests similar names if there is none."""
+    if name not in VARIANTS:
+        close = " or ".join(closest_names(str(name))) or DEFAULT_MODEL
+        raise UserError(f"{name!r} is not an FFNet segmentation model. Did you mean {close}?")
+    return VARIANTS[name]
 
 
 def closest_names(name: str, count: int = 3) -> list[str]:

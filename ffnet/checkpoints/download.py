@@ -5,19 +5,20 @@ No checksums were published, so the sha256 of the first download is written besi
 
 import http.client
 import os
-import shutil
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from ffnet.checkpoints.loading import InvalidCheckpointError
+from ffnet.checkpoints.loading import MAX_FILE, InvalidCheckpointError
 from ffnet.system.files import read_utf8, sha256_of, write_atomically
 from ffnet.variants import Variant
 
@@ -26,6 +27,21 @@ RELEASES = "https://github.com/Qualcomm-AI-research/FFNet/releases/download/mode
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
+MAX_SECONDS = 7200.0  # of an attempt; the largest release zip takes half an hour at 5 Mbit/s
+
+
+class RefusedDownload(OSError):
+    """A download that another attempt would not make better."""
+
+
+class SameScheme(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects from https to anything else."""
+
+    def redirect_request(self, req: urllib.request.Request, *args: Any) -> urllib.request.Request | None:
+        """Return the request to follow a redirect, if it has the scheme of the first request."""
+        if urllib.parse.urlsplit(args[-1]).scheme != req.type:
+            raise RefusedDownload(f"redirected to {args[-1][:200]}, which is not {req.type}")
+        return super().redirect_request(req, *args)
 
 
 def default_cache_dir() -> Path:
@@ -70,7 +86,7 @@ def download(url: str, path: Path) -> None:
                 break
             except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
                 client_error = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if client_error or attempt == ATTEMPTS - 1:
+                if client_error or isinstance(error, RefusedDownload) or attempt == ATTEMPTS - 1:
                     raise InvalidCheckpointError(
                         f"{url}: the file cannot be downloaded ({getattr(error, 'reason', None) or error}). Download "
                         f"it where there is a network and put it at {path}, or name it with --checkpoint."
@@ -83,11 +99,18 @@ def download(url: str, path: Path) -> None:
 
 def download_once(url: str, path: Path) -> None:
     """Download a zip file, as both published forms are, in one attempt; any error may be temporary."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
-        total = int(response.headers.get("Content-Length", 0)) or None
+    end = time.monotonic() + MAX_SECONDS
+    opener = urllib.request.build_opener(SameScheme)
+    with opener.open(url, timeout=TIMEOUT) as response, path.open("wb") as file:
+        total = response.length  # None without a Content-Length that is a number
         with tqdm.wrapattr(file, "write", total, desc=path.name, disable=None) as target:  # None: only on a terminal
-            shutil.copyfileobj(response, target, 2**20)
+            while data := response.read1(2**20):  # waits for any bytes, not for all of them
+                target.write(data)
+                if max(total or 0, file.tell()) > MAX_FILE or time.monotonic() > end:
+                    raise RefusedDownload(f"more than {MAX_FILE} bytes or {MAX_SECONDS:.0f} seconds")
     with zipfile.ZipFile(path) as archive:
+        if sum(info.file_size for info in archive.infolist()) > MAX_FILE:
+            raise RefusedDownload(f"records of more than {MAX_FILE} bytes")
         if damaged := archive.testzip():
             raise OSError(f"{damaged} arrived damaged")
 

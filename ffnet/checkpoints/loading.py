@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -21,14 +22,24 @@ from ffnet.checkpoints.unpickling import (
     read_torch_zip,
 )
 from ffnet.model import FFNet
-from ffnet.system.errors import UserError
+from ffnet.system.errors import UserError, check_type
 from ffnet.system.text import list_names
-from ffnet.variants import VARIANTS, Variant
+from ffnet.variants import VARIANTS, Variant, find_variant
 
+MAX_FILE = 4 * 2**30  # bytes; the weights, their average and Adam's two moments of the largest FFNet take 1.5 GiB
 MAX_HEADER = 2**20  # bytes of a safetensors header
-SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".zip")  # names of checkpoints in a folder end in these
+SUFFIXES = (
+    ".pth",
+    ".pt",
+    ".ckpt",
+    ".bin",
+    ".tar",
+    ".safetensors",
+    ".zip",
+)  # names of checkpoints in a folder end in these
+TOO_LARGE = "Name the checkpoint of an FFNet."
 ZIP_MAGIC = b"PK\3\4"
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch before 1.6 began with
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a number, which torch before 1.6 pickled first
 
 
 class InvalidCheckpointError(UserError):
@@ -39,7 +50,7 @@ class InvalidCheckpointError(UserError):
 class Checkpoint:
     """A network with the weights of a checkpoint, and where they come from."""
 
-    model: FFNet  # in eval mode, on the CPU, float32
+    model: FFNet = field(repr=False)  # in eval mode, on the CPU, float32
     form: str  # "state_dict", "module", "prepared", "equalized", "safetensors" or "release"
     equalized: bool  # batch norms are folded and cross-layer equalization is done; it must not be done again
     sha256: str  # digest of the file at `path`
@@ -56,8 +67,10 @@ def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
 
     Raises:
         InvalidCheckpointError: If the file cannot be read or does not match.
+        UserError: If there is no such variant.
     """
-    variant = VARIANTS[variant] if isinstance(variant, str) else variant
+    variant = variant if isinstance(variant, Variant) else find_variant(variant)
+    check_type("path", path, (str, Path), "Give the path of a checkpoint file")
     contents, sha256 = read_checkpoint(path, variant.release_file)
     with errors_naming(path):
         model = match_state_dict(variant, contents)
@@ -81,6 +94,8 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
             kind = "a folder" if Path(path).is_dir() else "a pipe or a device"
             raise CheckpointProblem(f"this is {kind}", "Name a checkpoint file.")
         with Path(path).open("rb") as file:
+            if (size := file.seek(0, os.SEEK_END)) > MAX_FILE:
+                raise CheckpointProblem(f"this file has {size / 2**30:.1f} GiB, more than any FFNet's", TOO_LARGE)
             members = release_members(file)
             contents = read_release(file, members, member) if members else read_stream(file)
             file.seek(0)
@@ -110,8 +125,8 @@ def printable(text: str) -> str:
 
 def release_members(file: io.BufferedReader) -> list[str]:
     """Return the names of the checkpoints in a zip such as an FFNet release; none for other files and torch's zips."""
-    names = zipfile.ZipFile(file).namelist() if file.read(4) == ZIP_MAGIC else []
     file.seek(0)
+    names = zipfile.ZipFile(file).namelist() if file.read(4) == ZIP_MAGIC else []
     is_torch_zip = any(name.endswith("data.pkl") for name in names)
     return [name for name in names if name.endswith(".pth") and not is_torch_zip]
 
@@ -123,21 +138,23 @@ def read_release(file: io.BufferedReader, members: list[str], member: str) -> Ch
         problem = f"holds no {member}" if member else "holds several checkpoints"
         raise CheckpointProblem(f"this release zip {problem}; it holds {list_names(members)}", "Unpack it.")
     with zipfile.ZipFile(file) as archive, archive.open(chosen[0]) as member_file:
-        return replace(read_stream(member_file), form="release")
+        return replace(read_stream(io.BytesIO(member_file.read(MAX_BYTES + 1))), form="release")
 
 
 def read_stream(file: IO[bytes]) -> CheckpointContents:
     """Read one checkpoint, whose form is detected from its first bytes."""
-    stream = io.BytesIO(file.read(MAX_BYTES + 1))
-    head = bytes(stream.getbuffer()[:30])
-    if len(stream.getbuffer()) > MAX_BYTES:
-        raise CheckpointProblem(f"this checkpoint has more than {MAX_BYTES} bytes", "Name the checkpoint of an FFNet.")
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(30)
+    file.seek(0)
     if head.startswith(ZIP_MAGIC):
-        contents = read_torch_zip(stream)
-    elif head.startswith(LEGACY_MAGIC):
-        contents = read_legacy_format(stream)
+        contents = read_torch_zip(file, size)
+    elif LEGACY_MAGIC in head:
+        contents = read_legacy_format(file)
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
-        contents = CheckpointContents("safetensors", safetensors.torch.load(stream.getvalue()))
+        if size > MAX_BYTES:
+            raise CheckpointProblem(f"this file has {size / 2**20:.0f} MiB, more than any FFNet's weights", TOO_LARGE)
+        contents = CheckpointContents("safetensors", safetensors.torch.load(file.read()))
     else:
         remedy = ["Fetch it with `git lfs pull`."] * head.startswith(b"version https://git-lfs")
         raise CheckpointProblem(f"this file begins with {head!r}, unlike a checkpoint", *remedy)

@@ -3,9 +3,11 @@
 import functools
 import itertools
 import os
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,10 @@ WRAPPERS = (  # attributes that hold the network in wrappers of torch and Lightn
     "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
     "model", "_model", "net", "network", "ema_model", "model_ema",
 )  # fmt: skip
-AVERAGED_COUNTER = "n_averaged"  # a buffer of torch's AveragedModel, beside the network
 BATCH_COUNTER = "num_batches_tracked"  # a buffer of batch norms; torch before 0.4.1 had none
 SMOOTHING_SHAPE = (3, 1, 5, 5)
 SHOWN_KEYS = 3
+T = TypeVar("T")
 
 
 def common_prefix(names: Collection[str]) -> str:
@@ -36,16 +38,27 @@ def common_prefix(names: Collection[str]) -> str:
 
 
 def without_prefix(contents: CheckpointContents) -> CheckpointContents:
-    """Remove the prefixes of wrappers that all keys share."""
-    keys = [key for key in contents.state_dict if key != AVERAGED_COUNTER]
-    prefix = common_prefix(keys)
+    """Remove what a wrapper of the network puts before its keys, and the keys of other parts of the wrapper."""
+    found = (re.match(r"(.+?\.)?backbone_model\.", key) for key in contents.state_dict)
+    prefixes = Counter(match[1] or "" for match in found if match)
+    prefix = max(prefixes, key=lambda prefix: ("ema" not in prefix, prefixes[prefix]), default="")
     if not prefix:
         return contents
-    note = f"The prefix {prefix!r}, which a wrapper adds, was removed from every key."
+    others = [key for key in contents.state_dict if not key.startswith(prefix)]
+    scope = (
+        f"the keys, and the others were ignored: {list_names([*map(repr, others)], SHOWN_KEYS)}"
+        if others
+        else "every key"
+    )
+    note = f"The prefix {prefix!r}, which a wrapper adds, was removed from {scope}."
+
+    def stripped(values: Mapping[str, T]) -> dict[str, T]:
+        return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
     return replace(
         contents,
-        state_dict={key.removeprefix(prefix): contents.state_dict[key] for key in keys},
-        hyperparameters={layer.removeprefix(prefix): values for layer, values in contents.hyperparameters.items()},
+        state_dict=stripped(contents.state_dict),
+        hyperparameters=stripped(contents.hyperparameters),
         notes=(*contents.notes, note),
     )
 

@@ -1,56 +1,65 @@
 """Safe unpickling: read a state_dict or a whole pickled module without running anything that the file contains.
 
-torch's restricted unpickler (`weights_only=True`) reads the file, with a stub for each class or function that published
-files import; a file that imports anything else is refused. torch checks neither the zip's records and checksums nor the
-nesting of tuples, which can crash the process when they are hashed.
+A pickle names classes and functions and calls them. Here each of them is a stub, whatever its name, which only holds
+what it is given. The tensors of the weights are then built from the file's bytes; an optimizer's state is never read.
 """
 
+import functools
 import io
 import pickle
 import pickletools
 import re
-import threading
+import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-MAX_BYTES = 400 * 2**20  # size of a checkpoint, and of all its tensors together; the largest published one has 378 MiB
-MAX_PICKLE = 2**20  # bytes; published files have at most 250 kB
+MAX_BYTES = 400 * 2**20  # size of all tensors of the weights together; the largest published checkpoint has 378 MiB
+MAX_PICKLE = 4 * 2**20  # bytes; published files have at most 250 kB, and a trainer may save its log beside the weights
 MAX_TUPLE = 1_000  # values in a tuple, nested ones included; hashing recurses without a limit
+MAX_NAMES = 1_000  # classes and functions that a file names, and characters of each
 
 REMEDY = (
-    "Download it again or, if you trust its source, load it where its classes are installed and save its state_dict "
-    "alone: torch.save(model.state_dict(), 'weights.pth')."
+    "Download it again or, in the program that trained it, save the weights alone: "
+    "torch.save(model.state_dict(), 'weights.pth')."
 )
+SCRIPT_REMEDY = "Save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')."
 
-RECORDS = re.compile(r"data\.pkl|data/\d{1,6}|version|byteorder")  # names that torch reads
-TORCH_NAMES = re.compile(  # provided by torch's unpickler; it has others, some of which allocate any amount of memory
-    r"torch\._utils\._rebuild_(parameter|tensor_v2)"
-    r"|torch\.(Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
-    r"|collections\.OrderedDict|(__builtin__|builtins)\.set"
-)
+STORAGES = {
+    "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64, "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool, "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128, "torch.QInt8Storage": torch.qint8,
+    "torch.QUInt8Storage": torch.quint8, "torch.QInt32Storage": torch.qint32,
+    "torch.storage.UntypedStorage": torch.uint8,
+}  # fmt: skip
+TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2)?")  # of a storage, an offset, a size and strides
+PARAMETERS = re.compile(
+    r"torch\._utils\._rebuild_(parameter(_with_state)?|device_tensor_from_cpu_tensor)"
+)  # of a tensor
+TENSOR_SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # of a function, a class and the function's arguments
+DICTIONARY = "collections.OrderedDict"
 FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
-STUB_NAMES = re.compile(
-    re.escape(FX_MODULE) + r"|torch\.nn\.modules\.(module\.Module|conv\.Conv2d|batchnorm\.BatchNorm2d|activation\.ReLU"
-    r"|linear\.(Identity|Linear)|container\.(Sequential|ModuleList)|pooling\.MaxPool2d)"
+# Layers of torch and AIMET that may be in a pickled FFNet; others could compute something else from the same weights.
+LIBRARY = re.compile(r"(torch|torchvision|aimet_torch)\.")
+LAYERS = re.compile(
+    re.escape(FX_MODULE) + r"|torch\.nn\.modules\.(module\.Module|conv\.Conv2d|batchnorm\.(Sync)?BatchNorm\w*"
+    r"|activation\.ReLU|linear\.(Identity|Linear)|container\.\w+|pooling\.MaxPool2d|(loss|dropout)\.\w+)"
+    r"|torch\.(nn\.parallel\.[\w.]+|optim\.swa_utils\.AveragedModel)"
     r"|aimet_torch\.elementwise_ops\.(Add|Concat|Interpolate)"
-    r"|(__main__|(models|ffnet)(\.\w+)*)\.[A-Z]\w*|[\w.]+\.GaussianConv2D"  # FFNet's own classes: their paths differ
-    r"|(__builtin__|builtins)\.getattr|torch\._C\._VariableFunctionsClass"
-    r"|argparse\.Namespace"  # options of a training script, beside the state_dict
 )
 HYPERPARAMETERS = (  # attributes of layers that are not in a state_dict
     "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed", "eps", "ceil_mode",
 )  # fmt: skip
 WEIGHTS_ENTRIES = (  # entries of training checkpoints that may hold the weights; the first one is read
-    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network",
+    "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
     "state_dict_ema", "ema_state_dict", "model_ema", "ema",
 )  # fmt: skip
-
-LOCK = threading.Lock()  # torch's safe globals belong to the whole process
 
 
 class CheckpointProblem(Exception):
@@ -76,54 +85,114 @@ class CheckpointContents:
         return not any(key.endswith(".running_var") for key in self.state_dict)
 
 
-class Stub:
-    """The result of calling a class or function that a file imports: it only holds what it is given."""
+class Stub(dict[Any, Any]):
+    """What a file gets for an object of any class or the result of any function: it only holds what it is given.
 
-    name = ""
-    args: tuple[Any, ...] = ()  # the first one of a traced module is its attributes
-    state: Any = None
+    It is a dictionary because files subclass OrderedDict; the items of other containers are dropped.
+    """
 
-    def __new__(cls, *args: Any) -> "Stub":
-        """Hold the first argument; pickles that create objects do not call `__init__`."""
+    name = ""  # of the class or function, set by StubUnpickler
+    args: tuple[Any, ...]
+    state: Any
+    __slots__ = ("args", "state")
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key of a dictionary
+    __eq__ = object.__eq__
+
+    def __new__(cls, *args: Any, **_: Any) -> "Stub":
+        """Hold the first arguments; pickles that create objects do not call `__init__`."""
         self = super().__new__(cls)
-        self.args = args[:1]
+        self.args, self.state = args[:4], None
         return self
+
+    def __init__(self, *args: Any, **_: Any) -> None:
+        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __repr__(self) -> str:
+        return self.name  # the items may be nested without end
 
-def read_torch_zip(stream: io.BytesIO) -> CheckpointContents:
-    """Read a file that torch 1.6 or later saved, and close the stream; a broken file raises errors of any type."""
-    checked = io.BytesIO()
-    # torch gets a copy, because its reader and zipfile may find different directories in the same bytes.
-    with zipfile.ZipFile(stream) as archive, zipfile.ZipFile(checked, "w") as copy:
-        records = checked_records(archive, len(stream.getbuffer()))
-        names = check_pickle(io.BytesIO(archive.read(records["data.pkl"])))
-        for name, info in records.items():
-            copy.writestr(f"archive/{name}", archive.read(info))  # read() compares the checksum
-    stream.close()
-    checked.seek(0)
-    return contents_of(load_restricted(checked, names), names)
+    def append(self, item: Any) -> None:
+        """Drop an item of a list, a set or a deque."""
+
+    extend = add = append
 
 
-def read_legacy_format(stream: io.BytesIO) -> CheckpointContents:
-    """Read a state_dict that torch before 1.6 saved: four pickles, a fifth with the storages' keys, and the storages.
+@dataclass(frozen=True)
+class Storage:
+    """The elements of one or more tensors, by their key in the file."""
 
-    A whole module in that format is refused, because torch reads it only by running its code.
-    """
-    head = io.BytesIO(stream.read(MAX_PICKLE))
-    names = tuple(name for _ in range(5) for name in check_pickle(head))
-    if not all(TORCH_NAMES.fullmatch(name) for name in names):
-        raise CheckpointProblem("this file holds a whole module in the format of torch before 1.6")
-    stream.seek(0)
-    return contents_of(load_restricted(stream, names), names)
+    key: str
+    dtype: torch.dtype
+    nbytes: int
+
+
+class StubUnpickler(pickle.Unpickler):
+    """Unpickler that makes a stub of every class and function, and collects the storages."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream, encoding="utf-8", errors="replace")
+        self.stubs: dict[str, type[Stub]] = {}
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> type[Stub]:
+        """Return the stub of a name; nothing is imported."""
+        name = f"{module}.{name}"
+        if len(self.stubs) > MAX_NAMES or len(name) > MAX_NAMES or not name.isprintable():
+            raise CheckpointProblem("this file names too many classes and functions, or has unprintable names")
+        if name not in self.stubs:
+            self.stubs[name] = type("Stub", (Stub,), {"name": name, "__slots__": ()})
+        return self.stubs[name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return a storage, or the class that torch before 1.6 saved with its source."""
+        kind, stub, *rest = pid
+        if kind == "module":
+            return stub
+        key, _, count, *view = rest
+        if kind != "storage" or stub.name not in STORAGES or view not in ([], [None]):
+            raise CheckpointProblem(f"this file has a storage of an unknown kind, {kind_of(stub)}")
+        dtype = STORAGES[stub.name]
+        return self.storages.setdefault(key, Storage(key, dtype, count * dtype.itemsize))
+
+
+def read_torch_zip(file: IO[bytes], size: int) -> CheckpointContents:
+    """Read a file of `size` bytes that torch 1.6 or later saved; a broken file raises errors of any type."""
+    with zipfile.ZipFile(file) as archive:
+        records = checked_records(archive, size)
+        big_endian = "byteorder" in records and archive.open(records["byteorder"]).read(3) == b"big"
+
+        def read(storage: Storage) -> bytes:
+            info = records.get(f"data/{storage.key}")
+            return archive.read(info) if info else b""  # read() compares the checksum
+
+        root, unpickler = unpickle(io.BytesIO(archive.read(records["data.pkl"])))
+        return contents_of(root, unpickler, read, big_endian)
+
+
+def read_legacy_format(file: IO[bytes]) -> CheckpointContents:
+    """Read a file that torch before 1.6 saved: four pickles, a fifth with the storages' keys, and the storages."""
+    head = io.BytesIO(file.read(MAX_PICKLE))
+    *_, (root, unpickler), (keys, _) = [unpickle(head) for _ in range(5)]
+    starts, position = {}, head.tell()
+    for key in keys:
+        starts[key] = position + 8  # after the number of elements
+        position = starts[key] + unpickler.storages[key].nbytes
+
+    def read(storage: Storage) -> bytes:
+        file.seek(starts[storage.key])
+        return file.read(storage.nbytes)
+
+    return contents_of(root, unpickler, read)
 
 
 def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the records that torch reads in a zip of `size` bytes, by their names without the top folder."""
+    """Return the records of a zip of `size` bytes by their names without the top folder."""
     infos = archive.infolist()
     records = {info.filename.partition("/")[2]: info for info in infos}
+    if "constants.pkl" in records:
+        raise CheckpointProblem("this is a TorchScript file", SCRIPT_REMEDY)
     plain = all(
         info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size and not info.flag_bits & 1
         for info in infos
@@ -132,112 +201,148 @@ def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zi
         raise CheckpointProblem("this zip has records that are compressed, encrypted, named twice or too large")
     if "data.pkl" not in records or records["data.pkl"].file_size > MAX_PICKLE:
         raise CheckpointProblem(f"this zip has no data.pkl of at most {MAX_PICKLE} bytes")
-    return {name: info for name, info in records.items() if RECORDS.fullmatch(name)}
+    return records
 
 
-def check_pickle(stream: io.BytesIO) -> tuple[str, ...]:
-    """Check the names and tuples of the pickle at the stream's position, without loading it.
+def unpickle(stream: io.BytesIO) -> tuple[Any, StubUnpickler]:
+    """Return the root object of the pickle at the stream's position, which is then its end."""
+    start = stream.tell()
+    check_pickle(stream)
+    stream.seek(start)
+    unpickler = StubUnpickler(stream)
+    return unpickler.load(), unpickler
 
-    Only the sizes of tuples are followed: Python hashes a nested tuple by recursion, which can exhaust the stack.
 
-    Returns:
-        The names that it imports. The stream's position is the end of the pickle.
+def check_pickle(stream: IO[bytes]) -> None:
+    """Check the pickle at the stream's position without loading it: its opcodes, and the sizes of its tuples.
+
+    Python hashes a nested tuple by recursion, which can exhaust the stack, and reserves memory for texts and for the
+    memo as large as the pickle claims.
     """
-    names: dict[str, None] = {}
     sizes: list[int] = []  # stack of the unpickler: sizes of tuples, and 1 for other values
     marks: list[int] = []
     memo: dict[Any, int] = {}
     for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name == "GLOBAL":
-            names[str(argument).replace(" ", ".", 1)] = None
         if opcode.name == "MARK":
             marks.append(len(sizes))
-        elif opcode.name.endswith("BINPUT"):
-            memo[argument] = sizes[-1]
-        elif opcode.name.endswith("BINGET"):
+        elif opcode.name.endswith(("PUT", "MEMOIZE")):
+            memo[len(memo) if argument is None else min(argument, MAX_PICKLE)] = sizes[-1]
+        elif opcode.name.endswith("GET"):
             sizes.append(memo[argument])
         else:
             taken = opcode.stack_before
             after_mark = pickletools.markobject in taken
             first = marks.pop() - taken.index(pickletools.markobject) if after_mark else len(sizes) - len(taken)
-            size = 1 + sum(sizes[first:]) if "TUPLE" in opcode.name else 1
-            if first < 0 or size > MAX_TUPLE:
+            # APPENDS and others return what they take first, which a hostile file may have made a tuple.
+            size = sum(sizes[first:]) + 1 if "TUPLE" in opcode.name else max([1, *sizes[first : first + 1]])
+            if first < 0 or size > MAX_TUPLE or opcode.name in ("POP", "DUP") or MAX_PICKLE in memo:
                 raise CheckpointProblem("the pickle in this file is broken or nests too many tuples")
             sizes[first:] = [size] * len(opcode.stack_after)
-    for name in names:
-        if not STUB_NAMES.fullmatch(name) and not TORCH_NAMES.fullmatch(name):
-            raise CheckpointProblem(f"this file imports {name[:200]}, which no published checkpoint does")
-    return tuple(names)
 
 
-def load_restricted(stream: io.BytesIO, names: tuple[str, ...]) -> Any:
-    """Return the root object that torch's restricted unpickler reads, with stubs for `names`; close the stream."""
-    stubs: list[Any] = [
-        (type("Stub", (Stub,), {"name": name}), re.sub("^__builtin__", "builtins", name))
-        for name in names
-        if not TORCH_NAMES.fullmatch(name)
-    ]
-    with LOCK, stream:
-        others = torch.serialization.get_safe_globals()
-        try:
-            # aimet_torch registers 83 safe globals; one of them lets a file open any path.
-            torch.serialization.clear_safe_globals()
-            with torch.serialization.safe_globals(stubs):
-                return torch.load(stream, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's text is long and suggests running the file's code
-            reason = str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()
-            raise CheckpointProblem(f"torch refuses the pickle of this file ({reason})") from error
-        finally:
-            torch.serialization.add_safe_globals(others)
+def element_reader(read: Callable[[Storage], bytes], big_endian: bool) -> Callable[[Storage], Tensor]:
+    """Return a function from a storage to its elements (count,), given one from a storage to its bytes in the file."""
+    bytes_left = MAX_BYTES
+
+    @functools.cache
+    def elements(storage: Storage) -> Tensor:
+        nonlocal bytes_left
+        data = bytearray(read(storage) if 0 <= storage.nbytes <= bytes_left else b"")
+        bytes_left -= len(data)
+        if len(data) != storage.nbytes:
+            raise CheckpointProblem(f"the storage {storage.key[:80]!r} is too large or incomplete")
+        if not data:
+            return torch.empty(0, dtype=storage.dtype)
+        if big_endian != (sys.byteorder == "big"):
+            data = bytearray(torch.frombuffer(data, dtype=torch.uint8).view(-1, storage.dtype.itemsize).flip(1).numpy())
+        return torch.frombuffer(data, dtype=storage.dtype)
+
+    return elements
 
 
-def contents_of(root: Any, names: tuple[str, ...]) -> CheckpointContents:
+def contents_of(
+    root: Any, unpickler: StubUnpickler, read: Callable[[Storage], bytes], big_endian: bool = False
+) -> CheckpointContents:
     """Return the contents of a loaded file: a state_dict or a module, which may be inside a training checkpoint."""
     notes: list[str] = []
+    names, elements = tuple(unpickler.stubs), element_reader(read, big_endian)
     for _ in range(3):  # training checkpoints may be nested
         entry, *others = weights_entries(root) or [""]
         if entry:
             notes.append(f"The weights are the entry {entry!r} of a training checkpoint.")
-            root = root[entry]
+            root = dict(items_of(root))[entry]
         if others:
             notes.append(f"Not used, although they may hold weights too: {', '.join(map(repr, others))}.")
-    if isinstance(root, dict):
-        return CheckpointContents("state_dict", own_copies(dict.items(root)), names=names, notes=tuple(notes))
-    if not isinstance(root, Stub):
-        raise CheckpointProblem(f"this file holds a {type(root).__name__}, not a state_dict or a module")
+    if not is_module(root):
+        if not (items := items_of(root)):
+            raise CheckpointProblem(f"this file holds no state_dict and no module, but: {kind_of(root)}")
+        return CheckpointContents("state_dict", own_copies(items, elements), names=names, notes=tuple(notes))
     tensors: list[tuple[str, Any]] = []
     hyperparameters = {}
     for prefix, module, state in walk_modules(root):
         tensors += [(prefix + name, tensor) for name, tensor in named_tensors(module, state)]
         hyperparameters[prefix[:-1]] = {name: state[name] for name in HYPERPARAMETERS if name in state}
-    contents = CheckpointContents("module", own_copies(tensors), hyperparameters, names, tuple(notes))
+    contents = CheckpointContents("module", own_copies(tensors, elements), hyperparameters, names, tuple(notes))
     prepared = "equalized" if contents.equalized else "prepared"
     return replace(contents, form=prepared if root.name == FX_MODULE else "module")
 
 
+def items_of(value: Any) -> list[tuple[Any, Any]]:
+    """Return the items of a dictionary, and none of other values."""
+    if isinstance(value, Stub) and value.name == DICTIONARY and value.args:
+        value = dict(value.args[0])  # as Python 2 pickled it
+    return list(dict.items(value)) if isinstance(value, dict) else []
+
+
+def is_module(value: Any) -> bool:
+    """Return whether a value from a file is a module."""
+    return isinstance(value, Stub) and (value.name == FX_MODULE or "_modules" in dict(items_of(value.state)))
+
+
+def kind_of(value: Any) -> str:
+    """Return the name of a value's type in the file."""
+    return str(getattr(value, "name", type(value).__name__))[:200]
+
+
 def weights_entries(root: Any) -> list[str]:
     """Return the entries of a training checkpoint that hold a state_dict or a module; none if it is not one."""
-    values = root if isinstance(root, dict) else {}  # an OrderedDict from a file may have attributes of any name
-    return [name for name in WEIGHTS_ENTRIES if isinstance(dict.get(values, name), (dict, Stub))]
+    values = dict(items_of(root))
+    return [name for name in WEIGHTS_ENTRIES if is_module(values.get(name)) or items_of(values.get(name))]
 
 
-def own_copies(tensors: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
+def own_copies(tensors: Iterable[tuple[Any, Any]], elements: Callable[[Storage], Tensor]) -> dict[str, Tensor]:
     """Return contiguous copies of tensors; refuse other values, and tensors that claim too much memory."""
     copies: dict[str, Tensor] = {}
     bytes_left = MAX_BYTES
-    for key, tensor in tensors:
-        if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise CheckpointProblem(f"the entry {str(key)[:80]!r} is not a tensor but: {type(tensor).__name__}")
+    for key, value in tensors:
+        tensor = tensor_of(value, elements)
+        if not isinstance(key, str) or tensor is None:
+            raise CheckpointProblem(f"the entry {str(key)[:80]!r} is not a tensor but: {kind_of(value)}")
         bytes_left -= tensor.nbytes  # elements of an expanded tensor count each
         if bytes_left < 0:
             raise CheckpointProblem(f"the tensors claim more than {MAX_BYTES} bytes")
-        copies[key] = tensor.detach().contiguous().clone()  # same strides of 1x1 kernels: last bits depend on them
+        copies[key] = tensor.contiguous().clone()  # same strides of 1x1 kernels: last bits depend on them
     return copies
+
+
+def tensor_of(value: Any, elements: Callable[[Storage], Tensor]) -> Tensor | None:
+    """Return the tensor that a stub stands for, a view of the storage's elements; None for other values."""
+    for _ in range(4):  # a parameter of a subclass is nested
+        if isinstance(value, Stub) and value.name == TENSOR_SUBCLASS:
+            value = value.args[0](*value.args[2])
+        elif isinstance(value, Stub) and PARAMETERS.fullmatch(value.name):
+            value = value.args[0]
+    if not isinstance(value, Stub) or not TENSORS.fullmatch(value.name):
+        return None
+    storage, offset, size, strides = value.args
+    return elements(storage).as_strided(size, strides, offset)
 
 
 def walk_modules(module: Stub, prefix: str = "") -> Iterator[tuple[str, Stub, dict[Any, Any]]]:
     """Yield a module and those inside it, in torch's order: the prefix of its keys, the module and its attributes."""
-    state = dict(dict.items(module.args[0] if module.name == FX_MODULE and module.args else module.state))
+    if not isinstance(module, Stub) or LIBRARY.match(module.name) and not LAYERS.fullmatch(module.name):
+        raise CheckpointProblem(f"the layer {prefix[:-1][:80]!r} is a {kind_of(module)}, which no FFNet has")
+    state = dict(items_of(module.args[0] if module.name == FX_MODULE and module.args else module.state))
     yield prefix, module, state
     for name, child in members(state, "_modules"):
         yield from walk_modules(child, f"{prefix}{name}.")
@@ -246,12 +351,13 @@ def walk_modules(module: Stub, prefix: str = "") -> Iterator[tuple[str, Stub, di
 def named_tensors(module: Stub, state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the names and values of a module's own parameters and persistent buffers."""
     yield from members(state, "_parameters")
-    not_persistent = state.get("_non_persistent_buffers_set", ())
-    yield from ((name, tensor) for name, tensor in members(state, "_buffers") if name not in not_persistent)
+    excluded = state.get("_non_persistent_buffers_set", ())
+    excluded = set(*excluded.args) if isinstance(excluded, Stub) else excluded
+    yield from ((name, tensor) for name, tensor in members(state, "_buffers") if name not in excluded)
     if module.name.endswith(".GaussianConv2D"):  # its kernel may be a plain attribute
-        yield from ((name, state[name]) for name in ("weight", "bias") if isinstance(state.get(name), Tensor))
+        yield from ((name, state[name]) for name in ("weight", "bias") if isinstance(state.get(name), Stub))
 
 
 def members(state: dict[Any, Any], kind: str) -> list[tuple[str, Any]]:
     """Return the names and values in a module's dictionary `kind`, without those that are None."""
-    return [(name, value) for name, value in dict.items(state.get(kind, {})) if value is not None]
+    return [(name, value) for name, value in items_of(state.get(kind, {})) if value is not None]

@@ -3,19 +3,20 @@
 import contextlib
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ffnet.config import Runtime
-from ffnet.system.errors import UserError
+from ffnet.system.errors import UserError, check_type
 from ffnet.system.memory import is_out_of_memory
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB in 0..1; the published weights were trained with them
@@ -23,8 +24,10 @@ STD = (0.229, 0.224, 0.225)
 MOST_THREADS, MOST_THREADS_GPU = 4, 16  # decoding threads; a GPU evaluates an image faster than one decodes it
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
+FORM = r"uint8 \[3, \d+, \d+\], (uint8|int64) \[\d+, \d+\]"  # of a sample, as `_form` describes it
 
 
+@runtime_checkable
 class Images(Protocol):
     """A map-style dataset, such as a CityscapesSplit or any torch Dataset with a length."""
 
@@ -33,13 +36,14 @@ class Images(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Return image uint8 (3, H, W) RGB and train ids uint8 (H, W), 255 if not scored."""
+        """Return image uint8 (3, H, W) RGB and train ids uint8 or int64 (H, W), 255 if not scored."""
         ...
 
 
 @contextlib.contextmanager
 def open_batches(images: Images, runtime: Runtime, title: str) -> Iterator["tqdm[Sample]"]:
     """Open `load_batches` with a progress bar. Worker threads stop on exit, even after an error."""
+    check_type("images", images, Images, "Give a data set with a length, such as a CityscapesSplit")
     total = math.ceil(len(images) / runtime.batch_size)
     with (
         contextlib.closing(load_batches(images, runtime)) as batches,
@@ -124,12 +128,28 @@ def _stack(samples: Sequence[Sample], pin: bool) -> Sample:
 
     A single sample is not copied.
     """
+    forms = sorted({_form(sample) for sample in samples})
+    if len(forms) > 1 or not re.fullmatch(FORM, forms[0]):
+        raise UserError(
+            f"images: samples are {' and '.join(forms)}. Each must be an image and its train ids, uint8 [3, H, W] and "
+            "uint8 [H, W], with one size in a batch."
+        )
     images, labels = zip(*samples, strict=True)
     if len(samples) == 1:
-        batch = images[0][None], labels[0][None]
+        batch = images[0][None], labels[0][None].byte()
     else:
-        batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), torch.stack(labels)
+        batch = (
+            torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),
+            torch.stack(labels).byte(),
+        )
     return (batch[0].pin_memory(), batch[1].pin_memory()) if pin else batch
+
+
+def _form(sample: object) -> str:
+    """Return the dtypes and shapes of a sample, or its type if it does not consist of tensors."""
+    if not isinstance(sample, tuple | list) or not all(isinstance(value, torch.Tensor) for value in sample):
+        return type(sample).__name__
+    return ", ".join(f"{value.dtype} {list(value.shape)}".removeprefix("torch.") for value in sample)
 
 
 def normalize(images: torch.Tensor, allow_tf32: bool = False) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ffnet.evaluation.loading import Images, Sample, normalize, open_batches, sy
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.scores import Backend, Scores, concatenate, no_scores
 from ffnet.labels import NUM_CLASSES
-from ffnet.system.errors import UserError
+from ffnet.system.errors import UserError, check_type
 from ffnet.system.memory import first_sentence, is_out_of_gpu_memory
 from ffnet.system.text import count
 
@@ -54,12 +54,23 @@ def evaluate(
         title: Text before the progress bar.
 
     Raises:
-        UserError: If a backend returns anything but finite logits, or if the memory does not suffice for decoding a
-            batch or, on a GPU, for one image.
+        UserError: If an argument is wrong, if a backend returns anything but finite logits, or if the memory does not
+            suffice for decoding a batch or, on a GPU, for one image.
     """
-    prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(backends)
+    prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(_checked(backends))
+    check_type("runtime", runtime, Runtime, "Give a Runtime")
     batches = score_batches(prepared, images, runtime, title)
     return concatenate([no_scores(prepared.backends), *(batch.scores for batch in batches)])
+
+
+def _checked(backends: Mapping[str, Backend]) -> Mapping[str, Backend]:
+    """Return backends that are callable and, if they are torch modules, in eval mode; raise a UserError otherwise."""
+    check_type("backends", backends or None, Mapping, 'Give at least one by its name, such as {"FP32": model}')
+    for name, backend in backends.items():
+        check_type(f"backend {name!r}", backend, Callable, "Give a network: a checkpoint's `model`, or `lowered`")
+        if getattr(backend, "training", False):
+            raise UserError(f"backend {name!r}: the network is in training mode. Call its eval() first.")
+    return backends
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
 from ffnet.quantization.sites import QuantizerSite, quantizer_sites, tensor_arguments
-from ffnet.system.errors import UserError
+from ffnet.system.errors import UserError, check_type
 
 
 class FakeQuantize(nn.Module):
@@ -48,6 +48,7 @@ def lower(sim: QuantizationSimModel) -> torch.fx.GraphModule:
     Layers keep their names; a quantizer of an activation becomes the FakeQuantize `site.lowered_name`. Raise a
     UserError if a quantizer is not calibrated or of a kind that has no counterpart.
     """
+    check_type("sim", sim, QuantizationSimModel, "Give the `sim` of a quantized network")
     graph = torch.fx.Graph()
     modules: dict[str, nn.Module] = {}
     values: dict[torch.fx.Node, torch.fx.Node] = {}  # node of the simulation -> node of `graph`

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx, nn
@@ -16,13 +16,14 @@ from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equ
 from ffnet.quantization.recovery.search import Recovery, RecoverySearch, recover
 from ffnet.quantization.sites import SimState, read_state, write_state
 from ffnet.quantization.weighted_layers import raise_weight_scales
+from ffnet.system.errors import UserError, check_type
 
 
 @dataclass(frozen=True)
 class FoundEncodings:
     """The encodings of a simulation, and how they were found."""
 
-    state: SimState  # ranges, bit widths and weights, which AdaRound may have rounded
+    state: SimState = field(repr=False)  # ranges, bit widths and weights, which AdaRound may have rounded
     calibration_images: int = 0  # number of images; 0 if all encodings were loaded from a file
     batch_size: int | None = None  # batch size of the calibration, after backoff; None without it
     recovery: Recovery | None = None  # None without accuracy recovery
@@ -32,9 +33,9 @@ class FoundEncodings:
 class QuantizedNetwork:
     """A quantized network in its three forms, and where its encodings come from."""
 
-    float_network: fx.GraphModule  # equalized, not quantized
-    sim: QuantizationSimModel
-    lowered: fx.GraphModule  # the simulation as plain torch modules
+    float_network: fx.GraphModule = field(repr=False)  # equalized, not quantized
+    sim: QuantizationSimModel = field(repr=False)
+    lowered: fx.GraphModule = field(repr=False)  # the simulation as plain torch modules
     found: FoundEncodings
     loaded: LoadedEncodings | None  # how the encodings of a file differed from the simulation; None without a file
     raised_scales: dict[str, int]  # layer -> number of channels whose weight scale was raised to make biases fit
@@ -71,16 +72,21 @@ def quantize(
         execution: How the steps are run.
 
     Raises:
-        UserError: If a file of `config` is wrong.
-        ValueError: If images are missing, or if `config` asks for the recovery of what encodings determine.
+        UserError: If an argument or a file of `config` is wrong, if images are missing, or if `config` asks for the
+            recovery of what encodings determine.
     """
+    check_type("model", model, nn.Module, "Give a network, such as the `model` of a loaded checkpoint")
+    check_type("config", config, QuantizationConfig, "Give a QuantizationConfig")
+    check_type("runtime", runtime, Runtime, "Give a Runtime")
+    if model.training:
+        raise UserError("model: the network is in training mode. Call its eval() first.")
     if config.encodings and config.recovers:
-        raise ValueError("encodings determine what accuracy recovery would search: give one of them")
+        raise UserError("config: encodings determine what accuracy recovery would search. Give one of them.")
     with execution.stage("build QuantSim"):
         float_network, sim, loaded = _build(model, config, runtime.device)
     calibrates = loaded is None or bool(loaded.missing)
     if calibrates and images is None:
-        raise ValueError("calibration needs images")
+        raise UserError("images: calibration needs images. Give a data set.")
 
     def find() -> FoundEncodings:
         if images is None or not calibrates:

@@ -1,9 +1,11 @@
 """Downloads from a real HTTP server on loopback, whose answers are those that go wrong in practice."""
 
+import contextlib
 import http.server
 import io
 import os
 import threading
+import time
 import zipfile
 
 import pytest
@@ -39,17 +41,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         plan = self.server.plans[min(len(self.server.asked), len(self.server.plans)) - 1]
         status, body, headers = 200, GOOD, {}
-        if isinstance(plan, bytes):
+        if isinstance(plan, str) and ":" in plan:
+            status, body, headers = 302, b"", {"Location": plan}
+        elif isinstance(plan, bytes):
             body = plan
         elif isinstance(plan, int):
             status, body = plan, PAGE
         headers = {"Content-Type": "application/octet-stream"} | headers
-        headers["Content-Length"] = str(len(body) - (100 if plan == "shorter" else 0))
+        size = {"shorter": len(body) - 100, "no number": "abc", "huge": 2**40, "endless": None}.get(plan, len(body))
+        headers |= {"Transfer-Encoding": "chunked"} if plan == "endless" else {"Content-Length": str(size)}
         self.send_response(status)
         for name, text in headers.items():
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if plan == "cut" else body)
+        with contextlib.suppress(ConnectionError):
+            while plan == "endless":
+                self.wfile.write(b"1\r\nx\r\n")
+                time.sleep(0.001)
+            self.wfile.write(body[: len(body) // 2] if plan == "cut" else body)
         self.close_connection = True
 
     def log_message(self, *args):
@@ -144,6 +153,38 @@ def test_anything_but_the_whole_file_is_refused_and_no_file_is_left(server, plan
     message = refusal(tmp_path)
     assert message.startswith(f"{published_file(ZOO)[0]}: ") and reason in message and "--checkpoint" in message
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [("MAX_FILE", 100), ("MAX_SECONDS", 0.3)])
+def test_an_endless_download_ends_with_one_request_and_no_file(server, limit, monkeypatch, tmp_path):
+    server.plans = ["endless"]
+    monkeypatch.setattr(download, *limit)
+    message = refusal(tmp_path)
+    assert "the file cannot be downloaded (more than" in message
+    assert len(server.asked) == 1 and names(tmp_path) == []
+
+
+def test_a_download_that_announces_too_many_bytes_is_refused_at_once(server, tmp_path):
+    server.plans = ["huge"]
+    assert f"more than {download.MAX_FILE} bytes" in refusal(tmp_path) and names(tmp_path) == []
+
+
+def test_a_content_length_that_is_no_number_does_not_matter(server, tmp_path):
+    server.plans = ["no number"]
+    assert download_published(ZOO, tmp_path).read_bytes() == GOOD
+
+
+@pytest.mark.parametrize("address", ["https://127.0.0.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd"])
+def test_a_redirect_to_another_scheme_is_refused_at_once(server, address, tmp_path):
+    server.plans = [address]
+    message = refusal(tmp_path)
+    assert address in message and "\n" not in message
+    assert len(server.asked) == 1 and names(tmp_path) == []
+
+
+def test_a_redirect_of_the_same_scheme_is_followed(server, tmp_path):
+    server.plans = [f"http://127.0.0.1:{server.server_port}/other", "good"]
+    assert download_published(ZOO, tmp_path).read_bytes() == GOOD and server.asked[1] == "/other"
 
 
 def test_without_a_network_the_error_names_address_and_path(server, monkeypatch, tmp_path):

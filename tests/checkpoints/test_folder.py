@@ -32,7 +32,7 @@ TOYS = [
 def toys(monkeypatch):
     """The demo's variants and the toys are all variants."""
     few = {name: VARIANTS[name] for name in (DEMO, PRE_DOWN)} | {toy.name: toy for toy in TOYS}
-    for user in ("variants", "model", "checkpoints.loading", "checkpoints.matching"):
+    for user in ("variants", "checkpoints.loading", "checkpoints.matching"):
         monkeypatch.setattr(f"ffnet.{user}.VARIANTS", few)
 
 
@@ -73,7 +73,7 @@ def test_published_and_own_names_decide_between_files_that_fit_as_well(name, tmp
 
 
 def test_models_of_other_names_get_the_only_file_that_fits(tmp_path):
-    demo, pre_down = save(state_of(DEMO), tmp_path / "x" / "a.bin"), save(state_of(PRE_DOWN), tmp_path / "b.ckpt")
+    demo, pre_down = save(state_of(DEMO), tmp_path / "x" / "a.bin"), save(state_of(PRE_DOWN), tmp_path / "b.pth.tar")
     (tmp_path / "README.md").write_text("none")
     assert found(tmp_path, PRE_DOWN, DEMO) == {PRE_DOWN: pre_down, DEMO: demo}
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from ffnet.checkpoints import matching
 from ffnet.checkpoints.__main__ import main
-from ffnet.checkpoints.loading import InvalidCheckpointError, load_checkpoint, read_checkpoint
+from ffnet.checkpoints.loading import InvalidCheckpointError, find_in_folder, load_checkpoint, read_checkpoint
 from ffnet.model import build_model, remove_batch_norms
 from ffnet.variants import VARIANTS
 from tests.helpers import checkpoint_forms as forms
@@ -200,9 +201,37 @@ def test_variants_that_a_file_matches_are_all_named(tmp_path):
     assert f"it matches {SHARED[0]} and {SHARED[1]}. " in refusal(DEMO, path)
 
 
-def test_old_format_whole_module_is_refused_with_a_remedy(demo, tmp_path):
-    path = save(demo, tmp_path / "x", _use_new_zipfile_serialization=False)
-    assert "torch.save(model.state_dict(), 'weights.pth')" in refusal(DEMO, path)
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_whole_modules_of_every_format_and_protocol_load_exactly(zipped, protocol, demo, tmp_path):
+    path = save(demo, tmp_path / "x", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    loaded = load_checkpoint(DEMO, path)
+    assert loaded.form == "module" and same(loaded.model.state_dict(), demo.state_dict())
+
+
+def test_layers_that_no_ffnet_has_are_refused_with_a_remedy(demo, tmp_path):
+    demo.head.layers[3].last_layer[2] = torch.nn.Dropout2d()
+    assert load_checkpoint(DEMO, save(demo, tmp_path / "x")).form == "module"
+    demo.head.layers[3].last_layer[2] = torch.nn.SiLU()  # the keys stay the same
+    message = refusal(DEMO, save(demo, tmp_path / "x"))
+    assert "'head.layers.3.last_layer.2' is a torch.nn.modules.activation.SiLU, which no FFNet has." in message
+    assert "torch.save(model.state_dict(), 'weights.pth')" in message
+
+
+def test_a_torchscript_file_is_refused_with_its_remedy(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 2, 2)), tmp_path / "x")
+    assert "TorchScript file. Save its weights alone: torch.save(torch.jit.load(" in refusal(DEMO, tmp_path / "x")
+
+
+@pytest.mark.parametrize("head", [b"", b"PK\3\4", (2**62).to_bytes(8, "little") + b"{"])
+def test_a_file_of_sixty_gigabytes_is_refused_by_its_size(head, tmp_path):
+    (tmp_path / "x.pth").write_bytes(head)
+    os.truncate(tmp_path / "x.pth", 60 * 2**30)
+    start = time.monotonic()
+    assert "this file has 60.0 GiB, more than any FFNet's." in refusal(DEMO, tmp_path / "x.pth")
+    with pytest.raises(InvalidCheckpointError, match="60.0 GiB"):
+        find_in_folder(tmp_path, [DEMO])
+    assert time.monotonic() - start < 5
 
 
 def test_folders_pipes_and_missing_files_are_refused(tmp_path):

@@ -5,8 +5,14 @@ The reference is `load_state_dict(strict=True)` of the same network, and wrapper
 
 import argparse
 import copy
-from collections import OrderedDict
+import datetime
+import enum
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
+from decimal import Decimal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -61,6 +67,19 @@ def views(state):
         viewed[key] = flat[at : at + tensor.numel()].view(tensor.shape)
         at += tensor.numel()
     return viewed
+
+
+def with_attribute(tensor):
+    """A tensor with an attribute, which torch saves by another function."""
+    tensor.is_sharded = False
+    return tensor
+
+
+class PickledByPython2(OrderedDict):
+    """Pickles as an OrderedDict did in Python 2."""
+
+    def __reduce__(self):
+        return OrderedDict, ([[key, tensor] for key, tensor in self.items()],)
 
 
 TAKEN = {
@@ -198,6 +217,69 @@ def test_whole_module_in_a_wrapper_loads_exactly_and_its_hyperparameters_are_com
         load_checkpoint(DEMO, tmp_path / "x")
 
 
+class Settings(OrderedDict):
+    """A dictionary of a trainer's own class, as Lightning's AttributeDict."""
+
+
+class Optimizer(enum.Enum):
+    """An option of a trainer."""
+
+    ADAM = "adam"
+
+
+CYCLE = argparse.Namespace(children=[])  # as omegaconf's nodes, which know their parents
+CYCLE.children.append(CYCLE)
+BESIDE = {
+    "numpy scalar": np.float64(0.8), "numpy array": np.arange(3), "dtype": torch.float16, "size": torch.Size((1, 2)),
+    "device": torch.device("cpu"), "datetime": datetime.datetime(2026, 1, 1), "path": Path("runs/1"),
+    "namespace": argparse.Namespace(lr=0.1), "settings": Settings(lr=0.1), "counter": Counter("aab"), "bytes": b"x",
+    "bytearray": bytearray(b"x"), "complex": 1j, "frozenset": frozenset((1, 2)), "enum": Optimizer.ADAM,
+    "defaultdict": defaultdict(list, a=[1]), "deque": deque([1]), "random state": random.getstate(),
+    "class": torch.optim.Adam, "cycle": CYCLE, "sparse tensor": torch.eye(2).to_sparse(), "large number": 10**400,
+    "quantized tensor": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "decimal": Decimal("0.8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_values_of_any_class_beside_the_weights_do_not_matter(zipped, protocol, demo, tmp_path):
+    state = {"state_dict": demo.state_dict()} | BESIDE | {Optimizer.ADAM: 1, torch.float16: 2, Optimizer: 3}
+    torch.save(state, tmp_path / "x", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    assert same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
+
+
+STATES = {
+    "subclass of OrderedDict": Settings,
+    "parameters with attributes": lambda state: {
+        key: with_attribute(nn.Parameter(t, False)) for key, t in state.items()
+    },
+    "tensors with attributes": lambda state: {key: with_attribute(tensor) for key, tensor in state.items()},
+    "ordered as Python 2 pickled it": PickledByPython2,
+    "weights in the middle of a storage": lambda state: mapped(state, lambda t: torch.cat([t, t])[len(t) :]),
+}
+
+
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES)
+def test_state_dicts_of_unusual_classes_are_read_exactly(change, demo, tmp_path):
+    torch.save(change(demo.state_dict()), tmp_path / "x")
+    assert same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["model.", "segmentor.network.", "a.module._orig_mod."])
+def test_a_prefix_is_found_beside_other_keys_which_are_named(prefix, demo, tmp_path):
+    others = {"criterion.weight": torch.ones(19), "ema.module.backbone_model.conv0.weight": torch.ones(1)}
+    state = {prefix + key: tensor for key, tensor in demo.state_dict().items()}
+    torch.save({"state_dict": others | state}, tmp_path / "x")
+    loaded = load_checkpoint(DEMO, tmp_path / "x")
+    assert same(loaded.model.state_dict(), demo.state_dict())
+    assert f"The prefix '{prefix}'" in loaded.notes[1] and "ignored: 'criterion.weight', 'ema." in loaded.notes[1]
+
+    del state[prefix + CONV]
+    torch.save({"state_dict": others | state}, tmp_path / "x")
+    with pytest.raises(InvalidCheckpointError, match=f"Missing keys: {CONV}"):
+        load_checkpoint(DEMO, tmp_path / "x")
+
+
 def trained(model):
     """What a training script saves beside the weights, after a step of torch's own optimizer, schedule and scaler."""
     model = copy.deepcopy(model).train()
@@ -212,7 +294,7 @@ def trained(model):
     return states | {"epoch": 3, "best_miou": 79.2, "args": args, "rng": torch.get_rng_state()}
 
 
-@pytest.mark.parametrize("entry", ("state_dict", "model_state_dict", "model", "net", "model_ema"))
+@pytest.mark.parametrize("entry", ("state_dict", "model_state_dict", "model", "net", "weights", "model_ema"))
 def test_the_state_dict_in_a_training_checkpoint_is_read_and_said(entry, demo, tmp_path):
     state = nn.DataParallel(demo).state_dict()
     torch.save(trained(demo) | {entry: state}, tmp_path / "x")
