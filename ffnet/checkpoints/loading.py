@@ -22,7 +22,8 @@ from ffnet.checkpoints.unpickling import (
 )
 from ffnet.model import FFNet
 from ffnet.system.errors import UserError
-from ffnet.system.text import list_names
+from ffnet.system.memory import describe_lack, is_out_of_memory
+from ffnet.system.text import list_names, printable
 from ffnet.variants import VARIANTS, Variant
 
 MAX_HEADER = 2**20  # bytes of a safetensors header
@@ -93,19 +94,16 @@ def errors_naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except CheckpointProblem as problem:
-        raise InvalidCheckpointError(f"{path}: {printable(str(problem))}") from problem
+        raise InvalidCheckpointError(f"{path}: {printable(str(problem))[:1000]}") from problem
     except FileNotFoundError as error:
         raise InvalidCheckpointError(f"{path}: there is no such file. Name another one.") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise InvalidCheckpointError(f"{path}: {describe_lack(error, ' to read this file')}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidCheckpointError(
             f"{path}: this file is broken or not a checkpoint ({printable(reason)[:200]}). {REMEDY}"
         ) from error
-
-
-def printable(text: str) -> str:
-    """Return at most 1,000 characters on one line; a file's text must not control the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:1000])
 
 
 def release_members(file: io.BufferedReader) -> list[str]:
@@ -169,7 +167,7 @@ def find_in_folder(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path],
     if problems := list(choice_problems(found, unnamed)):
         labels = list_names([path.name for path in files]) or "no checkpoints"
         text = " ".join([*problems, f"The folder holds {labels}.", *notes[:1]])
-        raise InvalidCheckpointError(f"--checkpoint {folder}: {printable(text)}")
+        raise InvalidCheckpointError(f"--checkpoint {folder}: {printable(text)[:1000]}")
     return {name: paths[0] for name, paths in found.items()}, notes
 
 

@@ -17,6 +17,7 @@ from ffnet.evaluation.compilation import image_by_image
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 from ffnet.system.errors import UserError
+from ffnet.system.memory import is_out_of_memory
 from ffnet.system.text import list_names, runtime_reason
 
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
@@ -79,6 +80,8 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if is_out_of_memory(error):
+            raise
         message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Export it with operators that ONNX Runtime has on CPUs.") from error
 
@@ -90,6 +93,8 @@ def run_session(
     try:
         return session.run(outputs, feed)
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if is_out_of_memory(error):
+            raise
         message = f"{path}: ONNX Runtime failed while running this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Check that the file takes images of this size.") from error
 

@@ -33,7 +33,7 @@ from tests.helpers.results import (
 
 def read(path, rows):
     """Return the rows of a CSV file that is written with `rows`."""
-    with write_csv(path / "rows.csv", rows).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with write_csv(path / "rows.csv", rows).open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
