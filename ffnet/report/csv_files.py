@@ -29,10 +29,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> Path:
     A byte order mark tells spreadsheets that it is UTF-8. Text that they would run as a formula gets an apostrophe.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # with its default line ends: with "\n" alone, a carriage return in a cell is not quoted
     writer.writerow(rows[0])
     writer.writerows([_cell(value) for value in row.values()] for row in rows)
-    return write_atomically(path, "\ufeff" + text.getvalue())
+    return write_atomically(path, "\ufeff" + text.getvalue().replace("\r\n", "\n"))
 
 
 def _cell(value: Any) -> Any:
