@@ -17,7 +17,7 @@ from ffnet.evaluation.compilation import image_by_image
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 from ffnet.system.errors import UserError
-from ffnet.system.memory import is_out_of_memory
+from ffnet.system.memory import describe_lack, is_out_of_memory
 from ffnet.system.text import list_names, runtime_reason
 
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
@@ -81,7 +81,7 @@ def open_session(
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         if is_out_of_memory(error):
-            raise
+            raise UserError(f"{path}: {describe_lack(error, ' to run this file')}") from error
         message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Export it with operators that ONNX Runtime has on CPUs.") from error
 
@@ -94,7 +94,7 @@ def run_session(
         return session.run(outputs, feed)
     except Exception as error:  # onnxruntime's exceptions share no base class
         if is_out_of_memory(error):
-            raise
+            raise UserError(f"{path}: {describe_lack(error, ' to run this file')}") from error
         message = f"{path}: ONNX Runtime failed while running this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Check that the file takes images of this size.") from error
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.evaluation.postprocessing import predict
@@ -60,6 +60,16 @@ def test_errors_of_onnx_runtime_name_the_file(tmp_path):
     proto.graph.node[0].op_type = "Convolve"
     with pytest.raises(UserError, match=r"other\.onnx: ONNX Runtime [\d.]+ can't run .*Convolve"):
         open_session(path, proto)
+
+
+def test_a_file_that_asks_for_too_much_memory_is_named(tmp_path):
+    shape = numpy_helper.from_array(np.array([1, 2**20, 2**16, 64]), "shape")
+    values = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Expand", ["x", "shape"], ["y"])], "g", *([v] for v in values), [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = save(tmp_path / "large.onnx", model)
+    with pytest.raises(UserError, match=r"large\.onnx: The memory does not suffice to run this file"):
+        run_session(open_session(path), ["y"], {"x": np.zeros((1, 1, 1, 1), np.float32)}, path)
 
 
 def test_a_file_whose_convolutions_all_run_on_integer_kernels_is_described(small_export):
