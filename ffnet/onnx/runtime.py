@@ -80,6 +80,9 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if optimized and optimized.exists():  # the graph was read, and could not be written
+            message = f"TMPDIR: {optimized} can't be written. Free some space, or set it to a folder with more."
+            raise UserError(message) from error
         if is_out_of_memory(error):
             raise UserError(f"{path}: {describe_lack(error, ' to run this file')}") from error
         message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({runtime_reason(error)})"

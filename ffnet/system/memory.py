@@ -12,7 +12,7 @@ from ffnet.system.errors import UserError
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 CPU_MESSAGES = re.compile(  # of torch, Python, C++, ONNX Runtime and the linker, which have no class for these errors
     r"(can't|cannot|failed to) allocate memory|can't start new thread|bad_alloc|bad allocation|"
-    r"failed to map segment from shared object$",  # with another reason after it: the file system forbids it
+    r"failed to map segment from shared object$",
     re.IGNORECASE | re.MULTILINE,
 )
 GPU_MESSAGES = (
@@ -50,6 +50,8 @@ def describe_lack(error: BaseException, purpose: str = "") -> str:
     """Return the message for an error that `is_out_of_memory` recognizes; `purpose` follows "does not suffice"."""
     if is_out_of_gpu_memory(error):
         return f"The GPU's memory does not suffice{purpose}. Use --use-cuda false."
+    if "map segment" in str(error):
+        purpose += f" ({error}), or the library is on a file system from which nothing may be executed (noexec)"
     return (
         f"The memory does not suffice{purpose}. Run on a machine or in a container with more memory, or raise the "
         "limit that `ulimit -v` shows."

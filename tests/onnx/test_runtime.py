@@ -1,5 +1,7 @@
 """ONNX Runtime's integer kernels against AIMET's simulation, and which convolutions run on them."""
 
+import resource
+
 import numpy as np
 import onnx
 import pytest
@@ -60,6 +62,16 @@ def test_errors_of_onnx_runtime_name_the_file(tmp_path):
     proto.graph.node[0].op_type = "Convolve"
     with pytest.raises(UserError, match=r"other\.onnx: ONNX Runtime [\d.]+ can't run .*Convolve"):
         open_session(path, proto)
+
+
+def test_a_full_temporary_folder_is_not_blamed_on_the_file(small_export):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^TMPDIR: .*optimized\.onnx can't be written\. Free some space"):
+            inspect_onnx(small_export.folder / MODEL_FILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_file_that_asks_for_too_much_memory_is_named(tmp_path):
