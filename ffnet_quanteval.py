@@ -16,14 +16,16 @@ from ffnet.config import Config
 from ffnet.options import PROGRAM, parse_args
 from ffnet.run import preflight
 from ffnet.system.errors import UserError
+from ffnet.system.memory import describe_lack, is_out_of_memory
 from ffnet.system.process import (
-    check_home,
+    check_folders,
     interrupt_status,
     log_to_stderr,
     prepared_streams,
     print_lines,
     signals_as_interrupts,
 )
+from ffnet.system.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return run(parse_args(argv))
         except KeyboardInterrupt as interrupt:
             return interrupt_status(interrupt)
-        except (UserError, OSError) as error:
+        except Exception as error:
+            if not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error)):
+                raise
             sys.stderr.write(f"{PROGRAM}: error: {describe_error(error)}\n")  # at once: each rank of torchrun has one
             return 2
 
@@ -51,7 +55,7 @@ def run(config: Config) -> int:
     if not config.lists:
         preflight.check(config)
     log_to_stderr(logging.getLogger("ffnet"), config.runtime.quiet)
-    check_home()
+    check_folders()
     with garbage_collection_paused():
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
         from ffnet.report.delivery import deliver
@@ -93,11 +97,13 @@ def garbage_collection_paused() -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """Return an error as one line that names the file it is about, without characters that control the terminal."""
+    """Return an error as one line that names the file it is about."""
     text = str(error)
-    if isinstance(error, OSError):
+    if is_out_of_memory(error) and not isinstance(error, UserError):
+        text = describe_lack(error)
+    elif isinstance(error, OSError):
         text = f"{error.filename or 'input or output'}: {error.strerror or error}"
-    return text.translate(dict.fromkeys((*range(32), *range(127, 160)), "?"))
+    return printable(text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 import importlib.util
 import os
 import signal
+from pathlib import Path
 
+CHECKOUT = str(Path(__file__).parents[1])  # for the processes that tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (CHECKOUT, os.environ.get("PYTHONPATH"))))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on images this small a second thread only costs time
 
 import pytest
@@ -27,6 +30,15 @@ def usual_signals():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_folder(tmp_path_factory):
+    """The tests run in an empty folder: what lies in the checkout changes nothing, and nothing is left there."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("working"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture

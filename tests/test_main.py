@@ -51,7 +51,10 @@ def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tre
     int8 = result["backends"][INT8_SIMULATED]
     assert int8["miou"] == pytest.approx(100 * official["averageScoreClasses"], abs=1e-10)
     assert int8["iou"] == pytest.approx({name: 100 * official["classScores"][name] for name in CLASSES}, abs=1e-10)
-    assert f"{int8['miou']:.2f}" in printed.out and len(list(csv.DictReader((out / "per_image.csv").open()))) == 4
+    assert (
+        f"{int8['miou']:.2f}" in printed.out
+        and len(list(csv.DictReader((out / "per_image.csv").open(encoding="utf-8-sig")))) == 4
+    )
     for stage in ("load checkpoint", "build QuantSim", "calibrate", "evaluate"):
         assert result["stage_seconds"][stage] > 0 and stage in printed.out
 
@@ -243,7 +246,9 @@ def test_names_in_a_file_do_not_control_the_terminal(tree, toy_checkpoint, tmp_p
     scale = {"scale": 1.0, "offset": -128, "bitwidth": 8, "is_symmetric": "True"}
     (tmp_path / "given.json").write_text(json.dumps({"param_encodings": {"a\n\x1b[2J.weight": scale}}))
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--encodings", tmp_path / "given.json")) == 2
-    assert "no entry matches this network; the entries are a??[2J.weight" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "no entry matches this network; the entries are a\\n\\x1b[2J.weight" in capsys.readouterr().err.splitlines()[-1]
+    )
 
 
 def test_a_lack_of_memory_ends_the_run_with_one_line_that_blames_no_file(tree, toy_checkpoint, capsys, monkeypatch):

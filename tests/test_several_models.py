@@ -51,7 +51,7 @@ def test_the_comparison_is_printed_and_written_with_links_to_the_reports(togethe
     assert "IoU % per class" not in printed and f"Written to {out}" in printed
     assert {path.name for path in out.iterdir()} == {*COMPARISON_FILES, *NAMES}
     page = (out / "report.html").read_text()
-    rows = list(csv.DictReader((out / "comparison.csv").open()))
+    rows = list(csv.DictReader((out / "comparison.csv").open(encoding="utf-8-sig")))
     for name, row in zip(NAMES, rows, strict=True):
         assert row["model"] == name and row["report"] == f"{name}/report.html"
         assert float(row["FP32 mIoU"]) == pytest.approx(read(out / name)["backends"]["FP32"]["miou"], abs=1e-4)

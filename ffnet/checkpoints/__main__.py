@@ -11,11 +11,12 @@ from pathlib import Path
 
 import safetensors.torch
 
-from ffnet.checkpoints.loading import InvalidCheckpointError, printable, read_checkpoint
+from ffnet.checkpoints.loading import InvalidCheckpointError, read_checkpoint
 from ffnet.checkpoints.matching import matching_variants
 from ffnet.checkpoints.unpickling import CheckpointContents
 from ffnet.system.files import write_atomically
-from ffnet.system.text import count
+from ffnet.system.process import prepared_streams, print_lines
+from ffnet.system.text import count, printable
 
 
 def describe(path: Path, contents: CheckpointContents, sha256: str) -> Iterator[str]:
@@ -31,6 +32,7 @@ def describe(path: Path, contents: CheckpointContents, sha256: str) -> Iterator[
         yield f"    {key} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
+@prepared_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 2 if the file cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m ffnet.checkpoints", description="Describe a checkpoint file.")
@@ -47,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.save:
             write_atomically(args.save, safetensors.torch.save(contents.state_dict))
     except (InvalidCheckpointError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
-    for line in describe(args.file, contents, sha256):
-        print(printable(line))
+    print_lines(*(printable(line)[:1000] for line in describe(args.file, contents, sha256)))
     return 0
 
 

@@ -58,8 +58,11 @@ def published_file(variant: Variant) -> tuple[str, str]:
     return (ZOO if in_zoo else RELEASES) + name, name
 
 
-def download_published(variant: Variant, cache_dir: Path) -> Path:
-    """Return the path of a variant's published file in `cache_dir`; download it if it is not there yet."""
+def download_published(variant: Variant, cache_dir: Path, quiet: bool = False) -> Path:
+    """Return the path of a variant's published file in `cache_dir`; download it if it is not there yet.
+
+    A progress bar is shown on stderr, unless `quiet`.
+    """
     url, name = published_file(variant)
     path = Path(cache_dir) / name
     record = path.with_name(f"{name}.sha256")
@@ -68,7 +71,7 @@ def download_published(variant: Variant, cache_dir: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):  # another process may be downloading the same file
                 if not path.exists():
-                    download(url, path)
+                    download(url, path, quiet)
         check_sha256(path, record)
     except OSError as error:
         remedy = f"Give --checkpoint {path}" if path.exists() else "Set TORCH_HOME, or name another --cache-dir"
@@ -76,13 +79,13 @@ def download_published(variant: Variant, cache_dir: Path) -> Path:
     return path
 
 
-def download(url: str, path: Path) -> None:
+def download(url: str, path: Path, quiet: bool) -> None:
     """Download a file in up to ATTEMPTS attempts, so that `path` exists only if the file is whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         for attempt in range(ATTEMPTS):
             try:
-                download_once(url, temporary)
+                download_once(url, temporary, quiet)
                 break
             except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
                 client_error = isinstance(error, urllib.error.HTTPError) and error.code < 500
@@ -97,13 +100,13 @@ def download(url: str, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def download_once(url: str, path: Path) -> None:
+def download_once(url: str, path: Path, quiet: bool) -> None:
     """Download a zip file, as both published forms are, in one attempt; any error may be temporary."""
     end = time.monotonic() + MAX_SECONDS
     opener = urllib.request.build_opener(SameScheme)
     with opener.open(url, timeout=TIMEOUT) as response, path.open("wb") as file:
         total = response.length  # None without a Content-Length that is a number
-        with tqdm.wrapattr(file, "write", total, desc=path.name, disable=None) as target:  # None: only on a terminal
+        with tqdm.wrapattr(file, "write", total, desc=path.name, disable=quiet) as target:
             while data := response.read1(2**20):  # waits for any bytes, not for all of them
                 target.write(data)
                 if max(total or 0, file.tell()) > MAX_FILE or time.monotonic() > end:

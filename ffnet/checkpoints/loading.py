@@ -23,20 +23,14 @@ from ffnet.checkpoints.unpickling import (
 )
 from ffnet.model import FFNet
 from ffnet.system.errors import UserError, check_type
-from ffnet.system.text import list_names
+from ffnet.system.memory import describe_lack, is_out_of_memory
+from ffnet.system.text import list_names, printable
 from ffnet.variants import VARIANTS, Variant, find_variant
 
 MAX_FILE = 4 * 2**30  # bytes; the weights, their average and Adam's two moments of the largest FFNet take 1.5 GiB
 MAX_HEADER = 2**20  # bytes of a safetensors header
-SUFFIXES = (
-    ".pth",
-    ".pt",
-    ".ckpt",
-    ".bin",
-    ".tar",
-    ".safetensors",
-    ".zip",
-)  # names of checkpoints in a folder end in these
+# Names of checkpoints in a folder end in these.
+SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".zip")
 TOO_LARGE = "Name the checkpoint of an FFNet."
 ZIP_MAGIC = b"PK\3\4"
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a number, which torch before 1.6 pickled first
@@ -108,19 +102,16 @@ def errors_naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except CheckpointProblem as problem:
-        raise InvalidCheckpointError(f"{path}: {printable(str(problem))}") from problem
+        raise InvalidCheckpointError(f"{path}: {printable(str(problem))[:1000]}") from problem
     except FileNotFoundError as error:
         raise InvalidCheckpointError(f"{path}: there is no such file. Name another one.") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise InvalidCheckpointError(f"{path}: {describe_lack(error, ' to read this file')}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidCheckpointError(
             f"{path}: this file is broken or not a checkpoint ({printable(reason)[:200]}). {REMEDY}"
         ) from error
-
-
-def printable(text: str) -> str:
-    """Return at most 1,000 characters on one line; a file's text must not control the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:1000])
 
 
 def release_members(file: io.BufferedReader) -> list[str]:
@@ -186,7 +177,7 @@ def find_in_folder(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path],
     if problems := list(choice_problems(found, unnamed)):
         labels = list_names([path.name for path in files]) or "no checkpoints"
         text = " ".join([*problems, f"The folder holds {labels}.", *notes[:1]])
-        raise InvalidCheckpointError(f"--checkpoint {folder}: {printable(text)}")
+        raise InvalidCheckpointError(f"--checkpoint {folder}: {printable(text)[:1000]}")
     return {name: paths[0] for name, paths in found.items()}, notes
 
 

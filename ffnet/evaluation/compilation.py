@@ -52,7 +52,10 @@ def choose_compilation(runtime: Runtime, images: int, size: tuple[int, int]) -> 
         return False, "not compiled: the run is too short for compilation to save time"
     problem = compiler_problem(runtime.device)
     if problem and runtime.compile:
-        raise UserError(f"--compile: {problem}. Install a C++ compiler, or use --no-compile.")
+        raise UserError(
+            f"--compile: {problem}. Install a C++ compiler, set TMPDIR to a folder in which files may be executed, or "
+            "use --no-compile."
+        )
     if problem:
         return False, f"not compiled: {problem}"
     return True, f"compiled: {'--compile was given' if runtime.compile else 'the run is long enough to save time'}"

@@ -18,6 +18,7 @@ from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.onnx.reading import read_onnx
 from ffnet.onnx.validation import OnnxHeader, check_onnx
 from ffnet.system.errors import UserError
+from ffnet.system.memory import describe_lack, is_out_of_memory
 from ffnet.system.text import list_names, runtime_reason
 
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
@@ -80,6 +81,11 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if optimized and optimized.exists():  # the graph was read, and could not be written
+            message = f"TMPDIR: {optimized} can't be written. Free some space, or set it to a folder with more."
+            raise UserError(message) from error
+        if is_out_of_memory(error):
+            raise UserError(f"{path}: {describe_lack(error, ' to run this file')}") from error
         message = f"{path}: ONNX Runtime {onnxruntime.__version__} can't run this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Export it with operators that ONNX Runtime has on CPUs.") from error
 
@@ -91,6 +97,8 @@ def run_session(
     try:
         return session.run(outputs, feed)
     except Exception as error:  # onnxruntime's exceptions share no base class
+        if is_out_of_memory(error):
+            raise UserError(f"{path}: {describe_lack(error, ' to run this file')}") from error
         message = f"{path}: ONNX Runtime failed while running this file ({runtime_reason(error)})"
         raise UserError(f"{message}. Check that the file takes images of this size.") from error
 

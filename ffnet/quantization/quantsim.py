@@ -33,6 +33,7 @@ from ffnet.model import GaussianConv2D
 from ffnet.quantization.tf_enhanced import use_fast_analyzers
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_plain_file
+from ffnet.system.memory import is_out_of_memory
 from ffnet.system.text import count
 
 TRACE_SIZE = (1, 3, 64, 64)  # shape of the input with which AIMET traces the graph
@@ -108,6 +109,8 @@ def check_config_file(name: str) -> None:
     try:
         sim = build_quantsim(convolution, QuantizationConfig(config_file=name))
     except Exception as error:  # the network is valid, so whatever AIMET raises is about the file
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"--config-file {name}: AIMET does not accept this configuration ({reason}). Give a configuration made for "

@@ -19,16 +19,26 @@ from ffnet.results.published import RUNTIMES
 from ffnet.results.result import BackendResult, Result, miou_drops
 from ffnet.system.files import write_atomically
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # with full-width forms
 Row = dict[str, Any]  # heading -> value; floats get four decimals
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> Path:
-    """Write a CSV file with the headings of the first row and return its path."""
+    """Write a CSV file with the headings of the first row and return its path.
+
+    A byte order mark tells spreadsheets that it is UTF-8. Text that they would run as a formula gets an apostrophe.
+    """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # with its default line ends: with "\n" alone, a carriage return in a cell is not quoted
     writer.writerow(rows[0])
-    writer.writerows([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows)
-    return write_atomically(path, text.getvalue())
+    writer.writerows([_cell(value) for value in row.values()] for row in rows)
+    return write_atomically(path, "\ufeff" + text.getvalue().replace("\r\n", "\n"))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(FORMULAS):
+        return f"'{value}"
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def class_rows(result: Result) -> list[Row]:

@@ -16,7 +16,7 @@ from ffnet.results.result import DEMO_NOTE, Result, miou_drops
 from ffnet.system.errors import UserError
 from ffnet.system.files import write_atomically
 from ffnet.system.process import interrupt_status, print_lines
-from ffnet.system.text import format_number
+from ffnet.system.text import format_number, printable
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _print(*lines: str) -> list[str]:
 def _print_errors(errors: Sequence[str], drops: Sequence[str] = (), model: str = "") -> None:
     """Print each error once, and each excessive drop, on stderr."""
     for message in (*(f"error: {model}{error}" for error in dict.fromkeys(errors)), *(model + drop for drop in drops)):
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
+        print(printable(f"{PROGRAM}: {message}"), file=sys.stderr)
 
 
 def _write_result(result: Result, folder: Path, quiet: bool) -> list[str]:

@@ -17,7 +17,7 @@ from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
 from ffnet.results.published import MIOU_DEVICE, SOURCE
 from ffnet.results.result import Result
-from ffnet.system.text import count, format_interval, format_number
+from ffnet.system.text import count, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
 S25_NOTE = f"S25: on a {MIOU_DEVICE}, from {SOURCE}; mIoU on 50 images (W8A8 by ONNX), latency by TFLite/DLC/ONNX."
@@ -66,7 +66,7 @@ def format_models() -> str:
 
 
 def _document(title: str, notes: Sequence[str], parts: Sequence[str]) -> str:
-    heading = "\n".join((title, *(f"Note: {note}" for note in notes)))
+    heading = "\n".join(map(printable, (title, *(f"Note: {note}" for note in notes))))
     return "\n\n".join((heading, *filter(None, parts)))
 
 

@@ -203,7 +203,7 @@ def _own_checkpoint(variant: Variant, config: Config) -> Path:
     """Return the demo's file of a variant, or the published one."""
     if variant.is_demo:
         return DEMO_FOLDER / f"{variant.name}.pth"
-    return download_published(variant, config.model.cache_dir or default_cache_dir())
+    return download_published(variant, config.model.cache_dir or default_cache_dir(), config.runtime.quiet)
 
 
 def check_checkpoints(paths: Mapping[str, Path]) -> None:

@@ -1,17 +1,20 @@
-"""The size of the memory, and the errors that report a lack of it."""
+"""The size of the memory, and the errors that report a lack of it. Needs no torch, whose import may fail for it."""
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from ffnet.system.errors import UserError
 
 # Files in which Linux states the memory limit of a container: control groups of version 2 and of version 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-CPU_MESSAGES = ("can't allocate memory", "can't start new thread")  # torch and Python have no class for these errors
+CPU_MESSAGES = re.compile(  # of torch, Python, C++, ONNX Runtime and the linker, which have no class for these errors
+    r"(can't|cannot|failed to) allocate memory|can't start new thread|bad_alloc|bad allocation|"
+    r"failed to map segment from shared object$",
+    re.IGNORECASE | re.MULTILINE,
+)
 GPU_MESSAGES = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -31,16 +34,28 @@ def memory_bytes() -> int:
 
 
 def is_out_of_gpu_memory(error: BaseException) -> bool:
-    """Return whether a GPU has run out of memory; only torch's own allocator raises OutOfMemoryError."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    """Return whether a GPU has run out of memory; only torch's own allocator raises its OutOfMemoryError."""
+    if type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in GPU_MESSAGES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether Python, torch or a GPU has run out of memory."""
-    on_cpu = isinstance(error, MemoryError) or any(words in str(error) for words in CPU_MESSAGES)
+    on_cpu = isinstance(error, MemoryError) or CPU_MESSAGES.search(str(error)) is not None
     return on_cpu or is_out_of_gpu_memory(error)
+
+
+def describe_lack(error: BaseException, purpose: str = "") -> str:
+    """Return the message for an error that `is_out_of_memory` recognizes; `purpose` follows "does not suffice"."""
+    if is_out_of_gpu_memory(error):
+        return f"The GPU's memory does not suffice{purpose}. Use --use-cuda false."
+    if "map segment" in str(error):
+        purpose += f" ({error}), or the library is on a file system from which nothing may be executed (noexec)"
+    return (
+        f"The memory does not suffice{purpose}. Run on a machine or in a container with more memory, or raise the "
+        "limit that `ulimit -v` shows."
+    )
 
 
 def first_sentence(error: BaseException) -> str:
@@ -60,7 +75,4 @@ def enough_memory() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        place, remedy = "The memory", "Run on a machine or in a container with more memory"
-        if is_out_of_gpu_memory(error):
-            place, remedy = "The GPU's memory", "Use --use-cuda false"
-        raise UserError(f"{place} does not suffice to load and quantize the model. {remedy}.") from error
+        raise UserError(describe_lack(error, " to load and quantize the model")) from error

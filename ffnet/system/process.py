@@ -1,4 +1,4 @@
-"""The process: its standard streams, the signals that terminate it, and its home folder. Needs no torch."""
+"""The process: its standard streams, the signals that terminate it, and the folders it needs. Needs no torch."""
 
 import contextlib
 import io
@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 from ffnet.system.errors import UserError
+from ffnet.system.text import printable
 
 ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+PROGRESS_SECONDS = 30.0  # between two lines of a progress bar, if stderr is not a terminal
 REPEAT_SECONDS = 5.0  # `timeout`, for one, sends its signal twice; the second must not interrupt the cleanup
 
 
@@ -46,7 +49,7 @@ def prepared_streams() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     stderr = sys.stderr
-    sys.stderr = cast(TextIO, _DroppingStream(stderr))
+    sys.stderr = cast(TextIO, _Stderr(stderr))
     try:
         yield
     finally:
@@ -57,21 +60,43 @@ def prepared_streams() -> Iterator[None]:
             discard_output(sys.stdout)  # otherwise Python tries again at exit, with a message and another status
 
 
-class _DroppingStream:
-    """A text stream that discards everything after its first error instead of raising it."""
+class _Stderr:
+    """A text stream that escapes control characters and discards everything after its first error.
+
+    Unless it is a terminal, a progress bar, which tqdm draws anew after each carriage return, becomes a line at its end
+    and one every PROGRESS_SECONDS.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._in_place = stream.isatty()
+        self._bar = ""  # state of a bar that is not written yet
+        self._line_begins = True
+        self._bar_written = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        redraws = text.startswith("\r")
+        keep = "\t\n\r" if redraws else "\t\n"
         try:
-            self._stream.write(text)
+            self._stream.write(printable(text if self._in_place else self._without_bars(text, redraws), keep))
         except OSError:
             discard_output(self._stream)
         return len(text)
+
+    def _without_bars(self, text: str, redraws: bool) -> str:
+        now = time.monotonic()
+        if redraws:
+            self._bar_written = self._bar_written if self._bar else now
+            self._bar, text = text.rpartition("\r")[2].strip(), ""
+            if self._bar and now - self._bar_written >= PROGRESS_SECONDS:
+                text, self._bar_written = f"{self._bar}\n", now
+        elif text == "\n" and self._bar and self._line_begins:
+            text, self._bar = f"{self._bar}\n", ""
+        self._line_begins = text.endswith("\n") if text else self._line_begins
+        return text
 
     def flush(self) -> None:
         try:
@@ -81,13 +106,13 @@ class _DroppingStream:
 
 
 def print_lines(*lines: str) -> None:
-    """Print lines to stdout; discard them if the reader has closed its end of the pipe.
+    """Print lines to stdout with escaped control characters; discard them if the reader has closed the pipe.
 
     Raises:
         UserError: If stdout can't be written, for instance because its disk is full.
     """
     try:
-        print(*lines, sep="\n", flush=True)
+        print(*(printable(line, keep="\n") for line in lines), sep="\n", flush=True)
     except BrokenPipeError:
         discard_output(sys.stdout)
     except OSError as error:
@@ -140,15 +165,25 @@ class _Handler:
 
 
 def log_to_stderr(log: logging.Logger, quiet: bool) -> None:
-    """Show the messages of a logger on stderr; only errors if `quiet`."""
+    """Show the messages of a logger on stderr, each on one line; only errors if `quiet`."""
     log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.handlers[0].setFormatter(_OneLine())
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False  # AIMET gives the root logger a handler of its own
 
 
-def check_home() -> None:
-    """Raise a UserError if this user has no home folder, without which AIMET can't be imported."""
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def check_folders() -> None:
+    """Raise a UserError if there is no home or no temporary folder, without which AIMET can't be imported."""
     try:
         Path.home()
     except RuntimeError as error:
         raise UserError("HOME is not set, and the system knows no home folder of this user. Set HOME.") from error
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise UserError(f"TMPDIR: {error.strerror}. Set it to a folder that can be written to.") from error

@@ -6,6 +6,14 @@ from collections.abc import Sequence
 Rows = Sequence[Sequence[str]]  # cells as text; the first row is the heading
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Return text with escapes for all characters that are not printable, such as ESC and line feed, except `keep`.
+
+    Names in files come from anyone: they must not control a terminal, reverse the text after them, or begin a line.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, such as "1 image" or "3 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -39,6 +47,7 @@ def format_interval(limits: tuple[float, float] | None) -> str:
 
 def format_table(rows: Rows) -> str:
     """Return rows as lines with aligned columns: the first to the left, the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join((row[0].ljust(widths[0]), *line[1:])) for row, line in zip(rows, lines, strict=True))

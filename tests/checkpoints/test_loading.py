@@ -274,3 +274,22 @@ def test_command_answers_bad_input_in_one_line(tmp_path, capsys):
     assert "is not a release zip. Remove --member" in capsys.readouterr().err
     assert main([str(PICKLED / "tiny.pth"), "--save", str(tmp_path / "no" / "x.safetensors")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_a_lack_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    path = save({}, tmp_path / "weights.pth")
+    monkeypatch.setattr("ffnet.checkpoints.loading.read_torch_zip", fail)
+    with pytest.raises(InvalidCheckpointError, match=r"weights\.pth: The memory does not suffice to read this file"):
+        read_checkpoint(path)
+
+
+def test_the_command_shows_no_control_characters(tmp_path, capsys):
+    path = save({"conv\x1b[2J\n.weight": torch.zeros(1)}, tmp_path / "\x1b[31m.pth")
+    assert main([str(path)]) == 0 and main([f"{path}\n"]) == 2
+    printed = capsys.readouterr()
+    assert r"    conv\x1b[2J\n.weight [1] float32" in printed.out.splitlines()
+    assert r"\x1b[31m.pth: " in printed.out and printed.err.count("\n") == 1 and r".pth\n: " in printed.err
+    assert "\x1b" not in printed.out + printed.err

@@ -44,6 +44,6 @@ def counts(out, names=NAMES):
         folder = out / name if len(names) > 1 else out
         result = read(folder)
         matrices = {backend: entry["confusion_matrix"] for backend, entry in result["backends"].items()}
-        rows = list(csv.DictReader((folder / "per_image.csv").open()))
+        rows = list(csv.DictReader((folder / "per_image.csv").open(encoding="utf-8-sig")))
         found[name] = matrices, result["agreement"], rows
     return found

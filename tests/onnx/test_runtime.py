@@ -1,10 +1,12 @@
 """ONNX Runtime's integer kernels against AIMET's simulation, and which convolutions run on them."""
 
+import resource
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE
 from ffnet.evaluation.postprocessing import predict
@@ -60,6 +62,26 @@ def test_errors_of_onnx_runtime_name_the_file(tmp_path):
     proto.graph.node[0].op_type = "Convolve"
     with pytest.raises(UserError, match=r"other\.onnx: ONNX Runtime [\d.]+ can't run .*Convolve"):
         open_session(path, proto)
+
+
+def test_a_full_temporary_folder_is_not_blamed_on_the_file(small_export):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^TMPDIR: .*optimized\.onnx can't be written\. Free some space"):
+            inspect_onnx(small_export.folder / MODEL_FILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_file_that_asks_for_too_much_memory_is_named(tmp_path):
+    shape = numpy_helper.from_array(np.array([1, 2**20, 2**16, 64]), "shape")
+    values = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Expand", ["x", "shape"], ["y"])], "g", *([v] for v in values), [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = save(tmp_path / "large.onnx", model)
+    with pytest.raises(UserError, match=r"large\.onnx: The memory does not suffice to run this file"):
+        run_session(open_session(path), ["y"], {"x": np.zeros((1, 1, 1, 1), np.float32)}, path)
 
 
 def test_a_file_whose_convolutions_all_run_on_integer_kernels_is_described(small_export):

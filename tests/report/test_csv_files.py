@@ -33,7 +33,7 @@ from tests.helpers.results import (
 
 def read(path, rows):
     """Return the rows of a CSV file that is written with `rows`."""
-    with write_csv(path / "rows.csv", rows).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with write_csv(path / "rows.csv", rows).open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
@@ -136,6 +136,18 @@ def test_any_file_name_is_kept(tmp_path, name):
     details = dataclasses.replace(result.details, image_names=(name,))
     (row,) = read(tmp_path, image_rows(dataclasses.replace(result, details=details)))
     assert row["image"] == name
+
+
+def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe_and_numbers_keep_their_sign(tmp_path):
+    formulas = ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\tx", "\rx", "＝1"]
+    rows = read(tmp_path, [{"name": name, "change": -1.5, "number": -2} for name in [*formulas, "ulm=1"]])
+    assert [row["name"] for row in rows] == [*(f"'{name}" for name in formulas), "ulm=1"]
+    assert {(row["change"], row["number"]) for row in rows} == {("-1.5000", "-2")}
+
+
+def test_the_files_open_with_umlauts_in_spreadsheets(tmp_path):
+    path = write_csv(tmp_path / "rows.csv", [{"image": "köln"}])
+    assert path.read_bytes() == b"\xef\xbb\xbfimage\nk\xc3\xb6ln\n"
 
 
 def test_the_layers_of_the_npu_have_their_differences_in_total_and_for_the_same_input(tmp_path):

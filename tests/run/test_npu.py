@@ -59,7 +59,7 @@ def test_a_run_with_export_scores_the_npu_and_compares_its_layers(tree, toy_chec
         assert text in printed
     assert "LIBNATIVE" not in printed
 
-    rows = list(csv.DictReader((out / "npu_layers.csv").open()))
+    rows = list(csv.DictReader((out / "npu_layers.csv").open(encoding="utf-8-sig")))
     assert rows[0]["layer"] == "image" and rows[-1]["layer"] == "logits" and len(rows) > 25
     assert 'id="npu-layers"' in (out / "report.html").read_text()
     manifest = json.loads((export / "manifest.json").read_text())

@@ -1,11 +1,14 @@
 """The memory of the machine; and a lack of memory: each of its errors is recognized, and the user learns what to do."""
 
+import errno
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import ffnet_quanteval
 from ffnet.system import memory
 from ffnet.system.errors import UserError
 from ffnet.system.memory import enough_memory, first_sentence, is_out_of_gpu_memory, is_out_of_memory, memory_bytes
@@ -17,8 +20,19 @@ ON_A_GPU = (
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
 )
-ON_A_CPU = MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-OTHERS = RuntimeError("CUDA error: device-side assert triggered"), ValueError("CUDA out of memory")
+ON_A_CPU = (
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 9"),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+)
+OTHERS = (
+    RuntimeError("CUDA error: device-side assert triggered"),
+    ValueError("CUDA out of memory"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object: Operation not permitted"),
+)
 
 
 def test_each_error_is_recognized():
@@ -48,6 +62,24 @@ def test_a_lack_of_memory_is_an_error_with_its_remedy(error, start, remedy):
     assert caught.value.__cause__ is error
     with pytest.raises(RuntimeError, match="device-side assert"), enough_memory():
         raise OTHERS[0]
+
+
+@pytest.mark.parametrize("error", ON_A_CPU)
+def test_a_lack_of_memory_anywhere_is_one_line(error, capsys, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("ffnet.run.preflight.check", fail)
+    assert ffnet_quanteval.main(["--demo"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("ffnet_quanteval.py: error: The memory does not suffice") and shown.count("\n") == 1
+    assert shown.endswith(
+        ". Run on a machine or in a container with more memory, or raise the limit that `ulimit -v` shows.\n"
+    )
+    assert ("(libtorch_cpu.so: failed to map" in shown and "noexec" in shown) == isinstance(error, ImportError)
+    error = OTHERS[2]
+    with pytest.raises(ImportError, match="Operation not permitted"):
+        ffnet_quanteval.main(["--demo"])
 
 
 def test_the_memory_is_that_of_the_machine_or_less_if_a_container_has_less(monkeypatch, tmp_path):

@@ -1,19 +1,25 @@
 """Streams that can't show or hold everything, signals that end the program, and a missing home folder."""
 
 import io
+import logging
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 import ffnet_quanteval
+from ffnet.system import process
 from ffnet.system.process import (
     Terminated,
     interrupt_status,
+    log_to_stderr,
     prepared_streams,
     print_lines,
     signals_as_interrupts,
@@ -114,6 +120,76 @@ def test_what_a_stream_cannot_encode_is_escaped(monkeypatch):
     with prepared_streams():
         print_lines("ü 日 \udcff")
     assert buffer.getvalue() == b"\xfc \\u65e5 \\udcff\n" and sys.stderr is before
+
+
+HOSTILE = "a\nb\x1b[2J\u202e"
+ESCAPED = r"a\nb\x1b[2J\u202e"
+
+
+def test_each_name_with_control_characters_stays_in_its_line(capsys):
+    with prepared_streams():
+        print_lines("\x1b[2J1", "2\n3")
+        log = logging.Logger("ffnet.test")
+        log_to_stderr(log, quiet=False)
+        log.warning(HOSTILE)
+        sys.stderr.write("\tof a library \x1b[31m\r\n")
+    printed = capsys.readouterr()
+    assert printed.out == "\\x1b[2J1\n2\n3\n"
+    assert printed.err == f"{ESCAPED}\n\tof a library \\x1b[31m\\r\n"
+    for words in (["--batch-size", HOSTILE], [HOSTILE], ["--demo", "--onnx", HOSTILE]):
+        assert ffnet_quanteval.main(words) == 2
+        error = capsys.readouterr().err
+        assert ESCAPED in error and error.count("\n") == 1
+
+
+def show_progress():
+    """Show two bars, a message within the second one, and a bar that disappears at its end."""
+    with prepared_streams():
+        for title, leave in (("calibrate", True), ("evaluate", True), ("search", False)):
+            for index in (bar := tqdm(range(3), title, leave=leave)):
+                if (title, index) == ("evaluate", 1):
+                    print("message", file=sys.stderr)
+                    tqdm.write("other message", file=sys.stderr)
+                bar.set_postfix_str(f"mIoU {index}")
+
+
+def test_a_progress_bar_is_a_line_if_stderr_is_a_file(capsys):
+    show_progress()
+    shown = capsys.readouterr().err
+    calibrated, *messages, evaluated = shown.split("\n")[:-1]
+    assert messages == ["message", "other message"] and "\r" not in shown
+    assert calibrated.startswith("calibrate: 100%") and evaluated.startswith("evaluate: 100%")
+    assert "3/3" in evaluated and "mIoU 2" in evaluated
+
+
+def test_a_long_progress_bar_has_lines_in_between(capsys, monkeypatch):
+    monkeypatch.setattr(process, "PROGRESS_SECONDS", 0)
+    show_progress()
+    shown = capsys.readouterr().err
+    lines = shown.split("\n")[:-1]
+    assert "\r" not in shown and "" not in lines
+    assert any("mIoU 1" in line for line in lines) and any("search" in line for line in lines)
+
+
+def test_a_progress_bar_stays_in_one_line_of_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    show_progress()
+    assert terminal.getvalue().startswith("\rcalibrate:   0%") and terminal.getvalue().count("\rcalibrate: ") >= 3
+
+
+def test_a_temporary_folder_that_can_not_be_written_names_the_variable(capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # files must stay empty
+    try:
+        assert ffnet_quanteval.main(["--list-models"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert "error: TMPDIR: No usable temporary directory found in [" in error and error.count("\n") == 1
+    assert error.endswith("Set it to a folder that can be written to.\n")
 
 
 @pytest.mark.slow

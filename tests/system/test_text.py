@@ -6,12 +6,21 @@ from ffnet.system.text import (
     format_number,
     format_table,
     list_names,
+    printable,
     runtime_reason,
 )
 
 
 def test_counts_agree_with_their_nouns():
     assert [count(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+
+
+def test_what_controls_a_terminal_is_escaped_and_letters_are_kept():
+    assert printable("Köln 東京 \N{BICYCLE} 'a' 1.5 %") == "Köln 東京 \N{BICYCLE} 'a' 1.5 %"
+    hostile = "\x1b[2J\r\n\x00\x7f\x9b\u202e\u2066\u2028\udcff"
+    escaped = r"\x1b[2J\r\n\x00\x7f\x9b\u202e\u2066\u2028\udcff"
+    assert printable(hostile) == escaped and printable(escaped) == escaped
+    assert printable("a\n\tb\x1b", keep="\n\t") == "a\n\tb\\x1b"
 
 
 def test_long_lists_are_shortened():
@@ -31,6 +40,13 @@ def test_tables_align_the_first_column_to_the_left_and_the_others_to_the_right()
         "backend   mIoU",
         "FP32     79.20",
         "x            -",
+    ]
+
+
+def test_a_cell_stays_in_its_line_of_the_table():
+    assert format_table([("layer", "bits"), ("a\nb\x1b[A", "8")]).splitlines() == [
+        "layer       bits",
+        r"a\nb\x1b[A     8",
     ]
 
 
