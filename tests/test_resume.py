@@ -15,7 +15,7 @@ from ffnet.config import PROGRESS_FOLDER
 from ffnet.evaluation.scores import INT8_SIMULATED, short_name
 from ffnet.quantization import quantize
 from ffnet.run import pipeline
-from ffnet.run.storage import RecordFile
+from ffnet.run.records import RecordFile
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_in_fork
 from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for, read
@@ -216,7 +216,7 @@ def test_ctrl_c_during_the_evaluation_says_how_to_continue(data, uninterrupted, 
 @pytest.mark.parametrize("disk", ("records", "results"))
 def test_a_full_disk_is_named_and_the_run_can_be_completed(data, uninterrupted, tmp_path, capsys, monkeypatch, disk):
     out, message = tmp_path / "out", os.strerror(errno.ENOSPC)
-    failing = {"records": "ffnet.run.storage.RecordFile.append", "results": "ffnet.report.delivery.render"}
+    failing = {"records": "ffnet.run.records.RecordFile.append", "results": "ffnet.report.delivery.render"}
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, message, "images-0.jsonl" if disk == "records" else "report.html")
