@@ -95,6 +95,10 @@ class Recovery:
     scored_too: bool = False  # whether some of them are scored
     interrupted: bool = False  # whether Ctrl-C ended the search
 
+    def __post_init__(self) -> None:
+        if self.chosen not in [step.name for step in self.steps]:
+            raise ValueError(f"no step is named {self.chosen!r}")
+
     @property
     def chosen_step(self) -> RecoveryStep:
         """The step whose configuration is used."""
