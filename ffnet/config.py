@@ -99,7 +99,7 @@ class NpuConfig:
     """The evaluation on Qualcomm's NPU."""
 
     chip: str | None = None  # key of CHIPS, or LIST_CHIPS; None: no evaluation on the NPU
-    images: int | Literal["all"] = 50  # number of images, spread evenly over the scored ones
+    images: int | Literal["all"] = 50  # number of images, every n-th of the scored ones
     fallback: bool = False  # nodes that the NPU refuses may run on the CPU
 
 

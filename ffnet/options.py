@@ -204,7 +204,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
                f"one; `--npu {LIST_CHIPS}` prints the chips (without a name: {DEFAULT_CHIP})",
                {"type": _chip, "nargs": "?", "const": DEFAULT_CHIP, "metavar": "CHIP"}),
-        Option("--npu-images", "npu.images", "number of images for --npu, spread evenly over those scored, or `all`",
+        Option("--npu-images", "npu.images", "number of images for --npu, every n-th of those scored, or `all`",
                {"type": _integer(1, word="all"), "metavar": "N"}),
         Option("--npu-fallback", "npu.fallback", "run nodes that the NPU refuses on the CPU, and name them", FLAG),
     ),

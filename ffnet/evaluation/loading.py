@@ -95,6 +95,12 @@ def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
     return np.linspace(0, number - 1, number if wanted == "all" else min(number, wanted)).round().astype(np.int64)
 
 
+def every_nth(number: int, wanted: int | Literal["all"]) -> np.ndarray:
+    """Return the indices of `wanted` of `number` images at equal distances from 0, as Qualcomm AI Hub chooses them."""
+    chosen = number if wanted == "all" else min(number, wanted)
+    return np.arange(chosen) * (number // chosen)
+
+
 def _load_samples(images: Images, threads: int, batch_size: int) -> Generator[Sample, None, None]:
     """Yield every sample, decoded one batch ahead by `threads` threads, or by the caller's thread if there are 0."""
     if not threads:

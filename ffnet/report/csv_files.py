@@ -115,7 +115,7 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
         published = model.published
         row["latency device"] = published and published.device
         row["latency image size"] = published and "{}x{}".format(*published.input_size)
-        row |= {f"{name} ms": published and published.latency[key] for key, name in RUNTIMES.items()}
+        row |= {f"{name} ms": published and published.latency.get(key) for key, name in RUNTIMES.items()}
         rows.append(row | {f"on the front by {front.cost.name}": words[front.has(model)] for front in fronts})
     return rows
 

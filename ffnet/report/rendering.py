@@ -15,14 +15,12 @@ from ffnet.report import charts, tables
 from ffnet.report.tables import Value
 from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
-from ffnet.results.published import MIOU_IMAGES, SOURCE
+from ffnet.results.published import MIOU_DEVICE, SOURCE
 from ffnet.results.result import Result
 from ffnet.system.text import count, format_interval, format_number
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
-S25_NOTE = f"""\
-S25: on a Galaxy S25, from {SOURCE}; mIoU on {MIOU_IMAGES} images (W8A8 by ONNX), latency by TFLite/DLC/ONNX.
-There the input of the two pre_down models is 512x1024: their S25 mIoU is not comparable with that at 1024x2048."""
+S25_NOTE = f"S25: on a {MIOU_DEVICE}, from {SOURCE}; mIoU on 50 images (W8A8 by ONNX), latency by TFLite/DLC/ONNX."
 LEGEND = f"""\
 Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published
 latency) and at least the same mIoU of {INT8_SIMULATED}.

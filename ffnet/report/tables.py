@@ -298,6 +298,7 @@ def variants_table() -> Table:
         Column("output", lambda row: _output_size(row[0]), kind=TEXT),
         Column("FP32 mIoU", lambda row: row[0].published.fp32, 1),
         Column("INT8 mIoU", lambda row: row[0].published.int8, 1),
+        Column("S25 input", lambda row: row[2] and "{}x{}".format(*row[2].input_size), kind=TEXT),
         Column("S25 float mIoU", lambda row: row[2] and row[2].float_miou, 1),
         Column("S25 W8A8 mIoU", lambda row: row[2] and row[2].w8a8_miou["onnx"], 1),
         Column("S25 W8A8 ms", lambda row: row[2] and row[2].describe_latency(), kind=TEXT),

@@ -10,50 +10,57 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ffnet.chips import ALIASES
 from ffnet.config import Config, QuantizationConfig
 from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.system.text import count, format_number
 from ffnet.variants import INPUT_SIZE, VARIANTS
 
-_AI_HUB = json.loads(Path(__file__).with_name("ai_hub.json").read_text("utf-8"))
+_AI_HUB = json.loads(Path(__file__).with_name("ai_hub.json").read_text("utf-8"))  # written by ffnet.results.ai_hub
 SOURCE: str = _AI_HUB["source"]
-MIOU_IMAGES: int = _AI_HUB["miou_images"]  # number of images on which AI Hub measured the mIoU
-GALAXY_S25: str = _AI_HUB["miou_chip"]  # part name of the chip on which it did
-DEVICES: dict[str, str] = _AI_HUB["devices"]  # part name of the chip -> device
-RUNTIMES = {"tflite": "TFLite", "dlc": "DLC", "onnx": "ONNX"}  # key in ai_hub.json -> name
+MIOU_DEVICE: str = next(iter(_AI_HUB["devices"]))  # device on which AI Hub measured the mIoU
+AI_HUB_CALIBRATION = (100, "train")  # number of images, and their split
+RUNTIMES = {"tflite": "TFLite", "qnn_dlc": "DLC", "onnx": "ONNX"}  # key in ai_hub.json -> name
 
 
 @dataclass(frozen=True)
 class DeviceResult:
-    """What AI Hub published for a variant: its mIoU on a Galaxy S25, and its latency on one device."""
+    """What AI Hub published for a variant: its mIoU on MIOU_DEVICE, and its latency on one device."""
 
     device: str  # where the latency was measured
     input_size: tuple[int, int]  # height and width of AI Hub's images
+    miou_images: int  # number of images that the mIoU was measured on
     float_miou: float  # percent
-    w8a8_miou: Mapping[str, float | None]  # key of RUNTIMES -> percent
-    latency: Mapping[str, float | None]  # key of RUNTIMES -> milliseconds, W8A8; None if none was published
+    w8a8_miou: Mapping[str, float]  # key of RUNTIMES -> percent
+    latency: Mapping[str, float]  # key of RUNTIMES -> milliseconds, W8A8; without those that were not published
 
     @property
     def fastest(self) -> float | None:
         """The latency of the fastest runtime; None if none was published."""
-        return min((value for value in self.latency.values() if value is not None), default=None)
+        return min(self.latency.values(), default=None)
 
     def describe_latency(self) -> str:
         """Return the latency of each runtime with one decimal and slashes between them."""
-        return "/".join(format_number(value, 1) for value in self.latency.values())
+        return "/".join(format_number(self.latency.get(key), 1) for key in RUNTIMES)
+
+
+def devices_with(chip: str | None) -> list[str]:
+    """Return the names of AI Hub's devices with the chip of this part name, those that were measured first."""
+    return [device for device, part in _AI_HUB["devices"].items() if ALIASES.get(part, part) == chip]
 
 
 def ai_hub_result(name: str, chip: str | None = None) -> DeviceResult | None:
     """Return what AI Hub published for a variant; None if it has not published the variant.
 
-    The latency is that on the chip with this part name or, if AI Hub did not measure it there, on a Galaxy S25.
+    The latency is that on a device with the chip of this part name or, if there is none, on MIOU_DEVICE.
     """
     model = _AI_HUB["models"].get(name)
     if model is None:
         return None
-    measured = chip if chip in DEVICES else GALAXY_S25
-    latency, size = model["w8a8_latency_ms"][measured], tuple(model["input_size"])
-    return DeviceResult(DEVICES[measured], size, model["float_miou"], model["w8a8_miou"], latency)
+    latency = model["latency_ms"]["w8a8"]
+    device = next((device for device in devices_with(chip) if device in latency), MIOU_DEVICE)
+    size, mious = tuple(model["input_size"]), (model["float_miou"], model["w8a8_miou"])
+    return DeviceResult(device, size, model["miou_images"], *mious, latency[device])
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,18 @@ def image_differences(run: ImageSetup, published: ImageSetup) -> list[str]:
 
 
 def quantization_differences(
-    run: QuantizationConfig, equalized: bool = False, calibration: tuple[int, str] | None = None
+    run: QuantizationConfig,
+    equalized: bool = False,
+    calibration: tuple[int, str] | None = None,
+    published_calibration: tuple[int, str] = PUBLISHED_CALIBRATION,
 ) -> list[str]:
     """Return what a run's quantization has and PUBLISHED_QUANTIZATION does not, as phrases that follow "which has".
 
-    The checkpoint may already have been `equalized`. `calibration` is the number of images and their split; None if it
-    is unknown or if all encodings were loaded from a file.
+    The checkpoint may already have been `equalized`. A calibration is the number of images and their split; that of the
+    run is None if all encodings were loaded from a file.
     """
     published = PUBLISHED_QUANTIZATION
-    number, split = calibration or PUBLISHED_CALIBRATION
+    number, split = calibration or published_calibration
     differs = {
         f"{run.param_bw}-bit weights": run.param_bw != published.param_bw,
         f"{run.output_bw}-bit activations": run.output_bw != published.output_bw,
@@ -106,7 +116,7 @@ def quantization_differences(
         f"the quantization configuration {run.config_file}": run.config_file != published.config_file,
         "no cross-layer equalization": not (run.cle or equalized),
         "accuracy recovery": run.recovers,
-        f"{count(number, 'calibration image')} of the {split} split": (number, split) != PUBLISHED_CALIBRATION,
+        f"{count(number, 'calibration image')} of the {split} split": (number, split) != published_calibration,
     }
     return [phrase for phrase, differing in differs.items() if differing]
 
@@ -141,43 +151,50 @@ def compare_with_variant(config: Config, images: ImageSetup, calibration_images:
     `calibration_images` is 0 if all encodings came from a file. The checkpoint may already have been `equalized`.
     """
     published = VARIANTS[config.model.name].published
-    calibration = (calibration_images, config.data.calibration_split) if calibration_images else None
     return compare_with_published(
         {FP32: published.fp32, INT8_SIMULATED: published.int8},
         image_differences(images, PUBLISHED_IMAGES),
-        quantization_differences(config.quantization, equalized, calibration),
+        quantization_differences(config.quantization, equalized, _calibration(config, calibration_images)),
         "Published mIoU of this model",
         f"on all {PUBLISHED_IMAGES.number} images of Cityscapes val",
     )
 
 
-def compare_with_ai_hub(config: Config, images: ImageSetup) -> Comparison:
-    """Compare a run on the NPU with the mIoU that AI Hub published for a Galaxy S25.
+def _calibration(config: Config, images: int) -> tuple[int, str] | None:
+    return (images, config.data.calibration_split) if images else None
 
-    AI Hub does not say which images it used and how it calibrated, so only the number and the size of the images and
-    the bit widths are compared.
+
+def compare_with_ai_hub(config: Config, images: ImageSetup, available: int, calibration_images: int) -> Comparison:
+    """Compare a run on the NPU with the mIoU that AI Hub published for MIOU_DEVICE.
+
+    The images of the run were chosen from the `available` ones of its split. AI Hub does not say which quantization
+    scheme it uses, so only the bit widths and the calibration images are compared.
     """
     result = ai_hub_result(config.model.name)
-    if result is None or config.npu.chip != GALAXY_S25 or config.model.onnx or config.data.demo:
+    if result is None or MIOU_DEVICE not in devices_with(config.npu.chip) or config.model.onnx or config.data.demo:
         return Comparison()
+    by_images = image_differences(images, ImageSetup("val", result.miou_images, result.input_size))
+    if not by_images and available != PUBLISHED_IMAGES.number:
+        by_images = [f"images chosen from {available}"]
     unknown = {name: getattr(PUBLISHED_QUANTIZATION, name) for name in ("quant_scheme", "config_file", "cle")}
+    quantization, calibration = replace(config.quantization, **unknown), _calibration(config, calibration_images)
     return compare_with_published(
         {FP32: result.float_miou, INT8_NPU: result.w8a8_miou["onnx"]},
-        image_differences(images, ImageSetup("val", MIOU_IMAGES, result.input_size)),
-        quantization_differences(replace(config.quantization, **unknown)),
-        f"{SOURCE}: mIoU of this model on {result.device} by ONNX",
-        "on {} images of {}x{} pixels".format(MIOU_IMAGES, *result.input_size),
+        by_images,
+        quantization_differences(quantization, False, calibration, AI_HUB_CALIBRATION),
+        f"{SOURCE}: mIoU of this model on a {MIOU_DEVICE} by ONNX",
+        "on {} images of {}x{} pixels, calibrated on {} images of {}".format(
+            result.miou_images, *result.input_size, *AI_HUB_CALIBRATION
+        ),
     )
 
 
 def ai_hub_notes(config: Config) -> list[str]:
     """Return a note on the latency that AI Hub published for the model and the chip of a run, if it did."""
     result = ai_hub_result(config.model.name, config.npu.chip)
-    if result is None or config.npu.chip not in DEVICES or config.model.onnx:
+    if result is None or result.device not in devices_with(config.npu.chip) or config.model.onnx:
         return []
-    times = "/".join("-" if value is None else f"{value:g}" for value in result.latency.values())
-    size = "{}x{}".format(*result.input_size)
     return [
-        f"{SOURCE}: latency of this model, W8A8 at {size}, on {result.device} by TFLite/DLC/ONNX: {times} ms. An "
-        "emulation tells nothing about latency."
+        f"{SOURCE}: latency of this model, W8A8 at {'{}x{}'.format(*result.input_size)}, on a {result.device} by "
+        f"{'/'.join(RUNTIMES.values())}: {result.describe_latency()} ms. An emulation tells nothing about latency."
     ]

@@ -15,7 +15,7 @@ import torch
 from datasets.cityscapes import CityscapesSplit
 from ffnet.chips import CHIPS
 from ffnet.evaluation.compilation import PreparedBackends
-from ffnet.evaluation.loading import evenly_spaced, normalize
+from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
 from ffnet.evaluation.scores import INT8_NPU, Scores
 from ffnet.npu.backend import NpuBackend, run_once
@@ -60,7 +60,7 @@ def run_on_npu(
 ) -> NpuOutcome:
     """Score the NPU beside the other backends and, if `network` is given, compare its layers with the simulation's."""
     with run.stage("evaluate on the NPU"):
-        outcome = evaluate_on_npu(backend, prepared, images, run)
+        outcome = evaluate_on_npu(backend, prepared, images, run, network.found.calibration_images if network else 0)
     backend.close()
     if outcome.result is None or outcome.failure or network is None:
         return outcome
@@ -82,13 +82,15 @@ def _with_layers(
         return replace(outcome, failure=UserError(f"The layers of {INT8_NPU} could not be compared: {error}"))
 
 
-def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> NpuOutcome:
-    """Score all backends and the NPU on the same images, spread evenly over the split.
+def evaluate_on_npu(
+    backend: NpuBackend, prepared: PreparedBackends, images: CityscapesSplit, run: Run, calibration_images: int
+) -> NpuOutcome:
+    """Score all backends and the NPU on the same images, every n-th of those that are scored.
 
     The other backends predict these images again, which takes little time beside the NPU's, so that no predictions need
     to be saved.
     """
-    indices = evenly_spaced(len(images), run.config.npu.images)
+    indices = every_nth(len(images), run.config.npu.images)
     both = replace(prepared, backends={**prepared.backends, INT8_NPU: backend})
     failures: list[BaseException] = []
 
@@ -109,7 +111,8 @@ def evaluate_on_npu(backend: NpuBackend, prepared: PreparedBackends, images: Cit
         failure = UserError(f"{scores.unsaved}. The images of {INT8_NPU} from this one on are not saved for --resume.")
     if not scores.images:
         return NpuOutcome(failure=failure)
-    published = compare_with_ai_hub(run.config, ImageSetup(run.config.data.split, scores.images, images.size))
+    setup = ImageSetup(run.config.data.split, scores.images, images.size)
+    published = compare_with_ai_hub(run.config, setup, len(images), calibration_images)
     names = images.select(shard.indices.tolist()).names
     result = npu_result(backend, run.ranks.world_size, scores, names, len(indices), published)
     run.notes += [f"{INT8_NPU}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]

@@ -14,6 +14,7 @@ from ffnet.evaluation.loading import (
     decoding_threads,
     denormalize,
     evenly_spaced,
+    every_nth,
     load_batches,
     normalize,
     open_batches,
@@ -61,6 +62,11 @@ def test_batches_equal_those_of_torchs_loader_in_the_same_order(cityscapes, work
 def test_a_subset_is_a_dataset_of_its_own():
     batches = loader(Subset(Recorder(9), [7, 2, 4]), 2)
     assert [images.flatten(1)[:, 0].tolist() for images, _ in batches] == [[7, 2], [4]]
+
+
+def test_every_nth_image_is_chosen_as_ai_hub_chooses_them():
+    assert every_nth(500, 50).tolist() == list(range(0, 500, 10))
+    assert every_nth(24, 5).tolist() == [0, 4, 8, 12, 16] and every_nth(3, 5).tolist() == [0, 1, 2]
 
 
 def test_evenly_spaced_images_include_the_first_and_the_last():

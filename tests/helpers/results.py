@@ -27,8 +27,8 @@ ZOO = (  # the five models that AI Hub published
     "segmentation_ffnet40S_dBBB_mobile",
     "segmentation_ffnet54S_dBBB_mobile",
     "segmentation_ffnet78S_dBBB_mobile",
-    "segmentation_ffnet78S_BCC_mobile_pre_down",
-    "segmentation_ffnet122NS_CCC_mobile_pre_down",
+    "segmentation_ffnet78S_BCC_mobile",
+    "segmentation_ffnet122NS_CCC_mobile",
 )
 
 
@@ -242,7 +242,7 @@ def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
         link=None,
         parameters=10**6,
         gmacs=gmacs,
-        published=ms and DeviceResult("device", (1024, 2048), 80.0, {}, {"tflite": None, "dlc": ms, "onnx": None}),
+        published=ms and DeviceResult("device", (1024, 2048), 50, 80.0, {}, {"qnn_dlc": ms}),
         resampled=np.full(2000, miou, float) if resampled is None else resampled,
     )
 

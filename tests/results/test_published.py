@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ffnet.chips import CHIPS
 from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
 from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
 from ffnet.results import published
-from ffnet.results.published import GALAXY_S25, Comparison, DeviceResult, ImageSetup, ai_hub_result
-from ffnet.variants import INPUT_SIZE, VARIANTS
+from ffnet.results.published import Comparison, DeviceResult, ImageSetup, ai_hub_result
+from ffnet.variants import INPUT_SIZE
 from tests.helpers.results import ZOO
 
 MODEL = "segmentation_ffnet40S_dBBB_mobile"  # published: 79.2 in FP32, 78.9 in INT8
@@ -87,13 +86,19 @@ def test_differences_in_quantization_do_not_matter_to_a_model_without_published_
                          "which has 4 images.")  # fmt: skip
 
 
-def ai_hub_comparison(images=50, size=INPUT_SIZE, model=MODEL, chip=GALAXY_S25, split="val", **quantization):
-    config = Config(ModelConfig((model,)), DataConfig(split=split), QuantizationConfig(**quantization), NpuConfig(chip))
-    return published.compare_with_ai_hub(config, ImageSetup(split, images, size))
+def ai_hub_comparison(
+    images=50, size=INPUT_SIZE, model=MODEL, chip="sm8750", data=None, available=500, calibrated=100, **quantization
+):
+    data = DataConfig(**{"calibration_split": "train"} | (data or {}))
+    config = Config(ModelConfig((model,)), data, QuantizationConfig(**quantization), NpuConfig(chip))
+    return published.compare_with_ai_hub(config, ImageSetup(data.split, images, size), available, calibrated)
 
 
 def test_ai_hubs_miou_stands_beside_a_run_that_was_measured_in_the_same_way():
-    assert ai_hub_comparison() == Comparison({FP32: 76.8, INT8_NPU: 76.5})
+    assert ai_hub_comparison() == Comparison({FP32: 76.8, INT8_NPU: 76.6})
+    assert ai_hub_comparison(model="segmentation_ffnet78S_BCC_mobile", size=(512, 1024)) == Comparison(
+        {FP32: 77.3, INT8_NPU: 77.4}
+    )
     assert ai_hub_comparison(chip="sm8650") == Comparison()  # AI Hub published no mIoU for this chip
 
 
@@ -101,52 +106,63 @@ def test_ai_hubs_miou_stands_beside_a_run_that_was_measured_in_the_same_way():
     ("changes", "difference"),
     (
         ({"images": 4}, "4 images"),
-        ({"split": "train"}, "the train split"),
+        ({"data": {"split": "train"}}, "the train split"),
         ({"size": (512, 1024)}, "an image size of 512x1024"),
-        ({"model": "segmentation_ffnet78S_BCC_mobile_pre_down"}, "an image size of 1024x2048"),
+        ({"model": "segmentation_ffnet78S_BCC_mobile"}, "an image size of 1024x2048"),
+        ({"available": 100}, "images chosen from 100"),
     ),
 )
 def test_ai_hubs_miou_is_in_a_note_if_other_images_were_scored(changes, difference):
     found = ai_hub_comparison(**changes)
     (note,) = found.notes
     assert found.mious == {} and note.endswith(f"Not comparable with this run, which has {difference}.")
-    assert "% in FP32 and " in note and "on Snapdragon 8 Elite (Galaxy S25) by ONNX: " in note
+    assert "% in FP32 and " in note and "on a Samsung Galaxy S25 by ONNX: " in note
 
 
-def test_ai_hubs_int8_miou_is_in_a_note_if_the_bit_widths_differ():
-    found = ai_hub_comparison(output_bw=16)
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    (
+        ({"output_bw": 16}, "16-bit activations"),
+        ({"calibrated": 50}, "50 calibration images of the train split"),
+        ({"data": {"calibration_split": "val"}}, "100 calibration images of the val split"),
+    ),
+)
+def test_ai_hubs_int8_miou_is_in_a_note_if_the_quantization_differs(changes, difference):
+    found = ai_hub_comparison(**changes)
     assert found.mious == {FP32: 76.8}
     assert found.notes == [
-        "Qualcomm AI Hub, release of February 2026: mIoU of this model on Snapdragon 8 Elite (Galaxy S25) by ONNX: "
-        "76.5 % in INT8 NPU, on 50 images of 1024x2048 pixels. Not comparable with this run, which has 16-bit "
-        "activations."
+        "Qualcomm AI Hub Models 0.65.0: mIoU of this model on a Samsung Galaxy S25 by ONNX: 76.6 % in INT8 NPU, on 50 "
+        "images of 1024x2048 pixels, calibrated on 100 images of train. Not comparable with this run, which has "
+        f"{difference}."
     ]
 
 
 def test_ai_hubs_latency_is_in_a_note():
-    (note,) = published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig(GALAXY_S25)))
-    assert "W8A8 at 1024x2048, on Snapdragon 8 Elite (Galaxy S25) by TFLite/DLC/ONNX: 4/7.2/6.8 ms" in note
-    assert published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig("sa8255"))) == []
+    (note,) = published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig("sm8750")))
+    assert "W8A8 at 1024x2048, on a Samsung Galaxy S25 by TFLite/DLC/ONNX: 4.0/7.2/4.9 ms" in note
+    assert published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig("sa8540"))) == []
 
 
-def test_ai_hub_published_the_same_devices_and_runtimes_for_each_model():
-    assert published.DEVICES.keys() <= CHIPS.keys()
-    for name in ZOO:
-        for chip, device in published.DEVICES.items():
-            result = ai_hub_result(name, chip)
-            assert result.device == device and (result.input_size == (512, 1024)) == VARIANTS[name].pre_down
-            assert list(result.latency) == list(result.w8a8_miou) == list(published.RUNTIMES)
-    assert ai_hub_result("segmentation_ffnet150_AAA") is None
+def test_ai_hubs_table_has_the_published_models():
+    """The values are those of AI Hub's pages for release 0.65.0."""
+    sizes = {name: ai_hub_result(name).input_size for name in ZOO}
+    assert list(sizes.values()) == [INPUT_SIZE, INPUT_SIZE, INPUT_SIZE, (512, 1024), (512, 1024)]
+    assert [ai_hub_result(name).float_miou for name in ZOO] == [76.8, 78.1, 79.9, 77.3, 76.2]
+    assert [ai_hub_result(name).w8a8_miou["tflite"] for name in ZOO] == [76.6, 78.0, 79.9, 77.3, 76.2]
+    assert all(list(ai_hub_result(name).w8a8_miou) == list(published.RUNTIMES) for name in ZOO)
+    assert ai_hub_result("segmentation_ffnet78S_BCC_mobile_pre_down") is None
 
 
 @pytest.mark.parametrize(
     ("chip", "device", "latency", "fastest"),
     (
-        ("sm8750", "Snapdragon 8 Elite (Galaxy S25)", "4.0/7.2/6.8", 4.0),
-        ("sm8850", "Snapdragon 8 Elite Gen 5", "2.9/5.2/3.8", 2.9),
-        ("sc8380xp", "Snapdragon X Elite", "-/16.0/10.3", 10.3),
-        ("sa8775p", "Snapdragon 8 Elite (Galaxy S25)", "4.0/7.2/6.8", 4.0),
-        (None, "Snapdragon 8 Elite (Galaxy S25)", "4.0/7.2/6.8", 4.0),
+        ("sm8750", "Samsung Galaxy S25", "4.0/7.2/4.9", 3.986),
+        ("sm8850", "Samsung Galaxy S26", "3.0/5.4/3.6", 3.05),
+        ("sc8380xp", "Snapdragon X Elite CRD", "-/16.1/10.6", 10.604),
+        ("qcs9100", "Dragonwing IQ-9075 EVK", "8.1/16.2/11.6", 8.074),
+        ("sa8255", "SA8775P ADP", "8.3/-/-", 8.273),
+        ("sa8540", "Samsung Galaxy S25", "4.0/7.2/4.9", 3.986),
+        (None, "Samsung Galaxy S25", "4.0/7.2/4.9", 3.986),
     ),
 )
 def test_the_latency_is_that_on_a_measured_chip_or_on_the_galaxy_s25(chip, device, latency, fastest):
@@ -154,18 +170,13 @@ def test_the_latency_is_that_on_a_measured_chip_or_on_the_galaxy_s25(chip, devic
     assert (result.device, result.describe_latency(), result.fastest) == (device, latency, fastest)
 
 
-def test_the_documentation_has_the_latency_of_every_device():
-    page = (Path(__file__).parents[2] / "docs" / "published.md").read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "segm" in line[:6]]
-    documented = {name: cells for name, size, *cells in rows if size in ("1024x2048", "512x1024")}
-    assert documented.keys() == set(ZOO)
-    for name, cells in documented.items():
-        found = [[None if value == "-" else float(value) for value in cell.split(" / ")] for cell in cells]
-        assert found == [list(ai_hub_result(name, chip).latency.values()) for chip in published.DEVICES]
+def test_a_device_without_a_latency_of_this_model_does_not_count():
+    """AI Hub measured FFNet-122NS-LowRes on the SA8255P, but not on the SA8775P, whose chip is the same."""
+    assert ai_hub_result("segmentation_ffnet122NS_CCC_mobile", "sa8255").device == "SA8255P ADP"
 
 
 def test_no_runtime_is_the_fastest_if_none_was_published():
-    assert DeviceResult("device", (1, 1), 80.0, {}, dict.fromkeys(published.RUNTIMES)).fastest is None
+    assert DeviceResult("device", (1, 1), 50, 80.0, {}, {}).fastest is None
 
 
 def test_published_values_need_no_torch():
