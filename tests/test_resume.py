@@ -15,7 +15,8 @@ from ffnet.config import PROGRESS_FOLDER
 from ffnet.evaluation.scores import INT8_SIMULATED, short_name
 from ffnet.quantization import quantize
 from ffnet.run import pipeline
-from ffnet.run.storage import RecordFile
+from ffnet.run.records import RecordFile
+from ffnet.run.storage import Storage
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_in_fork
 from tests.helpers.two_models import IMAGES, NAMES, SMOOTHED, counts, options_for, read
@@ -195,6 +196,40 @@ def test_recovery_is_not_repeated_but_a_recovered_network_that_is_gone_is_made_a
 
 
 @pytest.mark.slow
+def test_a_recovery_that_is_stopped_again_and_again_ends_as_one_that_is_not_stopped(data, tmp_path):
+    """Each run is stopped by SIGTERM, or killed, after it has saved three more parts of the recovery."""
+
+    def stop_later(number):
+        original, calls = Storage.save, []
+
+        def save(*arguments):
+            original(*arguments)
+            calls.append(arguments)
+            if len(calls) == 3:
+                os.kill(os.getpid(), number)
+
+        Storage.save = save
+
+    whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
+    recover = (*RECOVERY, "--seq-mse", "--output-dir")
+    assert ffnet_quanteval.main(options_for(data, *recover, whole, names=(TOY.name,))) == 0
+    options, stops, status = options_for(data, *recover, out, "--resume", names=(TOY.name,)), 0, None
+    while status != 0:
+        number = (signal.SIGTERM, signal.SIGKILL)[stops % 2]
+        status = run_in_fork(options, log, lambda number=number: stop_later(number))
+        assert status in (0, 143, -signal.SIGKILL), log.read_text()
+        assert (
+            status != 143
+            or "The finished work is saved; continue with the same command and --resume." in log.read_text()
+        )
+        stops += status != 0
+    assert stops >= 5 and not list((out / PROGRESS_FOLDER).glob("recovery-*"))
+    assert counts(out, (TOY.name,)) == counts(whole, (TOY.name,))
+    found, expected = ([{**step, "seconds": 0} for step in read(each)["recovery"]["steps"]] for each in (out, whole))
+    assert found == expected and read(out)["notes"] == read(whole)["notes"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_during_the_evaluation_says_how_to_continue(data, uninterrupted, tmp_path, capsys, monkeypatch):
     original, calls = RecordFile.append, []
 
@@ -216,7 +251,7 @@ def test_ctrl_c_during_the_evaluation_says_how_to_continue(data, uninterrupted, 
 @pytest.mark.parametrize("disk", ("records", "results"))
 def test_a_full_disk_is_named_and_the_run_can_be_completed(data, uninterrupted, tmp_path, capsys, monkeypatch, disk):
     out, message = tmp_path / "out", os.strerror(errno.ENOSPC)
-    failing = {"records": "ffnet.run.storage.RecordFile.append", "results": "ffnet.report.delivery.render"}
+    failing = {"records": "ffnet.run.records.RecordFile.append", "results": "ffnet.report.delivery.render"}
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, message, "images-0.jsonl" if disk == "records" else "report.html")

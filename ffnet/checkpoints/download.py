@@ -4,7 +4,6 @@ No checksums were published, so the sha256 of the first download is written besi
 """
 
 import http.client
-import os
 import time
 import urllib.error
 import urllib.parse
@@ -19,7 +18,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ffnet.checkpoints.loading import MAX_FILE, InvalidCheckpointError
-from ffnet.system.files import read_utf8, sha256_of, write_atomically
+from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, unfinished_name, write_atomically
 from ffnet.variants import Variant
 
 ZOO = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"
@@ -81,7 +80,8 @@ def download_published(variant: Variant, cache_dir: Path, quiet: bool = False) -
 
 def download(url: str, path: Path, quiet: bool) -> None:
     """Download a file in up to ATTEMPTS attempts, so that `path` exists only if the file is whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    remove_unfinished(path.parent, (path.name,))
+    temporary = path.with_name(unfinished_name(path.name))
     try:
         for attempt in range(ATTEMPTS):
             try:

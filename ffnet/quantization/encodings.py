@@ -15,8 +15,8 @@ from typing import Any
 
 import onnx
 import torch
+from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
-from google.protobuf.message import DecodeError
 from torch import nn
 
 from ffnet.config import FLOAT_MODEL_FILE, MANIFEST_FILE, ROUNDED_LAYERS
@@ -172,54 +172,71 @@ def _load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[s
     weights of `sim` must have their encodings already.
 
     Raises:
-        UserError: If the float network is missing, was changed after the export, or is not that of `sim`.
+        UserError: If the manifest is damaged, or if the float network is missing, was changed after the export, or is
+            not that of `sim`.
     """
+    path = encodings.with_name(MANIFEST_FILE)
     try:
-        manifest = json.loads(read_utf8(encodings.with_name(MANIFEST_FILE)))
-    except (OSError, ValueError):
+        manifest = json.loads(read_utf8(path))
+    except FileNotFoundError:
         return ()
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"--encodings {encodings}: {path}, which says whether AdaRound rounded the weights, is damaged ({error}). "
+            "Restore it or, if it is not that of an export, move the encodings elsewhere."
+        ) from error
     layers = manifest.get(ROUNDED_LAYERS) if _describes(manifest, encodings) else None
     if not layers:
         return ()
     path = encodings.with_name(FLOAT_MODEL_FILE)
     try:
         initializers = onnx.load(path).graph.initializer if _describes(manifest, path) else None
-    except (DecodeError, OSError):
+        tensors = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in initializers or ()}
+    except Exception:  # whatever onnx raises on a file that it did not write
         initializers = None
-    if initializers is None:
+    sites = {site.layer: site for site in quantizer_sites(sim) if site.key == "weight"}
+    if initializers is None or not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
         raise UserError(
             f"--encodings {encodings}: AdaRound rounded the weights of this export, and {path}, which holds them, is "
             "missing or was changed. Keep the files of an export together."
         )
-    tensors = {tensor.name: tensor for tensor in initializers}
-    sites = [site for site in quantizer_sites(sim) if site.key == "weight" and site.layer in layers]
-    for site in sites:
-        _replace_weight(sim, site, tensors.get(str(site.tensor)), encodings)
-    return tuple(site.layer for site in sites)
+    for layer in layers:
+        _replace_weight(sim, layer, sites.get(layer), tensors, encodings)
+    return tuple(layers)
 
 
 def _describes(manifest: Any, path: Path) -> bool:
     """Return whether a file is as the manifest of its export says."""
     try:
         return manifest["files"][path.name]["sha256"] == sha256_of(path)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError):  # the manifest is not that of an export
         return False
 
 
 @torch.no_grad()
 def _replace_weight(
-    sim: QuantizationSimModel, site: QuantizerSite, tensor: onnx.TensorProto | None, encodings: Path
+    sim: QuantizationSimModel,
+    layer: str,
+    site: QuantizerSite | None,
+    tensors: Mapping[str, torch.Tensor],
+    encodings: Path,
 ) -> None:
-    """Replace a weight by `tensor`, which must be at most one step away from it wherever its range is not exceeded."""
-    parameter, quantizer = site_parameter(sim, site), site.quantizer
+    """Replace the weight of a layer by the one that is stored in the float network."""
+    rounded = tensors.get(str(site.tensor)) if site else None
+    if site is None or rounded is None or not _is_rounded(rounded, site_parameter(sim, site), site.quantizer):
+        raise UserError(
+            f"--encodings {encodings}: the rounded weights of {layer} in {FLOAT_MODEL_FILE} are not those of this "
+            "network. Give the checkpoint and the options of the run that exported them."
+        )
+    site_parameter(sim, site).copy_(rounded)
+
+
+def _is_rounded(rounded: torch.Tensor, parameter: torch.Tensor, quantizer: QuantizerBase) -> bool:
+    """Return whether a tensor is at most one step from a weight wherever this does not exceed its range."""
     weight, scale, low, high = (
         value.detach().as_subclass(torch.Tensor).cpu()
         for value in (parameter, quantizer.get_scale(), quantizer.get_min(), quantizer.get_max())
     )
-    rounded = torch.empty(0) if tensor is None else torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-    if rounded.shape != weight.shape or ((rounded - weight.clamp(low, high)).abs() / scale > 1 + TOLERANCE).any():
-        raise UserError(
-            f"--encodings {encodings}: the rounded weights of {site.layer} in {FLOAT_MODEL_FILE} are not those of this "
-            "network. Give the checkpoint and the options of the run that exported them."
-        )
-    parameter.copy_(rounded)
+    if rounded.shape != weight.shape or rounded.dtype != weight.dtype:
+        return False
+    return bool(((rounded - weight.clamp(low, high)).abs() / scale <= 1 + TOLERANCE).all())  # also refuses nan

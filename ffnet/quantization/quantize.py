@@ -13,8 +13,8 @@ from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
-from ffnet.quantization.recovery.search import Recovery, RecoverySearch, recover
-from ffnet.quantization.sites import SimState, read_state, write_state
+from ffnet.quantization.recovery.search import Recovery, RecoverySearch, calibrate_or_restore, recover
+from ffnet.quantization.sites import UNSAVED, SavedStates, SimState, read_state, write_state
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError, check_type
 
@@ -44,12 +44,17 @@ class QuantizedNetwork:
 class Execution:
     """Hooks around the steps of `quantize`. These do nothing; `ffnet.run.session.Run` measures and saves the steps."""
 
+    saved_states: SavedStates = UNSAVED  # where the finished work of a recovery is saved
+
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that is entered for the duration of a stage."""
         return contextlib.nullcontext()
 
-    def saved(self, find: Callable[[], FoundEncodings]) -> FoundEncodings:
-        """Return the encodings that an earlier run saved, or else those that `find` returns."""
+    def saved(self, find: Callable[[], FoundEncodings], like: SimState) -> FoundEncodings:
+        """Return the encodings that an earlier run saved, or else those that `find` returns.
+
+        `like` is a state of the same simulation, whose tensors have the same shapes.
+        """
         return find()
 
 
@@ -91,15 +96,18 @@ def quantize(
     def find() -> FoundEncodings:
         if images is None or not calibrates:
             return FoundEncodings(read_state(sim))
-        with execution.stage("calibrate"):
-            batch_size = calibrate_on_images(sim, images, runtime)
         if not config.recovers:
+            with execution.stage("calibrate"):
+                batch_size = calibrate_on_images(sim, images, runtime)
             return FoundEncodings(read_state(sim), len(images), batch_size)
+        saved = execution.saved_states
+        with execution.stage("calibrate"):
+            batch_size = calibrate_or_restore("ranges", sim, images, runtime, saved)
         with execution.stage("recover accuracy"):
-            recovery = recover(RecoverySearch(sim, float_network, images, selection or images, config, runtime))
+            recovery = recover(RecoverySearch(sim, float_network, images, selection or images, config, runtime, saved))
         return FoundEncodings(read_state(sim), len(images), batch_size, recovery)
 
-    found = execution.saved(find)
+    found = execution.saved(find, read_state(sim))
     write_state(sim, found.state)
     raised = raise_weight_scales(sim)
     return QuantizedNetwork(float_network, sim, lower(sim), found, loaded, raised)

@@ -5,8 +5,8 @@ The encodings and weights at all sites can be read as values, to go back to an e
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import nn
 
+from ffnet.system.files import check_plain_file
+
 INPUT_TENSOR, OUTPUT_TENSOR = "image", "logits"  # names of the network's input and output in exported ONNX files
 WEIGHT, ACTIVATION = "weight", "activation"  # kinds of a site
-INTEGERS, TENSORS = ("qmin", "qmax", "symmetric"), ("low", "high")  # fields of a SiteState; `parameter` may be None
+INTEGERS, TENSORS = ("qmin", "qmax", "symmetric"), ("low", "high", "parameter")  # fields of a SiteState
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +119,15 @@ class SiteState:
     symmetric: bool
     low: torch.Tensor  # the smallest values of the range
     high: torch.Tensor
-    parameter: torch.Tensor | None
+    parameter: torch.Tensor | None  # None: leave that of the simulation as it is
 
 
 SimState = dict[str, SiteState]  # by name of the site
 
 
-def read_state(sim: QuantizationSimModel) -> SimState:
-    """Return the state of a calibrated simulation."""
-    return {site.name: _read_site(sim, site) for site in quantizer_sites(sim)}
+def read_state(sim: QuantizationSimModel, sites: Iterable[QuantizerSite] | None = None) -> SimState:
+    """Return the state of a simulation, or only of some of its sites."""
+    return {site.name: _read_site(sim, site) for site in sites or quantizer_sites(sim)}
 
 
 def _read_site(sim: QuantizationSimModel, site: QuantizerSite) -> SiteState:
@@ -136,9 +138,9 @@ def _read_site(sim: QuantizationSimModel, site: QuantizerSite) -> SiteState:
 
 
 @torch.no_grad()
-def write_state(sim: QuantizationSimModel, state: SimState) -> None:
-    """Give a simulation of the same network the encodings and weights of `state`."""
-    for site in quantizer_sites(sim):
+def write_state(sim: QuantizationSimModel, state: SimState, sites: Iterable[QuantizerSite] | None = None) -> None:
+    """Give a simulation of the same network, or only some of its sites, the encodings and weights of `state`."""
+    for site in sites or quantizer_sites(sim):
         value, quantizer = state[site.name], site.quantizer
         quantizer.qmin, quantizer.qmax, quantizer.symmetric = value.qmin, value.qmax, value.symmetric
         device = quantizer.min.device
@@ -147,31 +149,89 @@ def write_state(sim: QuantizationSimModel, state: SimState) -> None:
             site_parameter(sim, site).copy_(value.parameter)
 
 
-def save_state(state: SimState, description: Mapping[str, Any], parameters: bool) -> bytes:
-    """Return the content of a safetensors file of a state and of a description that JSON can hold.
+def without_parameters(state: SimState) -> SimState:
+    """Return a state that leaves the parameters of a simulation as they are."""
+    return {name: replace(value, parameter=None) for name, value in state.items()}
 
-    Without `parameters` the file holds none, and `write_state` leaves those of the simulation as they are.
-    """
-    names = [*TENSORS, "parameter"] if parameters else list(TENSORS)
+
+def save_state(state: SimState, description: Any) -> bytes:
+    """Return the content of a safetensors file of a state and of a description that JSON can hold."""
     tensors: dict[str, torch.Tensor] = {}
     integers = {}
     for site, value in state.items():
-        present = {name: getattr(value, name) for name in names}
+        present = {name: getattr(value, name) for name in TENSORS}
         tensors |= {f"{site} {name}": tensor.contiguous() for name, tensor in present.items() if tensor is not None}
         integers[site] = {name: getattr(value, name) for name in INTEGERS}
     return safetensors.torch.save(tensors, {"sites": json.dumps(integers), "description": json.dumps(description)})
 
 
-def load_state(path: Path) -> tuple[SimState, dict[str, Any]]:
-    """Return the state and the description in a file of `save_state`; raise a SafetensorError if it is damaged."""
+def load_state(path: Path, like: SimState) -> tuple[SimState, Any]:
+    """Return the state and the description in a file of `save_state`.
+
+    Args:
+        path: The file.
+        like: A state of the same sites, with tensors of the same shapes.
+
+    Raises:
+        Exception: If the file is damaged; a ValueError if its state is implausible or not that of the sites.
+    """
+    check_plain_file(path)
     with safetensors.safe_open(path, "pt") as file:
         metadata, names = file.metadata(), set(file.keys())
+        integers = json.loads(metadata["sites"])
+        if integers.keys() != like.keys():
+            raise ValueError("its quantizers are not those of this network")
         state = {}
-        for site, integers in json.loads(metadata["sites"]).items():
-            keys = {name: f"{site} {name}" for name in (*TENSORS, "parameter")}
+        for site, expected in like.items():
+            keys = {name: f"{site} {name}" for name in TENSORS}
             tensors: dict[str, Any] = {n: file.get_tensor(key) if key in names else None for n, key in keys.items()}
-            state[site] = SiteState(**integers, **tensors)
+            state[site] = SiteState(**integers[site], **tensors)
+            if not _is_plausible(state[site], expected):
+                raise ValueError(f"the encoding or the weight of {site} is not that of a quantizer of this network")
     return state, json.loads(metadata["description"])
+
+
+def _is_plausible(value: SiteState, like: SiteState) -> bool:
+    """Return whether a quantizer can have a state, given one with tensors of the same shapes."""
+    pairs = [(getattr(value, name), getattr(like, name)) for name in TENSORS]
+    return (
+        [type(getattr(value, name)) for name in INTEGERS] == [int, int, bool]
+        and 0 < value.qmax - value.qmin < 1 << 31
+        and abs(value.qmin) < 1 << 31
+        and value.low is not None
+        and value.high is not None
+        and all(
+            found is None
+            or (
+                known is not None
+                and found.dtype == known.dtype
+                and found.shape == known.shape
+                and found.isfinite().all()
+            )
+            for found, known in pairs
+        )
+        and bool((value.low <= value.high).all())
+    )
+
+
+class SavedStates:
+    """Where finished work is saved under names, so that a later run can continue. This one saves nothing."""
+
+    def load(self, name: str, like: SimState, form: Any) -> tuple[SimState, Any] | None:
+        """Return what an earlier run saved, None if it saved nothing.
+
+        Args:
+            name: Name of the work.
+            like: A state of the same sites, with tensors of the same shapes.
+            form: Type of the description, see `ffnet.system.schema.parse`.
+        """
+        return None
+
+    def save(self, name: str, state: SimState, description: Any = None) -> None:
+        """Save a state and its description, which JSON can hold."""
+
+
+UNSAVED = SavedStates()
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from ffnet.evaluation.metrics import Interval, miou_intervals, percent
 from ffnet.evaluation.scores import FP32, Scores
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.search import Recovery, recovery_from_json, with_tuples
+from ffnet.quantization.recovery.search import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.images import ImageComparison
+from ffnet.system.schema import parse
 from ffnet.system.text import count, list_names
 
 DEMO_NOTE = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
@@ -137,28 +138,14 @@ class Result:
         return content
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], details: Details) -> "Result":
-        """Return the result of which `result.json` holds `content`."""
-        checkpoint, calibration, npu = (content[name] for name in ("checkpoint", "calibration", "npu"))
-        objects = {
-            "checkpoint": checkpoint and CheckpointInfo(**checkpoint),
-            "calibration": calibration and Calibration(**calibration),
-            "recovery": recovery_from_json(content["recovery"]),
-            "backends": _backends_from_json(content["backends"]),
-            "npu": npu and NpuResult(**{**npu, "backends": _backends_from_json(npu["backends"])}),
-        }
-        return cls(**{**content, **objects}, details=details)
+    def from_json(cls, content: Any, details: Details) -> "Result":
+        """Return the result of which `result.json` holds `content`; raise a ValueError if it is damaged."""
+        return parse(cls, content, details=details)
 
     @property
     def base(self) -> BackendResult:
         """The metrics of the first backend, which IoU changes refer to."""
         return next(iter(self.backends.values()))
-
-
-def _backends_from_json(content: Mapping[str, Any]) -> dict[str, BackendResult]:
-    return {
-        name: BackendResult(**with_tuples(entry, "miou_interval", "drop_interval")) for name, entry in content.items()
-    }
 
 
 def miou_drop(mious: Mapping[str, float | None], backend: str) -> float | None:
@@ -188,6 +175,14 @@ def backend_results(scores: Scores) -> dict[str, BackendResult]:
             confusion_matrix=matrix.tolist(),
         )
     return results
+
+
+def is_counted(found: Result | NpuResult, scores: Scores) -> bool:
+    """Return whether the metrics in a result are those of scores, apart from the times."""
+    expected = backend_results(scores)
+    untimed = [{n: replace(e, images_per_second=0) for n, e in each.items()} for each in (found.backends, expected)]
+    images = found.images if isinstance(found.images, int) else len(found.images)
+    return untimed[0] == untimed[1] and found.agreement == agreement(scores) and images == scores.images
 
 
 def agreement(scores: Scores) -> dict[str, float]:

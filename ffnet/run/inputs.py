@@ -19,8 +19,8 @@ from ffnet.config import RESULT_MEGABYTES, Config, DataConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
+from ffnet.run.predictions import predictions_megabytes, saved_backends
 from ffnet.run.ranks import Ranks
-from ffnet.run.storage import predictions_megabytes, saved_backends
 from ffnet.system.errors import UserError
 from ffnet.system.files import create_output_folder, sha256_of
 from ffnet.system.memory import memory_bytes

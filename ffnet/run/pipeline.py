@@ -31,7 +31,7 @@ from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
 from ffnet.run.ranks import Ranks
 from ffnet.run.scoring import measure_sensitivity, onnx_runtime_notes, prepare, score
 from ffnet.run.session import Run, timed
-from ffnet.run.storage import IMAGES
+from ffnet.run.storage import IMAGES, NPU, damage_named
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, sha256_of
 from ffnet.system.memory import enough_memory
@@ -167,13 +167,15 @@ def details_of(scores: Scores, images: CityscapesSplit, **others: Any) -> Detail
 
 def finished_result(folder: Path, run: Run, images: CityscapesSplit) -> Result:
     """Return the Result that an earlier run has written into a folder."""
-    path = folder / RESULT_FILE
+    path, saved = folder / RESULT_FILE, run.saved_work.scores
     logger.info(f"{folder}: the results of an earlier run are complete.")
-    details = details_of(run.saved_work.scores[IMAGES].scores, images, written=True)
-    try:
-        return Result.from_json(json.loads(read_utf8(path)), details)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: this file is damaged ({error}). Delete it and start again with --resume.") from error
+    details = details_of(saved[IMAGES].scores, images, written=True)
+    with damage_named(path):
+        result = Result.from_json(json.loads(read_utf8(path)), details)
+        pairs = [(IMAGES, result)] + ([(NPU, result.npu)] if result.npu else [])
+        if not all(kind in saved and results.is_counted(each, saved[kind].scores) for kind, each in pairs):
+            raise ValueError("its metrics are not those of the records in the folder beside it")
+        return result
 
 
 def mark_finished(run: Run, result: Result) -> None:

@@ -2,7 +2,11 @@
 
 import contextlib
 import datetime
+import logging
 import os
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,12 +16,18 @@ import torch
 import torch.distributed as dist
 
 from ffnet.system.errors import UserError
-from ffnet.system.text import count
+from ffnet.system.text import count, list_names
 
 ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 TIMEOUT = datetime.timedelta(hours=12)  # for the main process's work; torchrun ends the others if it fails
 
+NOTICE_SECONDS = 10.0  # wait for other ranks before it is said for whom
+MEETING_SECONDS = 600.0  # wait for other ranks before giving up
+POLL_SECONDS = 0.1
+
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,8 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     If `device` is "cuda", each process gets the GPU with its local rank.
 
     Raises:
-        UserError: If the environment is incomplete, or if there are more processes than GPUs.
+        UserError: If the environment is incomplete, if there are more processes than GPUs, or if not all processes
+            arrive within MEETING_SECONDS.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks(0, 1, device)
@@ -81,7 +92,8 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     _check_environment()
     if device != "cpu":
         device = _local_gpu(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo", timeout=TIMEOUT)  # gloo for all: only small objects on the CPU are exchanged
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _meet(rank, world_size)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
@@ -90,7 +102,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
 
 def _check_environment() -> None:
     values = {name: os.environ.get(name, "") for name in ENVIRONMENT}
-    world_size, rank, local_rank, *_ = values.values()
+    world_size, rank, local_rank, address, port = values.values()
     numeric = all(map(str.isdecimal, (world_size, rank, local_rank)))
     if not all(values.values()) or not numeric or int(rank) >= int(world_size):
         given = ", ".join(f"{name}={value}" for name, value in values.items())
@@ -98,6 +110,71 @@ def _check_environment() -> None:
             f"WORLD_SIZE: the variables that torchrun sets are incomplete or contradict each other ({given}). Start "
             "the program with torchrun, or unset WORLD_SIZE."
         )
+    if not (port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise UserError(f"MASTER_PORT={port}: this is no port. Give a number from 1 to 65535, the same for all ranks.")
+    try:
+        socket.getaddrinfo(address, int(port))
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"MASTER_ADDR={address}: this host is not known ({error}). Give the name or address of the host of rank 0."
+        ) from error
+
+
+def _meet(rank: int, world_size: int) -> None:
+    """Wait until all processes have arrived, and form their process group.
+
+    The calls of torch ignore signals, so they run in another thread, which is left alone if this one gives up.
+    """
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    missing, failures = [other for other in range(world_size) if other != rank], list[Exception]()
+
+    def arrive() -> None:
+        try:
+            store = _open_store(rank, world_size)
+            while missing:
+                missing[:] = [other for other in missing if not store.check([str(other)])]
+                time.sleep(POLL_SECONDS)
+            # gloo for all: only small objects on the CPU are exchanged.
+            dist.init_process_group("gloo", timeout=TIMEOUT, store=store, rank=rank, world_size=world_size)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=arrive, daemon=True)
+    thread.start()
+    begin, reported = time.monotonic(), False
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        waited = time.monotonic() - begin
+        waiting = (
+            f"{place}: rank {rank} of {world_size} is waiting for rank {list_names([*map(str, missing)]) or 'all'}"
+        )
+        if waited > NOTICE_SECONDS and not reported:
+            logger.warning(f"{waiting}.")
+            reported = True
+        if waited > MEETING_SECONDS:
+            raise UserError(
+                f"{waiting}, and gives up after {MEETING_SECONDS:.0f} s. Start {world_size} processes with the "
+                "same WORLD_SIZE, MASTER_ADDR and MASTER_PORT."
+            )
+    if failures:
+        reason = str(failures[0]).partition("\n")[0]
+        raise UserError(
+            f"{place}: ranks can't meet at this MASTER_ADDR and MASTER_PORT ({reason}). Give the host of rank 0 and "
+            "a free port of it, the same for all ranks."
+        ) from failures[0]
+
+
+def _open_store(rank: int, world_size: int) -> dist.Store:
+    """Connect to the store that all ranks share, and record in it that this one has arrived."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    served_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank == 0 and not served_by_torchrun
+    server = dist.TCPStore(address, port, None, serves, TIMEOUT, wait_for_workers=False)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt} of {world_size}", server)
+    if store.add(str(rank), 1) > 1:
+        raise ValueError(f"another process is rank {rank}, too")
+    return store
 
 
 def _local_gpu(local_rank: int) -> str:

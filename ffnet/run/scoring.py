@@ -1,7 +1,5 @@
 """Run the images through all backends, and find what explains the scores."""
 
-import contextlib
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -18,11 +16,10 @@ from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.run.inputs import Inputs
+from ffnet.run.predictions import prediction_writer, saved_backends
 from ffnet.run.session import Run
-from ffnet.run.storage import IMAGES, prediction_writer, saved_backends
+from ffnet.run.storage import IMAGES
 from ffnet.system.text import count
-
-logger = logging.getLogger(__name__)
 
 MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime may differ without an explanation
 LEAST_AGREEMENT = 99.0  # percent; least prediction agreement of the two without an explanation
@@ -50,23 +47,10 @@ def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scor
     def batches(indices: np.ndarray) -> Iterator[ScoredBatch]:
         return score_batches(prepared, images.select(indices.tolist()), runtime)
 
-    with run.stage("evaluate"), _resumption_explained(run):
+    with run.stage("evaluate"):
         scores = run.saved_per_image(IMAGES, np.arange(len(images)), prepared.backends, batches, write).scores
     run.notes += scoring_notes(scores)
     return scores
-
-
-@contextlib.contextmanager
-def _resumption_explained(run: Run) -> Iterator[None]:
-    """If the evaluation is interrupted, say on stderr that `--resume` continues after the finished images."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if run.storage and run.ranks.is_main:
-            logger.warning(
-                "Interrupted. The scores of the finished images are saved; continue with the same command and --resume."
-            )
-        raise
 
 
 def scoring_notes(scores: Scores) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
@@ -15,9 +16,12 @@ from ffnet.config import MANIFEST_FILE, Config
 from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import Shard, merge_shards, no_scores, without
 from ffnet.quantization.quantize import Execution, FoundEncodings
+from ffnet.quantization.sites import SimState
 from ffnet.run.inputs import Inputs
+from ffnet.run.predictions import Writer, missing_predictions, saved_backends
 from ffnet.run.ranks import Ranks
-from ffnet.run.storage import IMAGES, RecordFile, Storage, Writer, conditions, missing_predictions, saved_backends
+from ffnet.run.records import RecordedImages, RecordFile
+from ffnet.run.storage import IMAGES, Storage, conditions, scored_backends
 from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
@@ -71,7 +75,7 @@ class Run(Execution, contextlib.ExitStack):
         """
         folder = self.config.output.output_dir
         if folder is not None:
-            self.storage = self.enter_context(contextlib.closing(Storage(folder)))
+            self.storage = self.saved_states = self.enter_context(contextlib.closing(Storage(folder)))
             self.saved_work = self.once(lambda: self._find_saved_work(self.storage, weights, inputs))
 
     def _find_saved_work(self, storage: Storage | None, weights: str, inputs: Inputs) -> Saved:
@@ -79,7 +83,12 @@ class Run(Execution, contextlib.ExitStack):
         if storage is None:
             return Saved()
         output, images = self.config.output, inputs.images
-        scores = storage.begin(conditions(self.config, weights, inputs.digest, self.runtime.device), output.resume)
+        height, width = images.size
+        scores = storage.begin(
+            conditions(self.config, weights, inputs.digest, self.runtime.device),
+            output.resume,
+            {k: RecordedImages(v, len(images), height * width) for k, v in scored_backends(self.config).items()},
+        )
         if IMAGES in scores and output.save_predictions:
             names, backends = images.names, saved_backends(self.config)
             missing = missing_predictions(output.save_predictions, names, backends, scores[IMAGES].indices.tolist())
@@ -99,6 +108,14 @@ class Run(Execution, contextlib.ExitStack):
             return Saved()
         return saved
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Release what is held open; after an interruption, say how to continue."""
+        if isinstance(error, KeyboardInterrupt) and self.storage and self.ranks.is_main:
+            logger.warning("Interrupted. The finished work is saved; continue with the same command and --resume.")
+        return super().__exit__(kind, error, trace)
+
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Measure the wall time of a stage, even of one that fails."""
         return timed(name, self.stage_seconds)
@@ -107,12 +124,12 @@ class Run(Execution, contextlib.ExitStack):
         """Call a function on the main process; return its result, or raise its error, on every rank."""
         return self.ranks.once(function, *arguments)
 
-    def saved(self, find: Callable[[], FoundEncodings]) -> FoundEncodings:
+    def saved(self, find: Callable[[], FoundEncodings], like: SimState) -> FoundEncodings:
         """Return the encodings that an earlier run saved, or those that the main process finds, which are saved."""
         storage = self.storage
         if storage and self.saved_work.network:
             with self.stage("restore encodings"):
-                return self.once(storage.load_network)
+                return self.once(storage.load_network, like)
 
         def find_and_save() -> FoundEncodings:
             found = find()

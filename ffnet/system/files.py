@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -83,20 +84,26 @@ def check_output_folder(
 
 
 def _is_own(name: str, own_files: Collection[str]) -> bool:
-    """Return whether a file is one of `own_files`, or an unfinished one (see `unfinished_name`)."""
-    unfinished = re.fullmatch(r"\.(.+)\.\d+", name)
-    return name in own_files or (unfinished is not None and unfinished[1] in own_files)
+    """Return whether a file matches one of `own_files`, or is an unfinished one (see `unfinished_name`)."""
+    unfinished = re.fullmatch(r"\.(.+)\.(\d+|[0-9a-f]{16})", name)
+    names = (name, unfinished[1]) if unfinished else (name,)
+    return any(fnmatchcase(each, pattern) for each in names for pattern in own_files)
 
 
 def unfinished_name(name: str) -> str:
-    """Return the temporary name of a file or folder while this process writes it."""
-    return f".{name}.{os.getpid()}"
+    """Return a temporary name, which nobody can guess, for a file or folder while it is written."""
+    return f".{name}.{secrets.token_hex(8)}"
 
 
 def remove_unfinished(folder: Path, own_files: Collection[str]) -> None:
-    """Remove unfinished files that killed processes left in a folder; no other process may be writing them."""
+    """Remove unfinished files that killed processes left in a folder; no other process may be writing them.
+
+    Args:
+        folder: The folder.
+        own_files: Names of the finished files; `*` stands for any characters.
+    """
     for path in folder.iterdir():
-        if path.name not in own_files and _is_own(path.name, own_files):
+        if path.name.startswith(".") and _is_own(path.name, own_files) and path.name not in own_files:
             path.unlink()
 
 
@@ -130,7 +137,8 @@ def write_atomically(path: Path, data: bytes | str) -> Path:
     data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     temporary = path.with_name(unfinished_name(path.name))
     try:
-        temporary.write_bytes(data)
+        with temporary.open("xb") as file:
+            file.write(data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +117,6 @@ def other_encodings(folder):
     path.write_text(path.read_text() + "\n")
 
 
-def manifest_pipe(folder):
-    without_manifest(folder)
-    os.mkfifo(folder / MANIFEST_FILE)
-
-
 def manifest_text(text):
     return lambda folder: (folder / MANIFEST_FILE).write_bytes(text)
 
@@ -134,8 +128,7 @@ def manifest_entry(key, value):
 IGNORED = (
     without_manifest,
     other_encodings,
-    manifest_pipe,
-    *map(manifest_text, (b"\xff\xfe", b"[]", b"{", b"{}", b'{"files": []}')),
+    *map(manifest_text, (b"[]", b"{}", b'{"files": []}')),
     manifest_entry("files", {ENCODINGS_FILE: None}),
     manifest_entry(ROUNDED_LAYERS, None),
 )
@@ -174,6 +167,43 @@ def test_a_missing_or_changed_float_network_is_an_error(rounded, copied, change)
     change(copied)
     path = copied / ENCODINGS_FILE
     with pytest.raises(UserError, match=f"--encodings {path}: AdaRound rounded .*{FLOAT_MODEL_FILE}, .*Keep the files"):
+        rounded.load(copied)
+
+
+@pytest.mark.parametrize("content", (b"\xff\xfe", b"{", b"[" * 10**5))
+def test_a_damaged_manifest_is_an_error(rounded, copied, content):
+    manifest_text(content)(copied)
+    with pytest.raises(UserError, match=f"{MANIFEST_FILE}, which says .*, is damaged .* Restore it or"):
+        rounded.load(copied)
+
+
+@pytest.mark.parametrize("layers", (7, True, {"2": 1}, [["2"]], ["2", None], ["unknown"], ["relu"]))
+def test_a_manifest_that_lists_no_layers_of_the_network_is_an_error(rounded, copied, layers):
+    edit_manifest(copied, lambda manifest: manifest.update({ROUNDED_LAYERS: layers}))
+    with pytest.raises(UserError, match=f"--encodings {copied / ENCODINGS_FILE}: "):
+        rounded.load(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        lambda tensor: tensor.ClearField("raw_data"),
+        lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-3]),
+        lambda tensor: setattr(tensor, "raw_data", b"\xff" * len(tensor.raw_data)),  # NaN
+        lambda tensor: setattr(tensor, "data_type", 99),
+        lambda tensor: setattr(tensor, "data_type", onnx.TensorProto.STRING),
+        lambda tensor: setattr(tensor, "data_type", onnx.TensorProto.INT32),
+        lambda tensor: tensor.dims.append(-1),
+        lambda tensor: setattr(tensor, "data_location", onnx.TensorProto.EXTERNAL),
+    ),
+)
+def test_a_float_network_with_a_damaged_weight_is_an_error(rounded, copied, change):
+    network = onnx.load(copied / FLOAT_MODEL_FILE)
+    (tensor,) = (tensor for tensor in network.graph.initializer if tensor.name == "2.weight")
+    change(tensor)
+    (copied / FLOAT_MODEL_FILE).write_bytes(network.SerializeToString())
+    rehash(copied)
+    with pytest.raises(UserError, match=f"--encodings {copied / ENCODINGS_FILE}: "):
         rounded.load(copied)
 
 

@@ -6,7 +6,7 @@ import pytest
 from datasets.cityscapes import CityscapesSplit
 from ffnet.evaluation import metrics
 from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, short_name
-from ffnet.run.storage import missing_predictions, prediction_writer, predictions_megabytes
+from ffnet.run.predictions import missing_predictions, prediction_writer, predictions_megabytes
 from tests.helpers.official_evaluation import official_evaluation
 
 

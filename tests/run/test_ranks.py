@@ -3,10 +3,14 @@
 Each process has one thread, because oneDNN's sums depend on the number of threads for images as small as these.
 """
 
+import logging
 import os
 import pickle
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,13 +21,14 @@ from ffnet.config import MODEL_FILE, PROGRESS_FOLDER
 from ffnet.evaluation.scores import INT8_SIMULATED, short_name
 from ffnet.options import parse_args
 from ffnet.quantization.recovery.search import Candidate
+from ffnet.run import ranks as ranks_module
 from ffnet.run.pipeline import evaluate_models
 from ffnet.run.ranks import Ranks, open_ranks
 from ffnet.run.storage import Storage
 from ffnet.system.errors import UserError
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.networks import DEMO, TOY, demo_checkpoint
-from tests.helpers.program import SCRIPT, arguments, run_on_ranks
+from tests.helpers.program import SCRIPT, arguments, run_on_ranks, start_fork
 from tests.helpers.two_models import IMAGES, NAMES, counts, options_for, read
 
 W4 = ("--default-param-bw", "4", "--adaround", "5", "--max-drop", "0.995", "--recovery-images", "1")
@@ -175,6 +180,104 @@ def test_ranks_exchange_values_and_all_get_the_error_of_the_main_process(tmp_pat
     assert order.read_text() == "01"
 
 
+def start_rank(log, environment, before=lambda: None):
+    """Start a fork that calls `before` and opens the ranks as the program does; return its process id."""
+    defaults = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+    def run():
+        os.environ.update(defaults | environment)
+        before()
+
+        def open_and_close(_):
+            logging.getLogger("ffnet").addHandler(logging.StreamHandler(sys.stderr))
+            with open_ranks("cpu") as ranks:
+                ranks.all_gather(0)
+            return 0
+
+        ffnet_quanteval.run = open_and_close
+        return ffnet_quanteval.main(["--demo"])
+
+    return start_fork(run, log)
+
+
+def impatient():
+    ranks_module.NOTICE_SECONDS, ranks_module.MEETING_SECONDS = 0.3, 1.5
+
+
+def status_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("rank", ("0", "1"))
+@pytest.mark.parametrize("number", (None, signal.SIGTERM, signal.SIGINT))
+def test_a_lonely_rank_says_for_whom_it_waits_and_ends_on_signals_at_once(tmp_path, free_port, rank, number):
+    log = tmp_path / "log"
+    log.touch()
+
+    def before():
+        impatient()
+        if number:
+            ranks_module.MEETING_SECONDS = 60
+
+    child = start_rank(log, {"RANK": rank, "MASTER_PORT": free_port}, before)
+    waiting = f"127.0.0.1:{free_port}: rank {rank} of 2 is waiting for rank {1 - int(rank)}"
+    if number:
+        deadline = time.monotonic() + 30
+        while waiting not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(child, number)
+        begin = time.monotonic()
+        assert status_of(child) == 128 + number and time.monotonic() - begin < 5
+        assert log.read_text() == f"{waiting}.\n"
+    else:
+        assert status_of(child) == 2
+        assert f"error: {waiting}, and gives up after 2 s. Start 2 processes" in log.read_text()
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    (
+        ({"RANK": "1"}, {"RANK": "1"}, "(another process is rank 1, too)"),
+        ({"WORLD_SIZE": "2"}, {"WORLD_SIZE": "3", "RANK": "1"}, "rank 0 of 2 is waiting for rank 1, and gives up"),
+    ),
+)
+def test_ranks_that_contradict_each_other_are_an_error(tmp_path, free_port, first, second, message):
+    logs = [tmp_path / "0", tmp_path / "1", tmp_path / "2"]
+    environments = [first, second, {"RANK": "0", "WORLD_SIZE": "4"}]  # the last one only serves
+    children = [
+        start_rank(log, {"MASTER_PORT": free_port, "WORLD_SIZE": "4"} | each, impatient)
+        for log, each in zip(logs, environments[: 3 if first == second else 2], strict=False)
+    ]
+    assert {status_of(child) for child in children} == {2}
+    assert message in "".join(log.read_text() for log in logs if log.exists())
+
+
+def test_a_place_where_ranks_cannot_meet_is_named(tmp_path, free_port):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        used = str(taken.getsockname()[1])
+        cases = (
+            ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: this is no port"),
+            ({"MASTER_PORT": "x"}, "MASTER_PORT=x: this is no port"),
+            ({"MASTER_PORT": free_port, "MASTER_ADDR": "no.such.host.invalid"}, "this host is not known"),
+            ({"MASTER_PORT": used}, f"127.0.0.1:{used}: ranks can't meet at this MASTER_ADDR and MASTER_PORT"),
+            ({"MASTER_PORT": used, "RANK": "1"}, "rank 1 of 2 is waiting for rank 0, and gives up after"),
+        )
+        for number, (environment, message) in enumerate(cases):
+            log = tmp_path / str(number)
+            assert status_of(start_rank(log, environment, impatient)) == 2
+            assert message in (text := log.read_text()) and "Traceback" not in text
+
+
 def test_a_single_process_is_the_main_process_and_takes_all_images(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with open_ranks("cpu") as ranks:
@@ -195,7 +298,7 @@ def test_an_incomplete_environment_is_an_error(monkeypatch, world_size, rank):
 
 
 def test_more_processes_than_gpus_are_an_error(monkeypatch):
-    environment = {"WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "7", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    environment = {"WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "7", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

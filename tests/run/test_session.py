@@ -10,14 +10,17 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Config, OutputConfig
 from ffnet.evaluation.loop import ScoredBatch
 from ffnet.run.ranks import Ranks
+from ffnet.run.records import RecordFile
 from ffnet.run.session import Run
-from ffnet.run.storage import IMAGES, RecordFile
+from ffnet.run.storage import IMAGES
+from tests.helpers.cityscapes_tree import write_tree
 from tests.run.test_records import PAIR, random_scores
 
 
 @pytest.fixture
 def open_run(tree):
     """Begins a run on the images of `tree`, with an output folder."""
+    write_tree(tree, "val", 6)
     inputs = SimpleNamespace(images=CityscapesSplit(tree, "val"), digest="i")
 
     def begin(**options):

@@ -4,13 +4,13 @@ Sequential MSE and AdaRound cost nothing on a device. More bits for the most sen
 Every configuration is measured on selection images, which are not used for calibration.
 """
 
+import dataclasses
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from aimet_torch.quantsim import QuantizationSimModel
@@ -22,14 +22,23 @@ from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import Images, evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.metrics import Interval, miou_intervals
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED, Backend, Scores
+from ffnet.evaluation.scores import FP32, INT8_SIMULATED, Backend
+from ffnet.labels import NUM_CLASSES
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
 from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
 from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.sensitivity import analyze_sensitivity
-from ffnet.quantization.sites import WEIGHT, SimState, read_state, write_state
+from ffnet.quantization.sites import (
+    UNSAVED,
+    WEIGHT,
+    SavedStates,
+    SimState,
+    read_state,
+    without_parameters,
+    write_state,
+)
 from ffnet.quantization.weighted_layers import Cost, multiply_accumulates, raise_weight_scales, relative_cost
 from ffnet.system.errors import UserError
 from ffnet.system.memory import is_out_of_memory
@@ -40,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN, SEQ_MSE, ADAROUND = "plain", "sequential MSE", "AdaRound"
 SENSITIVITY_IMAGES = 2
+COUNT_BITS = 40  # no image has more pixels
 # For the estimates of time, measured: on CPUs the arithmetic takes the time, on GPUs the calls of small kernels.
 SEQ_MSE_PASSES = 70  # passes through the network that sequential MSE costs per image
 SEQ_MSE_SECONDS = 0.02  # its least time per layer and image
@@ -85,6 +95,10 @@ class Recovery:
     scored_too: bool = False  # whether some of them are scored
     interrupted: bool = False  # whether Ctrl-C ended the search
 
+    def __post_init__(self) -> None:
+        if self.chosen not in [step.name for step in self.steps]:
+            raise ValueError(f"no step is named {self.chosen!r}")
+
     @property
     def chosen_step(self) -> RecoveryStep:
         """The step whose configuration is used."""
@@ -122,20 +136,6 @@ class Recovery:
         return " ".join(sentences)
 
 
-def recovery_from_json(content: Mapping[str, Any] | None) -> Recovery | None:
-    """Return the Recovery of which `content` is the JSON object."""
-    if content is None:
-        return None
-    steps = [RecoveryStep(**with_tuples(step, "miou_interval", "drop_interval")) for step in content["steps"]]
-    raised = [RaisedQuantizer(**quantizer) for quantizer in content["raised"]]
-    return Recovery(**{**content, "steps": steps, "raised": raised})
-
-
-def with_tuples(content: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return a JSON object with some of its lists as tuples."""
-    return {**content, **{name: content[name] and tuple(content[name]) for name in names}}
-
-
 def recover(search: "RecoverySearch") -> Recovery:
     """Take the steps that the config asks for, and leave the simulation in the best configuration.
 
@@ -156,6 +156,20 @@ def recover(search: "RecoverySearch") -> Recovery:
         )
     write_state(search.sim, search.best.state)
     return search.outcome(interrupted)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is saved of a network that was measured on the selection images."""
+
+    matrices: list[list[list[int]]]  # confusion matrices (images, 19, 19)
+    seconds: float  # time in the network
+    taken: float  # time to find and to measure it
+
+    def __post_init__(self) -> None:
+        counts = np.array(self.matrices, np.int64)
+        if counts.ndim != 3 or counts.shape[1:] != (NUM_CLASSES, NUM_CLASSES) or (counts >> COUNT_BITS).any():
+            raise ValueError("the confusion matrices are not counts of 19 classes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +195,18 @@ class Candidate:
         return metrics.percent(metrics.mean_iou(self.matrices[backend].sum(0)))
 
 
+def calibrate_or_restore(
+    name: str, sim: QuantizationSimModel, images: Images, runtime: Runtime, saved: SavedStates
+) -> int:
+    """Calibrate a simulation and save its ranges, or restore those that an earlier run saved; return the batch size."""
+    if found := saved.load(name, read_state(sim), int):
+        write_state(sim, found[0])
+        return found[1]
+    batch_size = calibrate_on_images(sim, images, runtime)
+    saved.save(name, without_parameters(read_state(sim)), batch_size)
+    return batch_size
+
+
 @dataclass(eq=False)
 class RecoverySearch:
     """The search over the states of one simulation.
@@ -194,6 +220,7 @@ class RecoverySearch:
     selection: Images  # images on which every step is measured
     config: QuantizationConfig  # steps, target and number of images for sequential MSE and AdaRound
     runtime: Runtime
+    saved: SavedStates = UNSAVED  # where finished work is saved
 
     def __post_init__(self) -> None:
         image = self.images[0][0]
@@ -202,8 +229,8 @@ class RecoverySearch:
         self.batches = [normalize(self.images[index][0][None].to(self.runtime.device)) for index in chosen]
         self.tried: list[Candidate] = []
         self.bases: list[Candidate] = []
-        self.fp32: Scores = self._score(FP32, self.float_network)
         self._began = time.perf_counter()
+        self.fp32 = self._score("fp32", FP32, lambda: self.float_network)
 
     @property
     def best(self) -> Candidate:
@@ -263,9 +290,11 @@ class RecoverySearch:
         searching, steps = self.config.max_drop is not None, dict[str, Callable[[], None]]()
         progress, iterations = not self.runtime.quiet, self.config.adaround or ADAROUND_ITERATIONS
         if self.config.seq_mse or (searching and self.config.param_bw <= SEQ_MSE_BITS):
-            steps[SEQ_MSE] = lambda: apply_seq_mse(self.sim, self.batches, progress)
+            steps[SEQ_MSE] = lambda: apply_seq_mse(self.sim, self.float_network, self.batches, progress, self.saved)
         if self.config.adaround or searching:
-            steps[ADAROUND] = lambda: apply_adaround(self.sim, self.float_network, self.batches, iterations, progress)
+            steps[ADAROUND] = lambda: apply_adaround(
+                self.sim, self.float_network, self.batches, iterations, progress, self.saved
+            )
         return steps
 
     def _take(self, name: str, step: Callable[[], None]) -> None:
@@ -281,7 +310,7 @@ class RecoverySearch:
                 f"--recovery-images {self.config.recovery_images}: the memory does not suffice for {name} on this "
                 "number of images. Give a smaller one."
             ) from error
-        self._calibrate()
+        self._calibrate(name)
         self._measure(name if base.name == PLAIN else f"{base.name} and {name}", read_state(self.sim))
 
     def _mix(self) -> None:
@@ -289,13 +318,9 @@ class RecoverySearch:
         base, plain = self.best, self.tried[0]
         self._start_from(base)
         groups = mixed_precision.precision_groups(self.sim)
-        batches = self.batches[:SENSITIVITY_IMAGES]
-        sensitivity = analyze_sensitivity(
-            self.sim, self.float_network, lower(self.sim), batches, not self.runtime.quiet
-        )
-        ranked = mixed_precision.rank_groups(groups, sensitivity)
+        ranked = [groups[position] for position in self._ranking(groups)]
         write_state(self.sim, plain.state)  # more bits are for the float weights, not for rounded ones
-        high = mixed_precision.raised_state(self.sim, groups, self._calibrate)
+        high = mixed_precision.raised_state(self.sim, groups, lambda: self._calibrate("mixed precision"))
 
         def meets(raised: Groups, shown: bool = False) -> bool:
             state = mixed_precision.mixed_state(base.state, high, raised)
@@ -308,23 +333,44 @@ class RecoverySearch:
         if raised:
             mixed_precision.drop_unneeded(raised, meets)
 
-    def _calibrate(self) -> None:
-        calibrate_on_images(self.sim, self.images, self.runtime)
+    def _ranking(self, groups: Groups) -> list[int]:
+        """Return the positions of groups in the order of their most sensitive quantizer, most sensitive first."""
+        found = self.saved.load("ranking", {}, list[int])
+        if found and sorted(found[1]) == list(range(len(groups))):
+            return found[1]
+        batches = self.batches[:SENSITIVITY_IMAGES]
+        sensitivity = analyze_sensitivity(
+            self.sim, self.float_network, lower(self.sim), batches, not self.runtime.quiet
+        )
+        ranking = [groups.index(group) for group in mixed_precision.rank_groups(groups, sensitivity)]
+        self.saved.save("ranking", {}, ranking)
+        return ranking
+
+    def _calibrate(self, name: str) -> None:
+        """Calibrate the simulation, whose weights a step has changed, or restore the ranges of an earlier run."""
+        calibrate_or_restore(f"ranges-{name}", self.sim, self.images, self.runtime, self.saved)
 
     def _measure(self, name: str, state: SimState, raised: Groups = (), shown: bool = True) -> Candidate:
         """Score the simulation, which is in the given state, on the selection images."""
         raise_weight_scales(self.sim)
-        scores = self._score(name, lower(self.sim))
-        matrices = {FP32: self.fp32.confusion_matrices[FP32], INT8_SIMULATED: scores.confusion_matrices[name]}
-        now = time.perf_counter()
+        found = self._score(f"candidate-{len(self.tried)}", name, lambda: lower(self.sim))
+        matrices = {FP32: np.array(self.fp32.matrices), INT8_SIMULATED: np.array(found.matrices)}
         cost = relative_cost(self.sim, self.operations)
-        self.tried.append(Candidate(name, state, raised, matrices, cost, now - self._began, shown))
-        self._began = now
+        self.tried.append(Candidate(name, state, raised, matrices, cost, found.taken, shown))
+        self._began = time.perf_counter()
         return self.tried[-1]
 
-    def _score(self, name: str, backend: Backend) -> Scores:
-        prepared = prepare_backends({name: backend}, self.runtime)
-        return evaluate(prepared, self.selection, self.runtime, title=name)
+    def _score(self, key: str, title: str, backend: Callable[[], Backend]) -> Measurement:
+        """Score a network on the selection images, or return what an earlier run measured."""
+        saved = self.saved.load(key, {}, Measurement)
+        if saved and len(saved[1].matrices) == len(self.selection):
+            return saved[1]
+        prepared = prepare_backends({title: backend()}, self.runtime)
+        scores = evaluate(prepared, self.selection, self.runtime, title=title)
+        taken = time.perf_counter() - self._began
+        found = Measurement(scores.confusion_matrices[title].tolist(), scores.seconds[title], taken)
+        self.saved.save(key, {}, dataclasses.asdict(found))
+        return found
 
     def _start_from(self, candidate: Candidate) -> None:
         """Record that a step starts from a candidate, and put the simulation into its state."""
@@ -339,7 +385,7 @@ class RecoverySearch:
         """Return what will be tried and how long each step takes, estimated from the time of FP32."""
         images, layers = len(self.batches), len(self.operations)
         iterations = self.config.adaround or ADAROUND_ITERATIONS
-        per_image = self.fp32.seconds[FP32] / self.fp32.images
+        per_image = self.fp32.seconds / len(self.fp32.matrices)
         per_product = per_image / sum(self.operations.values())
         weights = sum(self.sim.model.get_submodule(layer).weight.numel() for layer in self.operations)
         per_iteration = ADAROUND_OVERHEAD * 2 * BATCH * weights * per_product

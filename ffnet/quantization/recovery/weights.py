@@ -12,11 +12,12 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from aimet_torch.quantization.base import QuantizerBase
 from aimet_torch.quantsim import QuantizationSimModel
-from aimet_torch.seq_mse import apply_seq_mse as aimet_seq_mse
+from aimet_torch.seq_mse import SeqMseParams, SequentialMse
 from aimet_torch.utils import remove_activation_quantizers
 from torch import fx, nn
 from torch.nn import functional
@@ -24,7 +25,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ffnet.quantization.quantsim import quiet_aimet
-from ffnet.quantization.sites import WEIGHT, QuantizerSite, quantizer_sites
+from ffnet.quantization.sites import (
+    UNSAVED,
+    WEIGHT,
+    QuantizerSite,
+    SavedStates,
+    quantizer_sites,
+    read_state,
+    without_parameters,
+    write_state,
+)
 
 POSITIONS = 1024  # positions of a layer's output that are drawn from each image
 BATCH = 512  # positions in one iteration
@@ -35,18 +45,66 @@ WARM_START = 0.2  # share of the iterations without that term
 BETA = 20.0, 2.0  # exponent of that term in the first and in the last iteration
 
 
-def apply_seq_mse(sim: QuantizationSimModel, images: Sequence[torch.Tensor], progress: bool = True) -> None:
+class FinishedLayers:
+    """The layers whose weights a step has finished, each of which is saved."""
+
+    def __init__(self, sim: QuantizationSimModel, step: str, saved: SavedStates) -> None:
+        self.sites = {s.layer: s for s in quantizer_sites(sim) if s.kind == WEIGHT and s.key == "weight"}
+        self._sim, self._step, self._saved = sim, step, saved
+
+    def restore(self, layer: str) -> bool:
+        """Give a layer what an earlier run found for it, and freeze its encoding; return whether there was anything."""
+        sites = [self.sites[layer]]
+        found = self._saved.load(f"{self._step}-{layer}", read_state(self._sim, sites), type(None))
+        if found:
+            write_state(self._sim, found[0], sites)
+            sites[0].quantizer.allow_overwrite(False)
+        return found is not None
+
+    def save(self, layer: str, parameter: bool) -> None:
+        """Save the encoding of a finished layer, and its weight if the step changes it."""
+        state = read_state(self._sim, [self.sites[layer]])
+        self._saved.save(f"{self._step}-{layer}", state if parameter else without_parameters(state))
+
+
+class _SequentialMse(SequentialMse):
+    """AIMET's sequential MSE with FinishedLayers in place of its cache of files, which a kill can leave incomplete."""
+
+    @classmethod
+    def get_module_names_from_cache(cls, cache_dir: Any) -> list[str]:
+        return [layer for layer in cache_dir.sites if cache_dir.restore(layer)]
+
+    @classmethod
+    def load_cached_optimized_params(cls, *_: object) -> None:
+        """Do nothing: they are restored already."""
+
+    @classmethod
+    def save_to_cache(cls, module_qualified_name: str, quant_module: object, cache_dir: Any) -> None:
+        cache_dir.save(module_qualified_name, parameter=False)
+
+
+def apply_seq_mse(
+    sim: QuantizationSimModel,
+    float_network: fx.GraphModule,
+    images: Sequence[torch.Tensor],
+    progress: bool = True,
+    saved: SavedStates = UNSAVED,
+) -> None:
     """Search and freeze the ranges of all weights of at most 4 bits; calibrate the activations afterwards.
 
     For each channel, AIMET takes the one of 20 shares of the calibrated range that changes the layer's output least.
 
     Args:
         sim: A simulation.
+        float_network: The equalized network from which `sim` was built.
         images: Normalized (1, 3, H, W) float32 on the device of `sim`.
         progress: Show a progress bar on stderr.
+        saved: Where finished layers are saved.
     """
+    loader: Any = DataLoader(images, batch_size=None)  # type: ignore[arg-type]
+    layers = FinishedLayers(sim, "seq-mse", saved)
     with quiet_aimet(), contextlib.redirect_stderr(sys.stderr if progress else io.StringIO()):
-        aimet_seq_mse(sim, DataLoader(images, batch_size=None))  # type: ignore[arg-type]
+        _SequentialMse.apply_seq_mse(float_network, sim, loader, SeqMseParams(None), cache_dir=layers)
 
 
 def apply_adaround(
@@ -55,6 +113,7 @@ def apply_adaround(
     images: Sequence[torch.Tensor],
     iterations: int,
     progress: bool = True,
+    saved: SavedStates = UNSAVED,
 ) -> None:
     """Round the weights of every convolution anew, in order of execution; calibrate the activations afterwards.
 
@@ -69,8 +128,13 @@ def apply_adaround(
         images: Normalized (1, 3, H, W) float32 on the device of `sim`.
         iterations: Number of iterations per layer.
         progress: Show a progress bar on stderr.
+        saved: Where finished layers are saved.
     """
-    sites = {site.node: site for site in quantizer_sites(sim) if site.kind == WEIGHT and site.key == "weight"}
+    layers = FinishedLayers(sim, "adaround", saved)
+    finished = {layer for layer in layers.sites if layers.restore(layer)}
+    if len(finished) == len(layers.sites):
+        return
+    sites = {site.node: site for site in layers.sites.values()}
     targets = _sample_targets(float_network, [site.layer for site in sites.values()], images)
     runs = [fx.Interpreter(sim.model) for _ in images]
     for run, image in zip(runs, images, strict=True):
@@ -81,8 +145,11 @@ def apply_adaround(
             stack.enter_context(remove_activation_quantizers(module))
         for node in sim.model.graph.nodes:
             if node in sites:
+                layer = sites[node].layer
                 inputs = [run.env[node.args[0]] for run in runs]
-                _round_layer(sim, sites[node], inputs, targets.pop(sites[node].layer), iterations)
+                if layer not in finished:
+                    _round_layer(sim, sites[node], inputs, targets.pop(layer), iterations)
+                    layers.save(layer, parameter=True)
                 bar.update()
             for run in runs:
                 run.env[node] = run.run_node(node)

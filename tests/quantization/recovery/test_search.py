@@ -1,5 +1,8 @@
 """The search for a better configuration: which steps it takes, which it drops, and where it ends."""
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,11 +12,28 @@ from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import FP32, INT8_SIMULATED
 from ffnet.quantization.lowering import lower
-from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
-from ffnet.quantization.recovery.search import ADAROUND, PLAIN, SEQ_MSE, RecoverySearch
-from ffnet.quantization.sites import quantizer_sites, write_state
+from ffnet.quantization.quantsim import build_quantsim, equalize
+from ffnet.quantization.recovery.search import (
+    ADAROUND,
+    PLAIN,
+    SEQ_MSE,
+    RecoverySearch,
+    calibrate_or_restore,
+    recover,
+)
+from ffnet.quantization.sites import (
+    UNSAVED,
+    SavedStates,
+    load_state,
+    quantizer_sites,
+    read_state,
+    save_state,
+    write_state,
+)
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError
+from ffnet.system.process import Terminated
+from ffnet.system.schema import parse
 from tests.helpers.simulations import small_network
 
 RUNTIME = Runtime(batch_size=2, quiet=True)
@@ -30,15 +50,38 @@ def make_images(model, number, seed, labelled=True):
     return list(zip(images, labels if labelled else torch.full_like(labels, 255), strict=True))
 
 
-def make_search(labelled=True, recovery_images=2, **config):
+class Kept(SavedStates):
+    """Keeps what is saved as the bytes of files, and stops the search after some of it as a signal does."""
+
+    def __init__(self, folder):
+        self.folder, self.left = folder, None
+        folder.mkdir()
+
+    def load(self, name, like, form):
+        path = self.folder / name
+        if not path.exists():
+            return None
+        state, description = load_state(path, like)
+        return state, parse(form, description)
+
+    def save(self, name, state, description=None):
+        assert not (self.folder / name).exists()
+        (self.folder / name).write_bytes(save_state(state, description))
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                raise Terminated(15)
+
+
+def make_search(labelled=True, recovery_images=2, saved=UNSAVED, **config):
     """Return a search on the small network at W4A8, on four calibration images and three selection images."""
     model = small_network()
     options = QuantizationConfig(param_bw=4, recovery_images=recovery_images, **config)
     float_network = equalize(model)
     sim = build_quantsim(float_network, options)
     calibration = make_images(model, 4, seed=0)
-    calibrate_on_images(sim, calibration, RUNTIME)
-    return RecoverySearch(sim, float_network, calibration, make_images(model, 3, 1, labelled), options, RUNTIME)
+    calibrate_or_restore("ranges", sim, calibration, RUNTIME, saved)
+    return RecoverySearch(sim, float_network, calibration, make_images(model, 3, 1, labelled), options, RUNTIME, saved)
 
 
 def names(candidates):
@@ -149,6 +192,37 @@ def test_a_step_without_enough_memory_names_the_option(monkeypatch):
     monkeypatch.setattr("ffnet.quantization.recovery.search.apply_adaround", fail)
     with pytest.raises(UserError, match="--recovery-images 7: the memory does not suffice for AdaRound"):
         search.run()
+
+
+@pytest.mark.slow
+def test_a_search_that_is_stopped_after_every_saved_part_ends_as_one_that_is_not_stopped(tmp_path):
+    """After every layer of sequential MSE and AdaRound, every calibration and every measurement there is a stop."""
+
+    def run(saved):
+        search = make_search(saved=saved, max_drop=0.0, adaround=20)
+        recovery = recover(search)
+        steps = [dataclasses.replace(step, seconds=0) for step in recovery.steps]
+        state = {name: vars(value) for name, value in read_state(search.sim).items()}
+        return dataclasses.replace(recovery, steps=steps), state, [each.matrices for each in search.tried]
+
+    expected, saved, found = run(UNSAVED), Kept(tmp_path / "saved"), None
+    while found is None:
+        saved.left = 1
+        with contextlib.suppress(Terminated):
+            found = run(saved)
+    names = {path.name for path in saved.folder.iterdir()}
+    layers = {site.layer for site in quantizer_sites(make_search().sim) if site.kind == "weight"}
+    assert len(found[2]) > 3 and names > {f"{step}-{layer}" for step in ("seq-mse", "adaround") for layer in layers}
+    assert found[0] == expected[0]
+    for name, values in expected[1].items():
+        for field, value in values.items():
+            assert (
+                torch.equal(found[1][name][field], value) if torch.is_tensor(value) else found[1][name][field] == value
+            )
+    for one, other in zip(found[2], expected[2], strict=True):
+        assert {name: each.tolist() for name, each in one.items()} == {
+            name: each.tolist() for name, each in other.items()
+        }
 
 
 def test_it_says_what_it_will_try_and_when_it_ends(caplog):

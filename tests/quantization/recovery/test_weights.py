@@ -303,7 +303,7 @@ def test_every_channel_has_the_best_of_20_candidates():
         build_quantsim(prepared, QuantizationConfig(param_bw=4, quant_scheme="tf")),
     )
     compute_weight_encodings(plain)
-    apply_seq_mse(sim, IMAGES, progress=False)
+    apply_seq_mse(sim, prepared, IMAGES, progress=False)
     calibrate(sim, IMAGES)  # keeps the ranges
     layer = prepared.get_submodule("0")
     widest = plain.model.get_submodule("0").param_quantizers["weight"].get_scale().detach()
