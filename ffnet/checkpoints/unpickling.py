@@ -114,9 +114,7 @@ class Stub(dict[Any, Any]):
         return self.name  # the items may be nested without end
 
     def append(self, item: Any) -> None:
-        """Drop an item of a list, a set or a deque."""
-
-    extend = add = append
+        """Drop an item of a list or a deque."""
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def test_state_dicts_of_unusual_classes_are_read_exactly(change, demo, tmp_path)
 
 @pytest.mark.parametrize("prefix", ["model.", "segmentor.network.", "a.module._orig_mod."])
 def test_a_prefix_is_found_beside_other_keys_which_are_named(prefix, demo, tmp_path):
-    others = {"criterion.weight": torch.ones(19), "ema.module.backbone_model.conv0.weight": torch.ones(1)}
+    others = {"criterion.weight": torch.ones(19)} | {f"ema.{key}": t + 1 for key, t in demo.state_dict().items()}
     state = {prefix + key: tensor for key, tensor in demo.state_dict().items()}
     torch.save({"state_dict": others | state}, tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
