@@ -88,7 +88,7 @@ def download_once(url: str, path: Path, quiet: bool) -> None:
     """Download a zip file, as both published forms are, in one attempt; any error may be temporary."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
         total = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm.wrapattr(file, "write", total, desc=path.name, disable=quiet) as target:
+        with tqdm.wrapattr(file, "write", total, desc=url.rpartition("/")[2], disable=quiet) as target:
             shutil.copyfileobj(response, target, 2**20)
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():

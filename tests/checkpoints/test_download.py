@@ -108,7 +108,7 @@ def test_a_quiet_download_shows_no_progress(server, tmp_path, capsys):
     download_published(ZOO, tmp_path / "quiet", quiet=True)
     assert capsys.readouterr().err == ""
     download_published(ZOO, tmp_path / "shown")
-    assert f"prepared_{ZOO.name}.pth: 100%" in capsys.readouterr().err
+    assert f"\rprepared_{ZOO.name}.pth: 100%" in capsys.readouterr().err
 
 
 def read_only(*_, **__):
