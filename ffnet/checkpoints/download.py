@@ -106,7 +106,7 @@ def download_once(url: str, path: Path, quiet: bool) -> None:
     opener = urllib.request.build_opener(SameScheme)
     with opener.open(url, timeout=TIMEOUT) as response, path.open("wb") as file:
         total = response.length  # None without a Content-Length that is a number
-        with tqdm.wrapattr(file, "write", total, desc=path.name, disable=quiet) as target:
+        with tqdm.wrapattr(file, "write", total, desc=url.rpartition("/")[2], disable=quiet) as target:
             while data := response.read1(2**20):  # waits for any bytes, not for all of them
                 target.write(data)
                 if max(total or 0, file.tell()) > MAX_FILE or time.monotonic() > end:

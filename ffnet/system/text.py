@@ -11,7 +11,7 @@ def printable(text: str, keep: str = "") -> str:
 
     Names in files come from anyone: they must not control a terminal, reverse the text after them, or begin a line.
     """
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def count(number: int, noun: str) -> str:

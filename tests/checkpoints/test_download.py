@@ -114,6 +114,13 @@ def test_file_is_downloaded_with_one_request_and_its_sha256_is_recorded(server, 
     assert names(folder) == [name, f"{name}.sha256"]
 
 
+def test_a_quiet_download_shows_no_progress(server, tmp_path, capsys):
+    download_published(ZOO, tmp_path / "quiet", quiet=True)
+    assert capsys.readouterr().err == ""
+    download_published(ZOO, tmp_path / "shown")
+    assert f"\rprepared_{ZOO.name}.pth: 100%" in capsys.readouterr().err
+
+
 def read_only(*_, **__):
     raise PermissionError(13, "Permission denied")
 

@@ -89,6 +89,13 @@ def test_unsaved_predictions_are_an_error_after_the_report(capsys):
     assert "error: /p/a_pred_labelIds.png: No space left on device. " in printed.err
 
 
+def test_names_in_notes_and_errors_begin_no_line_and_do_not_control_the_terminal(capsys):
+    result = dataclasses.replace(small_result(failure=UserError("a\n\x1b[2J")), notes=["b\n\x1b[2J"])
+    assert deliver([result], Config()) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "ffnet_quanteval.py: error: a\\n\\x1b[2J\n" and "Note: b\\n\\x1b[2J\n" in printed.out
+
+
 @pytest.mark.parametrize(
     ("failure", "status"), ((UserError("diagnostics failed"), 2), (KeyboardInterrupt(), 130), (Terminated(15), 143))
 )
