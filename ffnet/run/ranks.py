@@ -53,7 +53,8 @@ class Ranks:
                 outcome[0] = function(*arguments)
             except BaseException as error:
                 outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0)
+        with _lost_ranks_named():
+            dist.broadcast_object_list(outcome, src=0)
         result, failure = outcome
         if failure:
             raise failure
@@ -72,8 +73,21 @@ class Ranks:
         """Return the items of all ranks, on every rank."""
         items: list[T] = [item] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(items, item)
+            with _lost_ranks_named():
+                dist.all_gather_object(items, item)
         return items
+
+
+@contextlib.contextmanager
+def _lost_ranks_named() -> Iterator[None]:
+    """Raise a UserError if another rank has ended while this one exchanges values with it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"WORLD_SIZE: another rank of the run has ended ({str(error).partition('. ')[0]}). Its own messages say "
+            "why. Start all ranks again."
+        ) from error
 
 
 @contextlib.contextmanager

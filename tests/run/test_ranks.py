@@ -278,6 +278,24 @@ def test_a_place_where_ranks_cannot_meet_is_named(tmp_path, free_port):
             assert message in (text := log.read_text()) and "Traceback" not in text
 
 
+def test_a_rank_whose_other_rank_ended_says_so(tmp_path):
+    def run(rank):
+        def exchange(_):
+            with open_ranks("cpu") as ranks:
+                ranks.all_gather(rank)
+                if rank == 1:
+                    time.sleep(0.5)
+                    os._exit(0)
+                ranks.once(ranks.all_gather, 0)
+
+        ffnet_quanteval.run = exchange
+        return ffnet_quanteval.main(["--demo"])
+
+    assert run_on_ranks(2, run, tmp_path) == 2
+    assert "error: WORLD_SIZE: another rank of the run has ended (" in (log := (tmp_path / "log-0").read_text())
+    assert "Traceback" not in log
+
+
 def test_a_single_process_is_the_main_process_and_takes_all_images(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with open_ranks("cpu") as ranks:
