@@ -182,7 +182,7 @@ def test_recovery_is_not_repeated_but_a_recovered_network_that_is_gone_is_made_a
         assert ffnet_quanteval.main(options_for(data, *RECOVERY, "--output-dir", out, names=(TOY.name,))) == 130
     with monkeypatch.context() as patch:
         patch.setattr(quantize, "recover", stop)
-        patch.setattr(quantize, "calibrate_on_images", stop)
+        patch.setattr(quantize, "calibrate_or_restore", stop)
         assert resume(data, out, *RECOVERY, names=(TOY.name,)) == 0
     whole, stopped = read(tmp_path / "whole"), read(out)
     assert counts(out, (TOY.name,)) == counts(tmp_path / "whole", (TOY.name,))

@@ -12,7 +12,7 @@ from ffnet.evaluation.loading import Images
 from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
-from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
+from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.recovery.search import Recovery, RecoverySearch, calibrate_or_restore, recover
 from ffnet.quantization.sites import UNSAVED, SavedStates, SimState, read_state, write_state
 from ffnet.quantization.weighted_layers import raise_weight_scales
@@ -96,13 +96,11 @@ def quantize(
     def find() -> FoundEncodings:
         if images is None or not calibrates:
             return FoundEncodings(read_state(sim))
-        if not config.recovers:
-            with execution.stage("calibrate"):
-                batch_size = calibrate_on_images(sim, images, runtime)
-            return FoundEncodings(read_state(sim), len(images), batch_size)
-        saved = execution.saved_states
+        saved = execution.saved_states if config.recovers else UNSAVED
         with execution.stage("calibrate"):
             batch_size = calibrate_or_restore("ranges", sim, images, runtime, saved)
+        if not config.recovers:
+            return FoundEncodings(read_state(sim), len(images), batch_size)
         with execution.stage("recover accuracy"):
             recovery = recover(RecoverySearch(sim, float_network, images, selection or images, config, runtime, saved))
         return FoundEncodings(read_state(sim), len(images), batch_size, recovery)

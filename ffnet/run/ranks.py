@@ -159,9 +159,8 @@ def _meet(rank: int, world_size: int) -> None:
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         waited = time.monotonic() - begin
-        waiting = (
-            f"{place}: rank {rank} of {world_size} is waiting for rank {list_names([*map(str, missing)]) or 'all'}"
-        )
+        names = list_names([*map(str, missing)]) or "all"
+        waiting = f"{place}: rank {rank} of {world_size} is waiting for rank {names}"
         if waited > NOTICE_SECONDS and not reported:
             logger.warning(f"{waiting}.")
             reported = True

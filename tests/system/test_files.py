@@ -15,6 +15,7 @@ from ffnet.system.files import (
     read_utf8,
     remove_unfinished,
     sha256_of,
+    unfinished_name,
     write_atomically,
 )
 
@@ -48,12 +49,12 @@ def test_files_of_operating_systems_do_not_count_but_hidden_ones_of_users_and_pr
 
 
 def test_what_a_killed_run_left_of_its_own_files_is_accepted_and_removed(tmp_path):
-    left = [tmp_path / name for name in (".result.json.123", ".model.7")]
+    left = [tmp_path / name for name in (".result.json.123", unfinished_name("part-9"), ".model.7")]
     for path in (*left, tmp_path / "result.json"):
         path.touch()
-    check_output_folder("--output-dir", tmp_path, ("result.json", "model"))
-    remove_unfinished(tmp_path, ("result.json",))
-    assert not left[0].exists() and left[1].exists() and (tmp_path / "result.json").exists()
+    check_output_folder("--output-dir", tmp_path, ("result.json", "model", "part-*"))
+    remove_unfinished(tmp_path, ("result.json", "part-*"))
+    assert [path.exists() for path in left] == [False, False, True] and (tmp_path / "result.json").exists()
     with pytest.raises(UserError, match="already holds .model.7"):
         check_output_folder("--output-dir", tmp_path, ("result.json",))
 
@@ -85,6 +86,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     with pytest.raises(OSError):
         write_atomically(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_planted_link_is_not_written_to(tmp_path, monkeypatch):
+    """Temporary names are random; even the right guess changes no other file."""
+    assert len({unfinished_name("a") for _ in range(100)}) == 100
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0" * 16)
+    (tmp_path / "victim").write_text("old")
+    (tmp_path / unfinished_name("a")).symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a", "new")
+    assert (tmp_path / "victim").read_text() == "old" and not (tmp_path / "a").exists()
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "a").touch()
+    assert write_atomically(tmp_path / "b", "").stat().st_mode == (tmp_path / "a").stat().st_mode
 
 
 def test_text_keeps_names_that_are_not_utf8_and_loses_its_byte_order_mark(tmp_path):

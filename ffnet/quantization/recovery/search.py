@@ -30,15 +30,7 @@ from ffnet.quantization.recovery import mixed_precision
 from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
 from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.sensitivity import analyze_sensitivity
-from ffnet.quantization.sites import (
-    UNSAVED,
-    WEIGHT,
-    SavedStates,
-    SimState,
-    read_state,
-    without_parameters,
-    write_state,
-)
+from ffnet.quantization.sites import UNSAVED, WEIGHT, SavedStates, SimState, read_state, without_parameters, write_state
 from ffnet.quantization.weighted_layers import Cost, multiply_accumulates, raise_weight_scales, relative_cost
 from ffnet.system.errors import UserError
 from ffnet.system.memory import is_out_of_memory

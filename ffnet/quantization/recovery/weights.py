@@ -131,10 +131,10 @@ def apply_adaround(
         saved: Where finished layers are saved.
     """
     layers = FinishedLayers(sim, "adaround", saved)
-    finished = {layer for layer in layers.sites if layers.restore(layer)}
-    if len(finished) == len(layers.sites):
-        return
     sites = {site.node: site for site in layers.sites.values()}
+    finished = {layer for layer in layers.sites if layers.restore(layer)}
+    if finished == layers.sites.keys():
+        return
     targets = _sample_targets(float_network, [site.layer for site in sites.values()], images)
     runs = [fx.Interpreter(sim.model) for _ in images]
     for run, image in zip(runs, images, strict=True):
@@ -146,8 +146,8 @@ def apply_adaround(
         for node in sim.model.graph.nodes:
             if node in sites:
                 layer = sites[node].layer
-                inputs = [run.env[node.args[0]] for run in runs]
                 if layer not in finished:
+                    inputs = [run.env[node.args[0]] for run in runs]
                     _round_layer(sim, sites[node], inputs, targets.pop(layer), iterations)
                     layers.save(layer, parameter=True)
                 bar.update()
