@@ -277,7 +277,7 @@ def test_command_answers_bad_input_in_one_line(tmp_path, capsys):
 
 
 def test_a_lack_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise MemoryError
 
     path = save({}, tmp_path / "weights.pth")
