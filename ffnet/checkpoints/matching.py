@@ -1,11 +1,9 @@
 """Match a checkpoint with a variant, and build the network with the checkpoint's tensors."""
 
 import functools
-import itertools
-import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,24 +15,10 @@ from ffnet.model import FFNet, remove_batch_norms
 from ffnet.system.text import list_names
 from ffnet.variants import VARIANTS, Variant
 
-WRAPPERS = (  # attributes that hold the network in wrappers of torch and Lightning, then in those of trainers
-    "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module",
-    "model", "_model", "net", "network", "ema_model", "model_ema",
-)  # fmt: skip
 BATCH_COUNTER = "num_batches_tracked"  # a buffer of batch norms; torch before 0.4.1 had none
 SMOOTHING_SHAPE = (3, 1, 5, 5)
 SHOWN_KEYS = 3
 T = TypeVar("T")
-
-
-def common_prefix(names: Collection[str]) -> str:
-    """Return the prefixes of wrappers that all names share, such as "module._orig_mod."; "" if there are none.
-
-    A state_dict of `DataParallel(network)` has `module.conv.weight` in place of `conv.weight`, and AIMET names the
-    layers of a wrapped network in the same way. Wrappers may be nested.
-    """
-    wrappers = [list(itertools.takewhile(WRAPPERS.__contains__, name.split(".")[:-1])) for name in names]
-    return "".join(f"{part}." for part in os.path.commonprefix(wrappers))
 
 
 def without_prefix(contents: CheckpointContents) -> CheckpointContents:
@@ -45,12 +29,8 @@ def without_prefix(contents: CheckpointContents) -> CheckpointContents:
     if not prefix:
         return contents
     others = [key for key in contents.state_dict if not key.startswith(prefix)]
-    scope = (
-        f"the keys, and the others were ignored: {list_names([*map(repr, others)], SHOWN_KEYS)}"
-        if others
-        else "every key"
-    )
-    note = f"The prefix {prefix!r}, which a wrapper adds, was removed from {scope}."
+    ignored = f"the keys, and the others were ignored: {list_names([*map(repr, others)], SHOWN_KEYS)}"
+    note = f"The prefix {prefix!r}, which a wrapper adds, was removed from {ignored if others else 'every key'}."
 
     def stripped(values: Mapping[str, T]) -> dict[str, T]:
         return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}

@@ -29,19 +29,13 @@ REMEDY = (
 )
 SCRIPT_REMEDY = "Save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')."
 
-STORAGES = {
-    "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64, "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool, "torch.ComplexFloatStorage": torch.complex64,
-    "torch.ComplexDoubleStorage": torch.complex128, "torch.QInt8Storage": torch.qint8,
-    "torch.QUInt8Storage": torch.quint8, "torch.QInt32Storage": torch.qint32,
-    "torch.storage.UntypedStorage": torch.uint8,
-}  # fmt: skip
+STORAGES = {  # torch's own table, as "FloatStorage": torch.float32
+    f"torch.{name}": dtype for name, dtype in torch.storage._storage_type_to_dtype_map().items()
+} | {"torch.storage.UntypedStorage": torch.uint8}
 TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2)?")  # of a storage, an offset, a size and strides
-PARAMETERS = re.compile(
+PARAMETERS = re.compile(  # of a tensor
     r"torch\._utils\._rebuild_(parameter(_with_state)?|device_tensor_from_cpu_tensor)"
-)  # of a tensor
+)
 TENSOR_SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # of a function, a class and the function's arguments
 DICTIONARY = "collections.OrderedDict"
 FX_MODULE = "torch.fx.graph_module.reduce_graph_module"

@@ -24,7 +24,7 @@ STD = (0.229, 0.224, 0.225)
 MOST_THREADS, MOST_THREADS_GPU = 4, 16  # decoding threads; a GPU evaluates an image faster than one decodes it
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
-FORM = r"uint8 \[3, \d+, \d+\], (uint8|int64) \[\d+, \d+\]"  # of a sample, as `_form` describes it
+FORM = r"\(uint8 \[3, \d+, \d+\], (uint8|int64) \[\d+, \d+\]\)"  # of a sample, as `describe_tensors` returns it
 
 
 @runtime_checkable
@@ -128,28 +128,26 @@ def _stack(samples: Sequence[Sample], pin: bool) -> Sample:
 
     A single sample is not copied.
     """
-    forms = sorted({_form(sample) for sample in samples})
+    forms = sorted({describe_tensors(sample) for sample in samples})
     if len(forms) > 1 or not re.fullmatch(FORM, forms[0]):
         raise UserError(
             f"images: samples are {' and '.join(forms)}. Each must be an image and its train ids, uint8 [3, H, W] and "
             "uint8 [H, W], with one size in a batch."
         )
     images, labels = zip(*samples, strict=True)
-    if len(samples) == 1:
-        batch = images[0][None], labels[0][None].byte()
-    else:
-        batch = (
-            torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2),
-            torch.stack(labels).byte(),
-        )
+    batch = images[0][None], torch.stack(labels).byte()
+    if len(images) > 1:
+        batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), batch[1]
     return (batch[0].pin_memory(), batch[1].pin_memory()) if pin else batch
 
 
-def _form(sample: object) -> str:
-    """Return the dtypes and shapes of a sample, or its type if it does not consist of tensors."""
-    if not isinstance(sample, tuple | list) or not all(isinstance(value, torch.Tensor) for value in sample):
-        return type(sample).__name__
-    return ", ".join(f"{value.dtype} {list(value.shape)}".removeprefix("torch.") for value in sample)
+def describe_tensors(value: object) -> str:
+    """Return the dtype and shape of a tensor, or those of several in parentheses; the type of anything else."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(describe_tensors, value))})"
+    return type(value).__name__
 
 
 def normalize(images: torch.Tensor, allow_tf32: bool = False) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import PreparedBackends
-from ffnet.evaluation.loading import Images, Sample, normalize, open_batches, synchronized_clock
+from ffnet.evaluation.loading import Images, Sample, describe_tensors, normalize, open_batches, synchronized_clock
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.scores import Backend, Scores, concatenate, no_scores
 from ffnet.labels import NUM_CLASSES
@@ -155,16 +156,11 @@ def _score_pieces(
 def _check_logits(name: str, logits: torch.Tensor, images: torch.Tensor) -> None:
     """Raise a UserError if what a backend returned for a batch is not finite logits (N, 19, h, w)."""
     remedy = "Use another checkpoint or ONNX file."
-    is_tensor = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.ndim == 4 and logits.numel()
-    if not is_tensor or logits.shape[:2] != (len(images), NUM_CLASSES):
-        returned = (
-            f"{tuple(logits.shape)} {logits.dtype}"
-            if isinstance(logits, torch.Tensor)
-            else f"a {type(logits).__name__}"
-        )
+    form = rf"b?float\d+ \[{len(images)}, {NUM_CLASSES}, [1-9]\d*, [1-9]\d*\]"
+    if not re.fullmatch(form, returned := describe_tensors(logits)):
         raise UserError(
-            f"{name}: for {count(len(images), 'image')} this backend returned {returned} in place of logits "
-            f"({len(images)}, {NUM_CLASSES}, height, width) of floats. {remedy}"
+            f"{name}: for {count(len(images), 'image')} this backend returned {returned} in place of logits, float "
+            f"[{len(images)}, {NUM_CLASSES}, height, width]. {remedy}"
         )
     if not logits.sum(dtype=torch.float32).isfinite():  # a sum in float16 could overflow
         raise UserError(f"{name}: the logits of this backend are not finite. {remedy}")

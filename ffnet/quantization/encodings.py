@@ -4,6 +4,7 @@ Bit widths and symmetry are those of the file, whatever the quantization config 
 weights are rounded: weights that AdaRound rounded are read from the float network that was exported with the encodings.
 """
 
+import contextlib
 import copy
 import itertools
 import json
@@ -77,7 +78,8 @@ def load_encodings(sim: QuantizationSimModel, file: EncodingsFile, partial: bool
             site.container[site.key] = copy.deepcopy(site.quantizer)
         _set_encoding(site, encoding, file.path)
     rounded = _load_rounded_weights(sim, file.path)
-    return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated), wrapper_prefix(file), rounded)
+    prefix = wrapper_prefix(file, sites)
+    return LoadedEncodings(tuple(missing), tuple(unexpected), tuple(separated), prefix, rounded)
 
 
 def _choose(
@@ -165,6 +167,7 @@ def rounded_layers(sim: QuantizationSimModel, float_network: nn.Module) -> list[
     ]
 
 
+@torch.no_grad()
 def _load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[str, ...]:
     """Load the rounded weights that belong to an encodings file, and return the names of the rounded layers.
 
@@ -189,19 +192,26 @@ def _load_rounded_weights(sim: QuantizationSimModel, encodings: Path) -> tuple[s
     if not layers:
         return ()
     path = encodings.with_name(FLOAT_MODEL_FILE)
-    try:
-        initializers = onnx.load(path).graph.initializer if _describes(manifest, path) else None
-        tensors = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in initializers or ()}
-    except Exception:  # whatever onnx raises on a file that it did not write
-        initializers = None
-    sites = {site.layer: site for site in quantizer_sites(sim) if site.key == "weight"}
-    if initializers is None or not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+    tensors: dict[str, torch.Tensor] = {}
+    with contextlib.suppress(Exception):  # whatever onnx raises on a file that it did not write
+        if _describes(manifest, path):
+            stored = onnx.load(path).graph.initializer
+            tensors = {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in stored}
+    if not tensors or not isinstance(layers, list):
         raise UserError(
             f"--encodings {encodings}: AdaRound rounded the weights of this export, and {path}, which holds them, is "
             "missing or was changed. Keep the files of an export together."
         )
-    for layer in layers:
-        _replace_weight(sim, layer, sites.get(layer), tensors, encodings)
+    sites = {site.layer: site for site in quantizer_sites(sim) if site.key == "weight"}
+    for layer in map(str, layers):
+        site = sites.get(layer)
+        rounded = tensors.get(str(site.tensor)) if site else None
+        if site is None or rounded is None or not _is_rounded(rounded, site_parameter(sim, site), site.quantizer):
+            raise UserError(
+                f"--encodings {encodings}: the rounded weights of {layer} in {FLOAT_MODEL_FILE} are not those of this "
+                "network. Give the checkpoint and the options of the run that exported them."
+            )
+        site_parameter(sim, site).copy_(rounded)
     return tuple(layers)
 
 
@@ -213,30 +223,12 @@ def _describes(manifest: Any, path: Path) -> bool:
         return False
 
 
-@torch.no_grad()
-def _replace_weight(
-    sim: QuantizationSimModel,
-    layer: str,
-    site: QuantizerSite | None,
-    tensors: Mapping[str, torch.Tensor],
-    encodings: Path,
-) -> None:
-    """Replace the weight of a layer by the one that is stored in the float network."""
-    rounded = tensors.get(str(site.tensor)) if site else None
-    if site is None or rounded is None or not _is_rounded(rounded, site_parameter(sim, site), site.quantizer):
-        raise UserError(
-            f"--encodings {encodings}: the rounded weights of {layer} in {FLOAT_MODEL_FILE} are not those of this "
-            "network. Give the checkpoint and the options of the run that exported them."
-        )
-    site_parameter(sim, site).copy_(rounded)
-
-
 def _is_rounded(rounded: torch.Tensor, parameter: torch.Tensor, quantizer: QuantizerBase) -> bool:
     """Return whether a tensor is at most one step from a weight wherever this does not exceed its range."""
     weight, scale, low, high = (
         value.detach().as_subclass(torch.Tensor).cpu()
         for value in (parameter, quantizer.get_scale(), quantizer.get_min(), quantizer.get_max())
     )
-    if rounded.shape != weight.shape or rounded.dtype != weight.dtype:
+    if rounded.shape != weight.shape:
         return False
     return bool(((rounded - weight.clamp(low, high)).abs() / scale <= 1 + TOLERANCE).all())  # also refuses nan

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
 
-from ffnet.checkpoints.matching import common_prefix
 from ffnet.quantization.encodings_file import Encoding, EncodingsFile
 from ffnet.quantization.sites import INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, QuantizerSite, tensor_arguments
 from ffnet.system.errors import UserError
@@ -36,7 +35,7 @@ def match_encodings(
     """
     graph = _Graph(sim.model, sites)
     names: Names = {site.tensor: site for site in sites if site.kind == WEIGHT and site.tensor}
-    labels = _names_without_prefix(file)
+    labels = _names_without_prefix(file, sites)
     if file.by_layer:
         names |= _layer_names(graph)
     else:
@@ -63,21 +62,25 @@ def match_encodings(
     return encodings, [name for name in others if name not in matched]
 
 
-def wrapper_prefix(file: EncodingsFile) -> str:
+def wrapper_prefix(file: EncodingsFile, sites: Iterable[QuantizerSite]) -> str:
     """Return the prefix that wrappers of the network, such as DataParallel, put before the names of its weights.
 
     In every format the weights are named after their layers. Activations do not count: the layers that AIMET's preparer
     adds to a wrapped network may have no prefix.
     """
-    return common_prefix([name for name in file.entries if name.endswith((".weight", ".bias"))])
+    weights = [name for name in file.entries if name.endswith((".weight", ".bias"))]
+    known = [site.tensor for site in sites if site.kind == WEIGHT and site.tensor]
+    found = Counter(name.removesuffix(tensor) for name in weights for tensor in known if name.endswith(f".{tensor}"))
+    prefix = max(found, key=lambda prefix: found[prefix], default="")
+    return prefix if all(name.startswith(prefix) for name in weights) else ""
 
 
-def _names_without_prefix(file: EncodingsFile) -> dict[str, str]:
+def _names_without_prefix(file: EncodingsFile, sites: Iterable[QuantizerSite]) -> dict[str, str]:
     """Return each name of a file without the prefix of wrappers, such as "model.", in each form that it takes.
 
     Layers: model.conv0. Tensors of AIMET's older exporter: /model/conv0. AIMET 1.x's own layers: module_model_relu_1.
     """
-    prefix = wrapper_prefix(file)
+    prefix = wrapper_prefix(file, sites)
     if not prefix:
         return {name: name for name in file.entries}
     forms = {prefix: "", f"/{prefix.replace('.', '/')}": "/", f"module_{prefix.replace('.', '_')}": "module_"}

@@ -48,7 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif isinstance(plan, int):
             status, body = plan, PAGE
         headers = {"Content-Type": "application/octet-stream"} | headers
-        size = {"shorter": len(body) - 100, "no number": "abc", "huge": 2**40, "endless": None}.get(plan, len(body))
+        size = {"no number": "abc", "huge": 2**40, "endless": None}.get(plan, len(body))
         headers |= {"Transfer-Encoding": "chunked"} if plan == "endless" else {"Content-Length": str(size)}
         self.send_response(status)
         for name, text in headers.items():
@@ -136,9 +136,10 @@ def test_a_complete_file_in_a_folder_that_can_not_be_written_is_read(server, mon
     assert "Set TORCH_HOME, or name another --cache-dir." in refusal(tmp_path, ZOO)
 
 
-@pytest.mark.parametrize("plans", [["cut", "good"], [503, "good"], [GOOD[:-50], "good"]])
-def test_download_is_tried_again_after_a_broken_connection(server, plans, tmp_path):
-    server.plans = plans
+@pytest.mark.parametrize("plan", ["cut", "redirect", "no number", 503, GOOD[:-50]])
+def test_file_is_downloaded_after_broken_connections_and_redirects_and_without_a_length(server, plan, tmp_path):
+    same_scheme = f"http://127.0.0.1:{server.server_port}/other"
+    server.plans = [same_scheme if plan == "redirect" else plan, "good"]
     assert download_published(ZOO, tmp_path).read_bytes() == GOOD
 
 
@@ -146,11 +147,9 @@ def test_download_is_tried_again_after_a_broken_connection(server, plans, tmp_pa
     ("plan", "reason"),
     [
         ("cut", "not a zip file"),
-        ("shorter", "not a zip file"),
         (GOOD.replace(b"weights", b"weightz", 1), "arrived damaged"),
         (DEFLATED[:31] + b"\xff" + DEFLATED[32:], "decompressing"),
         (404, "Not Found"),
-        (403, "Forbidden"),
         (500, "Internal Server Error"),
         (PAGE, "not a zip file"),
     ],
@@ -162,36 +161,22 @@ def test_anything_but_the_whole_file_is_refused_and_no_file_is_left(server, plan
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("limit", [("MAX_FILE", 100), ("MAX_SECONDS", 0.3)])
-def test_an_endless_download_ends_with_one_request_and_no_file(server, limit, monkeypatch, tmp_path):
-    server.plans = ["endless"]
-    monkeypatch.setattr(download, *limit)
-    message = refusal(tmp_path)
-    assert "the file cannot be downloaded (more than" in message
+@pytest.mark.parametrize(
+    "plan, name, limit", [("endless", "MAX_FILE", 100), ("endless", "MAX_SECONDS", 0.3), ("huge", "MAX_FILE", 2**32)]
+)
+def test_a_download_without_an_end_is_refused_after_one_request(server, plan, name, limit, monkeypatch, tmp_path):
+    server.plans = [plan]
+    monkeypatch.setattr(download, name, limit)
+    assert "the file cannot be downloaded (more than" in refusal(tmp_path)
     assert len(server.asked) == 1 and names(tmp_path) == []
 
 
-def test_a_download_that_announces_too_many_bytes_is_refused_at_once(server, tmp_path):
-    server.plans = ["huge"]
-    assert f"more than {download.MAX_FILE} bytes" in refusal(tmp_path) and names(tmp_path) == []
-
-
-def test_a_content_length_that_is_no_number_does_not_matter(server, tmp_path):
-    server.plans = ["no number"]
-    assert download_published(ZOO, tmp_path).read_bytes() == GOOD
-
-
-@pytest.mark.parametrize("address", ["https://127.0.0.1/x", "ftp://127.0.0.1/x", "file:///etc/passwd"])
+@pytest.mark.parametrize("address", ["https://127.0.0.1/x", "ftp://127.0.0.1/x"])
 def test_a_redirect_to_another_scheme_is_refused_at_once(server, address, tmp_path):
     server.plans = [address]
     message = refusal(tmp_path)
     assert address in message and "\n" not in message
     assert len(server.asked) == 1 and names(tmp_path) == []
-
-
-def test_a_redirect_of_the_same_scheme_is_followed(server, tmp_path):
-    server.plans = [f"http://127.0.0.1:{server.server_port}/other", "good"]
-    assert download_published(ZOO, tmp_path).read_bytes() == GOOD and server.asked[1] == "/other"
 
 
 def test_without_a_network_the_error_names_address_and_path(server, monkeypatch, tmp_path):
@@ -203,18 +188,13 @@ def test_without_a_network_the_error_names_address_and_path(server, monkeypatch,
     assert f"put it at {tmp_path / published_file(ZOO)[1]}" in message
 
 
-def test_file_that_changed_is_refused(server, tmp_path):
+def test_a_file_that_changed_here_or_on_the_server_is_refused(server, tmp_path):
     path = download_published(ZOO, tmp_path)
-    path.write_bytes(zip_file("other"))
-    assert "from the first download" in refusal(tmp_path)
-
-
-def test_other_file_from_the_server_is_refused(server, tmp_path):
-    path = download_published(ZOO, tmp_path)
-    path.unlink()
     server.plans = [zip_file("other")]
+    path.write_bytes(zip_file("other"))
     for _ in range(2):  # the first download's sha256 stays
         assert "from the first download" in refusal(tmp_path)
+        path.unlink()
 
 
 def test_sha256_of_a_file_that_was_put_there_by_hand_is_recorded(server, tmp_path):

@@ -28,13 +28,6 @@ FEW = [DEMO, DEMO_PRE_DOWN, *SHARED]
 REAL = [("tiny", "tiny"), ("tiny_cuda", "tiny"), ("tiny_unprepared", "tiny"), ("odd", "odd")]
 
 
-def same(state, expected):
-    return state.keys() == expected.keys() and all(
-        state[key].dtype == t.dtype and torch.equal(state[key], t) and state[key].is_contiguous()
-        for key, t in expected.items()
-    )
-
-
 def save(obj, path, **options):
     torch.save(obj, path, **options)
     return path
@@ -76,7 +69,7 @@ def demo_pre_down():
 @pytest.mark.parametrize(("name", "expected"), REAL)
 def test_modules_that_torch_1_9_pickled_give_their_exact_tensors(name, expected):
     expected = torch.load(PICKLED / f"{expected}_expected.pt", weights_only=True)
-    assert same(read_checkpoint(PICKLED / f"{name}.pth")[0].state_dict, expected)
+    assert forms.same(read_checkpoint(PICKLED / f"{name}.pth")[0].state_dict, expected)
 
 
 def test_tensors_that_shared_storage_are_independent():
@@ -94,7 +87,7 @@ def test_prepared_and_equalized_files_of_zoo_models_load_exactly(name, equalized
     loaded = load_checkpoint(name, save_prepared(model, tmp_path / "x"))
     assert (loaded.form, loaded.equalized) == ("equalized" if equalized else "prepared", equalized)
     assert loaded.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
-    assert same(loaded.model.state_dict(), model.state_dict()) and not loaded.model.training
+    assert forms.same(loaded.model.state_dict(), model.state_dict()) and not loaded.model.training
     assert torch.equal(forms.logits(loaded.model), forms.logits(model))
 
 
@@ -105,12 +98,6 @@ def test_network_with_folded_batch_norms_computes_what_the_original_does(demo, t
     assert (forms.logits(loaded.model) - expected).abs().max() < 1e-3 * expected.std()
 
 
-def test_whole_module_that_was_not_prepared_loads_exactly(demo_pre_down, tmp_path):
-    forms.save_pickled(demo_pre_down, tmp_path / "x")
-    loaded = load_checkpoint(DEMO_PRE_DOWN, tmp_path / "x")
-    assert loaded.form == "module" and same(loaded.model.state_dict(), demo_pre_down.state_dict())
-
-
 def test_release_zip_is_read_without_unpacking_it(tmp_path):
     variant = replace(VARIANTS[DEMO], release_file="ffnet14T/weights.pth")
     model = forms.randomize(build_model(DEMO))
@@ -119,7 +106,7 @@ def test_release_zip_is_read_without_unpacking_it(tmp_path):
         archive.writestr("ffnet14T/other.pth", b"never looked at")
         archive.write(member, variant.release_file)
     loaded = load_checkpoint(variant, tmp_path / "x")
-    assert loaded.form == "release" and same(loaded.model.state_dict(), model.state_dict())
+    assert loaded.form == "release" and forms.same(loaded.model.state_dict(), model.state_dict())
     assert loaded.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
     assert "holds no ffnet46N/" in refusal("segmentation_ffnet46N_CBB", tmp_path / "x")
     with pytest.raises(InvalidCheckpointError, match="several checkpoints"):
@@ -157,7 +144,7 @@ def test_smoothing_kernel_may_be_a_plain_attribute(demo_pre_down, tmp_path):
 
     expected = demo_pre_down.state_dict()
     path = save_prepared(demo_pre_down, tmp_path / "x", as_attribute)
-    assert same(load_checkpoint(DEMO_PRE_DOWN, path).model.state_dict(), expected)
+    assert forms.same(load_checkpoint(DEMO_PRE_DOWN, path).model.state_dict(), expected)
 
 
 @pytest.mark.parametrize(
@@ -177,17 +164,11 @@ def test_other_hyperparameters_are_refused(demo, layer, name, value, tmp_path):
     assert f"{layer} has {name} {value}, but the model's is {held}" in refusal(DEMO, path)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nan_and_infinity_are_refused(demo, value, tmp_path):
-    state = demo.state_dict()
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+def test_nan_infinity_and_what_exceeds_float32_are_refused(demo, value, tmp_path):
+    state = {key: tensor.double() for key, tensor in demo.state_dict().items()}
     state["backbone_model.conv0.weight"][0, 0, 0, 0] = value
     assert "backbone_model.conv0.weight holds NaN, infinity" in refusal(DEMO, save(state, tmp_path / "x"))
-
-
-def test_a_git_lfs_pointer_is_refused_with_its_remedy(tmp_path):
-    (tmp_path / "weights.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(InvalidCheckpointError, match="weights.pth: .* Fetch it with `git lfs pull`"):
-        read_checkpoint(tmp_path / "weights.pth")
 
 
 def test_another_shape_is_refused(demo, tmp_path):
@@ -206,7 +187,7 @@ def test_variants_that_a_file_matches_are_all_named(tmp_path):
 def test_whole_modules_of_every_format_and_protocol_load_exactly(zipped, protocol, demo, tmp_path):
     path = save(demo, tmp_path / "x", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
     loaded = load_checkpoint(DEMO, path)
-    assert loaded.form == "module" and same(loaded.model.state_dict(), demo.state_dict())
+    assert loaded.form == "module" and forms.same(loaded.model.state_dict(), demo.state_dict())
 
 
 def test_layers_that_no_ffnet_has_are_refused_with_a_remedy(demo, tmp_path):
@@ -234,20 +215,13 @@ def test_a_file_of_sixty_gigabytes_is_refused_by_its_size(head, tmp_path):
     assert time.monotonic() - start < 5
 
 
-def test_folders_pipes_and_missing_files_are_refused(tmp_path):
+def test_folders_pipes_missing_files_and_git_lfs_pointers_are_refused(tmp_path):
     assert "this is a folder" in refusal(DEMO, tmp_path)
     os.mkfifo(tmp_path / "fifo")
     assert "this is a pipe or a device" in refusal(DEMO, tmp_path / "fifo")
     assert "there is no such file" in refusal(DEMO, tmp_path / "none")
-
-
-def test_safe_globals_are_left_as_they_were(tmp_path):
-    with torch.serialization.safe_globals([Path]):
-        before = set(torch.serialization.get_safe_globals())
-        read_checkpoint(PICKLED / "tiny.pth")
-        (tmp_path / "x").write_bytes((PICKLED / "tiny.pth").read_bytes()[:-100])
-        refusal(DEMO, tmp_path / "x")
-        assert set(torch.serialization.get_safe_globals()) == before
+    (tmp_path / "x").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "Fetch it with `git lfs pull`" in refusal(DEMO, tmp_path / "x")
 
 
 def test_command_says_what_a_file_is_and_saves_it(demo_pre_down, tmp_path, capsys):
@@ -262,7 +236,7 @@ def test_command_says_what_a_file_is_and_saves_it(demo_pre_down, tmp_path, capsy
     assert "    smoothing.weight [3, 1, 5, 5] float32" in out
 
     loaded = load_checkpoint(DEMO_PRE_DOWN, saved)
-    assert loaded.form == "safetensors" and same(loaded.model.state_dict(), demo_pre_down.state_dict())
+    assert loaded.form == "safetensors" and forms.same(loaded.model.state_dict(), demo_pre_down.state_dict())
 
 
 def test_command_answers_bad_input_in_one_line(tmp_path, capsys):
@@ -277,7 +251,7 @@ def test_command_answers_bad_input_in_one_line(tmp_path, capsys):
 
 
 def test_a_lack_of_memory_is_not_blamed_on_the_file(tmp_path, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise MemoryError
 
     path = save({}, tmp_path / "weights.pth")

@@ -17,7 +17,6 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from ffnet.checkpoints import matching
 from ffnet.checkpoints.__main__ import main
@@ -47,10 +46,6 @@ def without(state, *ends):
 
 def mapped(state, change, wanted=lambda key: not key.endswith(COUNTER)):
     return {key: change(tensor) if wanted(key) else tensor for key, tensor in state.items()}
-
-
-def counters(state, change):
-    return mapped(state, change, lambda key: key.endswith(COUNTER))
 
 
 def of_version_1(state):
@@ -85,46 +80,29 @@ class PickledByPython2(OrderedDict):
 TAKEN = {
     "as it is": lambda state: state,
     "dict": dict,
-    "reversed": lambda state: dict(reversed(state.items())),
     "no counters": lambda state: without(state, COUNTER),
     "no counters, with metadata of version 1": of_version_1,
-    "one counter missing": lambda state: without(state, f"bn0.{COUNTER}"),
-    "float counters": lambda state: counters(state, torch.Tensor.double),
-    "int32 counters": lambda state: counters(state, torch.Tensor.int),
+    "float counters": lambda state: mapped(state, torch.Tensor.double, lambda key: key.endswith(COUNTER)),
     "float16": lambda state: mapped(state, torch.Tensor.half),
-    "bfloat16": lambda state: mapped(state, torch.Tensor.bfloat16),
     "float64": lambda state: mapped(state, lambda t: t.double() + 1e-12),
-    "float16 convolutions": lambda state: mapped(state, torch.Tensor.half, lambda key: state[key].dim() == 4),
     "integer weights": lambda state: mapped(state, lambda t: (9 * t).char(), lambda key: state[key].dim() == 4),
-    "transposed": lambda state: mapped(state, lambda t: t.mT.contiguous().mT, lambda key: state[key].dim() == 4),
     "channels last": lambda state: mapped(
         state, lambda t: t.contiguous(memory_format=torch.channels_last), lambda key: state[key].dim() == 4
     ),
     "views of one storage": views,
-    "one tensor twice": lambda state: state | {f"{NORM}.weight": state[f"{NORM}.bias"]},
     "expanded": lambda state: state | {f"{NORM}.weight": torch.tensor(0.5).expand(16)},
     "parameters": lambda state: mapped(state, nn.Parameter),
-    "tensors with gradients": lambda state: mapped(state, lambda t: t.clone().requires_grad_()),
 }
 REFUSED = {
     "missing weight": lambda state: without(state, CONV),
-    "missing running mean": lambda state: without(state, "bn0.running_mean"),
     "unexpected key": lambda state: state | {"criterion.weight": torch.zeros(19)},
     "other shape": lambda state: state | {CONV: state[CONV][:-1]},
-    "weight with a further dimension": lambda state: state | {f"{NORM}.weight": state[f"{NORM}.weight"][None]},
     "counter with two elements": lambda state: state | {f"{NORM}.{COUNTER}": torch.zeros(2, dtype=torch.long)},
     "number for a tensor": lambda state: state | {CONV: 3.0},
-    "None for a tensor": lambda state: state | {CONV: None},
     "some keys with a prefix": lambda state: {
         f"module.{key}" if key.startswith("head") else key: t for key, t in state.items()
     },
 }
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(
-        one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]) for key in one
-    )
 
 
 @pytest.mark.slow
@@ -135,7 +113,7 @@ def test_what_torchs_strict_loading_takes_is_taken_with_the_same_values(change, 
     for zipped in (True, False):
         torch.save(state, tmp_path / "x", _use_new_zipfile_serialization=zipped)
         loaded = load_checkpoint(DEMO, tmp_path / "x").model
-        assert same(loaded.state_dict(), reference.eval().state_dict())
+        assert forms.same(loaded.state_dict(), reference.eval().state_dict())
         assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in reference.parameters()]
 
 
@@ -155,14 +133,8 @@ def test_safetensors_of_another_dtype_are_converted_and_the_report_says_so(dtype
     reference.load_state_dict(state)
     safetensors.torch.save_file(state, tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
-    assert same(loaded.model.state_dict(), reference.state_dict())
+    assert forms.same(loaded.model.state_dict(), reference.state_dict())
     assert loaded.notes == (f"Weights were converted from {str(dtype).removeprefix('torch.')} to float32.",)
-
-
-def test_weights_beyond_float32_are_refused(demo, tmp_path):
-    torch.save(demo.state_dict() | {CONV: demo.state_dict()[CONV].double() * 1e300}, tmp_path / "x")
-    with pytest.raises(InvalidCheckpointError, match="conv0.weight holds NaN, infinity"):
-        load_checkpoint(DEMO, tmp_path / "x")
 
 
 class Trainer(nn.Module):
@@ -181,9 +153,6 @@ WRAPPED = {
     "module.": nn.DataParallel,
     "_orig_mod.": compiled,
     "model.": lambda network: Trainer("model", network),
-    "net.": lambda network: Trainer("net", network),
-    "network.": lambda network: Trainer("network", network),
-    "_orig_mod.module.": lambda network: compiled(nn.DataParallel(network)),
     "module._orig_mod.model.": lambda network: nn.DataParallel(compiled(Trainer("model", network))),
 }
 
@@ -194,23 +163,18 @@ def test_prefixes_of_wrappers_are_removed_and_said(prefix, wrap, demo, tmp_path,
     assert all(key.startswith(prefix) for key in state)
     torch.save(state, tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
-    assert same(loaded.model.state_dict(), demo.state_dict())
+    assert forms.same(loaded.model.state_dict(), demo.state_dict())
     assert loaded.notes == (f"The prefix '{prefix}', which a wrapper adds, was removed from every key.",)
     assert main([str(tmp_path / "x")]) == 0
     printed = capsys.readouterr().out
     assert f"matches {DEMO}\n{loaded.notes[0]}\n" in printed and f"    {CONV} [16, 3, 3, 3] float32\n" in printed
 
 
-def test_a_moving_average_of_the_weights_is_read_without_its_counter(demo, tmp_path):
-    torch.save(AveragedModel(demo, use_buffers=True).state_dict(), tmp_path / "x")
-    assert same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
-
-
 def test_whole_module_in_a_wrapper_loads_exactly_and_its_hyperparameters_are_compared(demo, tmp_path, monkeypatch):
     monkeypatch.setitem(forms.NAMES, Trainer, forms.Name("__main__ Trainer"))
     forms.save_pickled(Trainer("net", demo), tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
-    assert loaded.form == "module" and same(loaded.model.state_dict(), demo.state_dict())
+    assert loaded.form == "module" and forms.same(loaded.model.state_dict(), demo.state_dict())
     demo.backbone_model.conv1.stride = (1, 1)
     forms.save_pickled(Trainer("net", demo), tmp_path / "x")
     with pytest.raises(InvalidCheckpointError, match=r"backbone_model.conv1 has stride \(1, 1\)"):
@@ -245,7 +209,7 @@ BESIDE = {
 def test_values_of_any_class_beside_the_weights_do_not_matter(zipped, protocol, demo, tmp_path):
     state = {"state_dict": demo.state_dict()} | BESIDE | {Optimizer.ADAM: 1, torch.float16: 2, Optimizer: 3}
     torch.save(state, tmp_path / "x", _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
-    assert same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
+    assert forms.same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
 
 
 STATES = {
@@ -262,7 +226,7 @@ STATES = {
 @pytest.mark.parametrize("change", STATES.values(), ids=STATES)
 def test_state_dicts_of_unusual_classes_are_read_exactly(change, demo, tmp_path):
     torch.save(change(demo.state_dict()), tmp_path / "x")
-    assert same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
+    assert forms.same(load_checkpoint(DEMO, tmp_path / "x").model.state_dict(), demo.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["model.", "segmentor.network.", "a.module._orig_mod."])
@@ -271,7 +235,7 @@ def test_a_prefix_is_found_beside_other_keys_which_are_named(prefix, demo, tmp_p
     state = {prefix + key: tensor for key, tensor in demo.state_dict().items()}
     torch.save({"state_dict": others | state}, tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
-    assert same(loaded.model.state_dict(), demo.state_dict())
+    assert forms.same(loaded.model.state_dict(), demo.state_dict())
     assert f"The prefix '{prefix}'" in loaded.notes[1] and "ignored: 'criterion.weight', 'ema." in loaded.notes[1]
 
     del state[prefix + CONV]
@@ -299,7 +263,7 @@ def test_the_state_dict_in_a_training_checkpoint_is_read_and_said(entry, demo, t
     state = nn.DataParallel(demo).state_dict()
     torch.save(trained(demo) | {entry: state}, tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
-    assert loaded.form == "state_dict" and same(loaded.model.state_dict(), demo.state_dict())
+    assert loaded.form == "state_dict" and forms.same(loaded.model.state_dict(), demo.state_dict())
     assert loaded.notes[0] == f"The weights are the entry '{entry}' of a training checkpoint."
     assert "'module.'" in loaded.notes[1] and len(loaded.notes) == 2
 
@@ -308,5 +272,5 @@ def test_of_two_entries_the_trained_weights_are_read_and_the_average_is_named(de
     other = forms.randomize(build_model(DEMO), seed=1)
     torch.save({"model_ema": other.state_dict(), "model": demo.state_dict()}, tmp_path / "x")
     loaded = load_checkpoint(DEMO, tmp_path / "x")
-    assert same(loaded.model.state_dict(), demo.state_dict())
+    assert forms.same(loaded.model.state_dict(), demo.state_dict())
     assert loaded.notes[1] == "Not used, although they may hold weights too: 'model_ema'."

@@ -152,6 +152,14 @@ def folded(model):
     return state
 
 
+def same(state, expected):
+    """Return whether a state_dict has the expected keys, values and dtypes, in contiguous tensors."""
+    return state.keys() == expected.keys() and all(
+        state[key].dtype == t.dtype and torch.equal(state[key], t) and state[key].is_contiguous()
+        for key, t in expected.items()
+    )
+
+
 def logits(model, seed=1):
     image = torch.randn(1, 3, 64, 128, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():

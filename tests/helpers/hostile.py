@@ -26,7 +26,6 @@ from tests.helpers.pickles import (
     name,
     new,
     state_zip,
-    storage,
     tensor,
     torch_zip,
     value,
@@ -38,24 +37,12 @@ PYTHON = f"import os; os.system({COMMAND!r})"
 PICKLED = Path(__file__).parents[1] / "data" / "pickled"
 HUGE = 2**40
 NAMES = {  # a call of each would run code, open a file, take memory without bound, or hand out an object that can
-    "posix.system": COMMAND, "os.system": COMMAND, "nt.system": COMMAND, "subprocess.Popen": COMMAND,
-    "builtins.eval": PYTHON, "builtins.exec": PYTHON, "__builtin__.eval": PYTHON, "__builtin__.open": MARKER,
-    "builtins.__import__": "antigravity", "importlib.import_module": "antigravity", "runpy.run_path": MARKER,
-    "builtins.bytearray": HUGE, "builtins.SystemExit": "x", "pickle.loads": "cos\nsystem\n.",
-    "torch.load": MARKER, "torch.hub.load": MARKER, "torch.jit.load": MARKER,
-    "torch.storage._load_from_bytes": "cos\nsystem\n.", "torch.utils.cpp_extension.load_inline": "x",
-    "torch.fx._symbolic_trace.Tracer": "x", "torch.fx.graph_module._forward_from_src": PYTHON,
-    "torch.nn.modules.module.register_module_forward_hook": "x",
-    "torch.Tensor": HUGE, "torch.FloatTensor": HUGE, "torch.storage.UntypedStorage": HUGE, "torch.Size": "x",
-    "torch.device": "cuda", "torch.nn.parameter.Parameter": "x", "torch.serialization._get_layout": "torch.strided",
-    "torch._utils._rebuild_wrapper_subclass": "x", "torch._tensor._rebuild_from_type_v2": "x",
-    "torch._utils._rebuild_device_tensor_from_numpy": "x", "torch._utils._rebuild_sparse_tensor": "x",
-    "torch._utils._rebuild_meta_tensor_no_storage": "x", "torch._utils._rebuild_qtensor": "x",
+    "posix.system": COMMAND, "subprocess.Popen": COMMAND, "builtins.eval": PYTHON, "__builtin__.open": MARKER,
+    "importlib.import_module": "antigravity", "builtins.bytearray": HUGE, "pickle.loads": "cos\nsystem\n.",
+    "torch.load": MARKER, "torch.utils.cpp_extension.load_inline": "x", "torch.Tensor": HUGE,
+    "torch.fx.graph_module._forward_from_src": PYTHON, "torch._tensor._rebuild_from_type_v2": "x",
     "torch._utils._rebuild_parameter_with_state": "x", "collections.Counter": "x", "_codecs.encode": "x",
-    "traceback.FrameSummary": MARKER,  # aimet_torch registers it as safe: its `line` opens the file of that name
-    "aimet_torch.elementwise_ops.Divide": "x", "aimet_torch.quantsim.load_checkpoint": MARKER,
-    "ffnet.checkpoints.loading.load_checkpoint": MARKER, "ffnet.system.files.write_atomically": MARKER,
-    "models.a.system": "x",
+    "traceback.FrameSummary": MARKER, "ffnet.system.files.write_atomically": MARKER,
 }  # fmt: skip
 
 
@@ -64,24 +51,17 @@ def opcodes():
     yield "INST", torch_zip(MARK + value(COMMAND) + b"iposix\nsystem\n")
     yield "NEWOBJ", torch_zip(name("subprocess", "Popen") + args + NEWOBJ)
     yield "STACK_GLOBAL", torch_zip(value("posix") + value("system") + b"\x93" + args + REDUCE)
-    yield "text persistent id", torch_zip(b"Pposix.system\n")
     yield "extension registry", torch_zip(b"\x82\x01")
-    yield "protocol 4", torch_zip(value({}), proto=b"\x80\x04")
     yield "huge text", torch_zip(b"X\xff\xff\xff\xff")
     yield "hidden name", torch_zip(system + b"0" + value({}))
-    yield "name with blanks", torch_zip(b"ctorch.nn.modules.conv Conv2d\nx\n")
     yield "name in no ASCII", torch_zip(b"c\xff\nx\n")
     yield "no end", torch_zip(value({}), end=b"")
     yield "nothing on the stack", torch_zip(b"")
     yield "memo that is not there", torch_zip(b"h\x09")
     yield "reduce of a text", torch_zip(call(value("posix.system"), COMMAND))
-    yield "reduce of a storage", state_zip(call(name("torch", "FloatStorage"), HUGE))
     yield "build of a name", torch_zip(name("torch.nn.modules.module", "Module") + value({"x": 1}) + BUILD)
-    yield "state of slots", torch_zip(new(name("models.a", "B"), (None, {"__class__": 1})))
     yield "getattr chain", torch_zip(call(call(name("__builtin__", "getattr"), "os", "system"), COMMAND))
-    yield "getattr of a stub", torch_zip(call(call(name("builtins", "getattr"), name("ffnet.a", "B"), "__init__"), 1))
     yield "dict's attributes", torch_zip(name("collections", "OrderedDict") + b")R" + value({"items": 1}) + BUILD)
-    yield "stub in a blocked module", torch_zip(call(name("os", "GaussianConv2D"), COMMAND))
     yield "pid module", torch_zip(value(("module", name("models.a", "B"), "a.py", PYTHON)) + PID)
     yield "large pickle", torch_zip(b"N" * 2**20)
 
@@ -115,18 +95,14 @@ def tensors():
     yield "storage without a record", state_zip(tensor(key="7"))
     yield "storage by a path", state_zip(tensor(key="../../../etc/passwd"))
     yield "storage of complex numbers", state_zip(tensor(kind="ComplexFloatStorage"))
-    yield "call of a storage", state_zip(storage() + EMPTY + REDUCE)
     yield "stub for a storage", state_zip(tensor(stored=new(name("models.a", "B"), {})))
     yield "elements beyond the storage", state_zip(tensor((5,)))
     yield "stride beyond the storage", state_zip(tensor((2, 2), (4, 1)))
     yield "stride 0", state_zip(tensor((10**12,), (0,)))
-    yield "negative stride", state_zip(tensor((2,), (-1,)))
     yield "offset beyond", state_zip(tensor(offset=4))
     yield "negative size", state_zip(tensor((-4,)))
-    yield "size times stride overflows", state_zip(tensor((2**32, 2**32), (2**32, 2**32)))
     many = {f"k{i}": tensor((10**8,), (0,)) for i in range(200)}
     yield "expanded tensors under many keys", torch_zip(value(many))
-    yield "parameter of a module", state_zip(call(name("torch._utils", "_rebuild_parameter"), module(), True, EMPTY))
 
 
 def structures():
@@ -134,16 +110,12 @@ def structures():
     yield "module in itself", torch_zip(layer + b"q\0" + value({"_modules": {"a": b"h\0"}}) + BUILD)
     yield "key that is a number", torch_zip(value({1: tensor()}))
     yield "tensor for a module", torch_zip(module({"a": tensor()}))
-    yield "module for a tensor", torch_zip(module(_parameters={"a": module()}))
-    yield "list of modules", torch_zip(module(_modules=[module()]))
-    yield "module without a state", torch_zip(layer)
     yield "set of a number", torch_zip(module(_non_persistent_buffers_set=call(name("__builtin__", "set"), 7)))
     yield "state_dict in an unknown entry", torch_zip(value({"student": {"weight": tensor()}}))
     yield "state_dict in itself", torch_zip(DICT + b"q\1" + value("state_dict") + b"h\1s")
     yield "training checkpoint of a list", torch_zip(value({"model": [tensor()]}))
     yield "long name", torch_zip(module({"x" * 10_000: module()}))
     yield "state_dict of nothing", torch_zip(value({}))
-    yield "fx module without a body", torch_zip(call(name("torch.fx.graph_module", "reduce_graph_module")))
     yield "key that steers the terminal", torch_zip(value({"\x1b[2J\nweight" + "x" * 100: 7}))
     yield "function for a layer", torch_zip(module({"a": name("__builtin__", "getattr")}))
 
@@ -180,33 +152,12 @@ def zips():
     yield "no pickle", state_zip(tensor()).replace(b"data.pkl", b"data.pkk")
     yield "TorchScript", state_zip(tensor(), records={"constants.pkl": b"x", "code/a.py": PYTHON.encode()})
     yield "flipped byte in a storage", flipped(good, "archive/data/0", 3)
-    yield "flipped byte in the pickle", flipped(good, "archive/data.pkl", 3)
-    yield "text before the zip", b"hello" + good
     yield "directory of another zip behind", good + torch_zip(call(name("posix", "system"), COMMAND))
     real = (PICKLED / "tiny.pth").read_bytes()
     with zipfile.ZipFile(io.BytesIO(real)) as archive:
         for info in archive.infolist():
             yield f"cut in {info.filename}", real[: info.header_offset + 60]
     yield "cut in the directory", real[:-100]
-
-
-def two_directories():
-    """A zip whose end points to one directory, of a compressed bomb, and lies behind another, of a good checkpoint.
-
-    zipfile reads the second, and torch's own reader the first.
-    """
-    bomb = state_zip(tensor((2**20,), count=2**20), records={"data/0": bytes(2**22)}, kind=zipfile.ZIP_DEFLATED)
-    good = bytearray(state_zip(tensor()))
-    bomb_end, good_end = bomb.rindex(b"PK\5\6"), good.rindex(b"PK\5\6")
-    size, first = struct.unpack("<II", bomb[bomb_end + 12 : bomb_end + 20])
-    at = struct.unpack("<I", good[good_end + 16 : good_end + 20])[0]
-    while good[at : at + 4] == b"PK\1\2":  # the offsets of the second directory count from the first one's end
-        lengths = struct.unpack("<HHH", good[at + 28 : at + 34])
-        offset = struct.unpack("<I", good[at + 42 : at + 46])[0]
-        good[at + 42 : at + 46] = struct.pack("<I", offset + bomb_end - (good_end + bomb_end - size - first))
-        at += 46 + sum(lengths)
-    good[good_end + 16 : good_end + 20] = struct.pack("<I", first)
-    return bomb[:bomb_end] + bytes(good)
 
 
 def release(member, kind=zipfile.ZIP_DEFLATED):
@@ -272,7 +223,6 @@ def harmless():
     yield "getattr", torch_zip(new(name("__main__", "System"), body))
     yield "hooks", state_zip(tensor(hooks=new(name("models.a", "B"), {"x": 1})))
     yield "big-endian", state_zip(tensor(), records={"data/0": bytes(16), "byteorder": b"big"})
-    yield "two directories", two_directories()
     yield "tagged cuda", state_zip(tensor(place="cuda:0"))
     yield "paths that climb", state_zip(tensor(), extra=[("archive/../../x", b"x"), ("/etc/x", b"x")])
     yield "second pickle", torch_zip(value({"a": tensor()}) + b"." + call(name("posix", "system"), COMMAND))

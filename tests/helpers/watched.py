@@ -4,10 +4,8 @@ It prints a line of JSON for each. It is a process of its own, because an audit 
 """
 
 import json
-import os
 import resource
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
@@ -46,8 +44,6 @@ def warm_up():
 
     str(torch.zeros(1))  # imports parts of torch
     warnings.simplefilter("ignore")  # the text of a warning is read from the source file
-    # As importing aimet_torch does; FrameSummary opens a file of the pickle's choosing.
-    torch.serialization.add_safe_globals([traceback.FrameSummary, SystemExit, (os.system, "posix.system")])
 
 
 def outcome(path):
@@ -64,7 +60,7 @@ def outcome(path):
 def self_test(watch):
     """What the hook sees of code that runs and of a file that is opened."""
     watch.path = "self-test"
-    exec("open(os.devnull).close()")
+    exec("open('/dev/null').close()")
     watch.path = None
     return watch.seen
 
@@ -74,15 +70,13 @@ def main(listed):
     watch = Watch()
     sys.addaudithook(watch)
     print(json.dumps(self_test(watch)))
-    safe = torch.serialization.get_safe_globals()
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for path in listed:
         watch.path, watch.seen = path, []
         kind, message = outcome(path)
         watch.path = None
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline
-        kept = set(map(str, torch.serialization.get_safe_globals())) == set(map(str, safe))
-        row = {"path": path, "kind": kind, "message": message, "seen": watch.seen, "grown_kb": grown, "kept": kept}
+        row = {"path": path, "kind": kind, "message": message, "seen": watch.seen, "grown_kb": grown}
         print(json.dumps(row), flush=True)
 
 

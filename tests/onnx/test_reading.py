@@ -40,24 +40,8 @@ def hugging_face_cache(folder):
     return link(snapshot / "model.onnx", "../../../blobs/aaa")
 
 
-def linked_model(folder):
-    return link(folder / "named" / "model.onnx", stored(folder / "store"))
-
-
-def linked_folder(folder):
-    stored(folder / "store", location="weights/w.bin", data="weights/w.bin")
-    return link(folder / "named", folder / "store") / "model.onnx"
-
-
-def hard_link(folder):
-    path = stored(folder / "here")
-    os.link(path.with_name("model.onnx.data"), folder / "copy")
-    return path
-
-
-@pytest.mark.parametrize("place", (hugging_face_cache, linked_model, linked_folder, hard_link))
-def test_data_is_found_behind_the_links_of_caches(place, tmp_path):
-    path = place(tmp_path)
+def test_data_is_found_behind_the_links_of_hugging_faces_cache(tmp_path):
+    path = hugging_face_cache(tmp_path)
     assert OnnxBackend(path)(torch.ones(1, 3, 8, 8)).unique().item() == 3
     assert inspect_onnx(path).convolutions == 1
 
@@ -72,36 +56,18 @@ def test_data_outside_the_folders_of_the_file_is_refused_after_links_are_resolve
         read_onnx(outside.with_name("model.onnx"))
 
 
-@pytest.mark.parametrize("length", (None, 10), ids=str)
-def test_data_that_is_too_large_is_refused_before_it_is_read(length, tmp_path):
+def test_data_that_is_too_large_is_refused_before_it_is_read(tmp_path):
     path = stored(tmp_path)
     os.truncate(tmp_path / "model.onnx.data", 60 << 30)
     proto = onnx.load(path, load_external_data=False)
-    (weight,) = proto.graph.initializer
-    if length:
-        for number in range(2):
-            weight.external_data[2].value = str(MAX_BYTES // 2)
-            proto.graph.initializer.add().CopyFrom(weight)
-            proto.graph.initializer[-1].name = f"weight{number}"
-    else:
-        del weight.external_data[2]
+    del proto.graph.initializer[0].external_data[2]  # the length
     with pytest.raises(UserError, match=f"model.onnx: this file has, with its data, more than {MAX_BYTES} bytes"):
         read_onnx(save(path, proto))
 
 
-def reverse_nodes(proto):
-    nodes = list(proto.graph.node)
-    del proto.graph.node[:]
-    proto.graph.node.extend(reversed(nodes))
-
-
-def add_outdated_shapes(proto):
+def make_the_shapes_outdated(proto):
     proto.graph.value_info.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT16, (1, 19, 8, 8)))
     proto.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 8
-
-
-def remove_the_shape_of_the_output(proto):
-    proto.graph.output[0].type.Clear()
 
 
 def break_rules_that_do_not_matter(proto):
@@ -122,9 +88,7 @@ def convert_inputs_and_outputs_to_float16(proto):
 
 
 CHANGES = (
-    reverse_nodes,
-    add_outdated_shapes,
-    remove_the_shape_of_the_output,
+    make_the_shapes_outdated,
     break_rules_that_do_not_matter,
     convert_to_float16,
     convert_inputs_and_outputs_to_float16,

@@ -48,12 +48,6 @@ def with_constant(value):
     return proto
 
 
-def sparse():
-    proto = convolution_network()
-    proto.graph.sparse_initializer.add()
-    return proto
-
-
 def with_sparse_constant():
     proto = convolution_network()
     sparse_value = helper.make_sparse_tensor(external_weight("weights.bin"), TensorProto(name="indices"), [19, 3, 1, 1])
@@ -61,14 +55,13 @@ def with_sparse_constant():
     return proto
 
 
-def class_ids(keepdims):
+def class_ids():
     """A network that ends in an ArgMax."""
     proto = convolution_network()
     proto.graph.node[0].output[0] = "scores"
-    proto.graph.node.append(helper.make_node("ArgMax", ["scores"], ["ids"], "argmax", axis=1, keepdims=keepdims))
+    proto.graph.node.append(helper.make_node("ArgMax", ["scores"], ["ids"], "argmax", axis=1))
     proto.graph.node.append(helper.make_node("Identity", ["ids"], ["logits"]))
-    shape = (1, 1, 8, 8) if keepdims else (1, 8, 8)
-    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.INT64, shape))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.INT64, (1, 1, 8, 8)))
     return proto
 
 
@@ -86,7 +79,6 @@ def integer_input(*scales):
 
 HOSTILE = {
     "empty": (b"", "not an ONNX file"),
-    "text": (b"hello, this is no network", "not an ONNX file"),
     "zip": (b"PK\x03\x04....", "zip archive"),
     "pickle": (b"\x80\x02}.", "pickle"),
     "html": (b"<!doctype html>", "HTML page"),
@@ -94,38 +86,25 @@ HOSTILE = {
     "cut off": (convolution_network().SerializeToString()[:-40], "cut off|not an ONNX file"),
     "without nodes": (helper.make_model(helper.make_graph([], "none", [], [])), "holds no network"),
     "two inputs": (convolution_network(inputs=2), "2 inputs"),
-    "no input": (convolution_network(inputs=0), "rules|0 inputs"),
-    "four channels in": (convolution_network(shape=(1, 4, 8, 8)), "rules|input 'image0'"),
-    "double": (convolution_network(kind=TensorProto.DOUBLE), "rules|DOUBLE"),
-    "rank 3": (convolution_network(shape=(3, 8, 8)), "rules|input"),
     "batch of 4": (convolution_network(shape=(4, 3, 8, 8)), "batches of 4"),
-    "no height": (convolution_network(shape=(1, 3, 0, 8)), "input 'image0'"),
     "endless side": (convolution_network(shape=(1, 3, 2**24, 2**24)), "of 844424930131968 elements"),
     "channels last": (
         convolution_network(shape=(1, 8, 8, 3)),
-        "rules|channels are last; on AI Hub, leave out --force_c",
+        "rules|channels are last; on AI Hub, leave out --force_",
     ),
-    "class ids": (class_ids(1), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
-    "class ids without a dimension": (class_ids(0), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
+    "class ids": (class_ids(), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
     "integers of a negative scale": (integer_input(-0.1), "no DequantizeLinear with one positive constant scale"),
     "integers of two scales": (integer_input(0.1, 0.2), "input 'image0' of integers, and no DequantizeLinear"),
     "21 channels out": (convolution_network(channels=21), "output 'logits'.*21"),
     "compiled for a chip": (convolution_network(domain="com.microsoft", op="EPContext"), "compiled for one chip"),
     "custom operator": (convolution_network(domain="evil", op="Conv"), "operator evil.Conv, which is not in opset 17"),
-    "operator of ONNX Runtime's": (
-        convolution_network(domain="com.microsoft", op="FusedConv"),
-        "com.microsoft.FusedConv",
-    ),
-    "unknown operator": (convolution_network(op="Convolve"), "Convolve"),
     "branches": (branching(), "If, which branches"),
     "functions": (with_function(), "functions"),
-    "sparse tensors": (sparse(), "sparse tensors"),
     "sparse constant": (with_sparse_constant(), "sparse tensors"),
     "no opset": (without_opset(), "opset"),
     "huge tensor": (huge_inside(), "huge"),
     "missing data": (convolution_network(weight=external_weight("weights.bin")), "weights.bin.*not a regular file"),
     "data above": (convolution_network(weight=external_weight("../weights.bin")), "outside"),
-    "absolute data": (convolution_network(weight=external_weight("/etc/passwd")), "outside its folder"),
     "data by a link": (convolution_network(weight=external_weight("link.bin")), "outside its folder"),
     "data in a device": (convolution_network(weight=external_weight("folder")), "not a regular file"),
     "data of an attribute above": (with_constant(external_weight("../weights.bin")), "outside"),
@@ -156,16 +135,6 @@ def test_data_beyond_the_file_that_should_hold_it_is_an_error(name, offset, prob
     path = save(tmp_path / "case.onnx", convolution_network(weight=external_weight(name, offset)))
     with pytest.raises(UserError, match=rf"case\.onnx: this file .*{problem}"):
         OnnxBackend(path)
-
-
-def test_a_scale_of_an_integer_input_that_is_cut_off_is_an_error(tmp_path):
-    (tmp_path / "short.bin").write_bytes(bytes(2))
-    proto = integer_input(0.1)
-    scale = next(tensor for tensor in proto.graph.initializer if tensor.name == "scale0")
-    scale.CopyFrom(TensorProto(name="scale0", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL))
-    scale.external_data.add(key="location", value="short.bin")
-    with pytest.raises(UserError, match=r"case\.onnx: this file breaks ONNX's rules"):
-        check_onnx(save(tmp_path / "case.onnx", proto))
 
 
 def test_paths_that_are_not_files_are_refused(tmp_path):

@@ -7,13 +7,7 @@ import pytest
 
 from ffnet.quantization.encodings_file import LARGEST_FILE, read_encodings
 from ffnet.system.errors import UserError
-from tests.helpers.encodings_files import PLAIN
-
-
-def write(folder, content):
-    path = folder / "written.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
+from tests.helpers.encodings_files import PLAIN, write
 
 
 def legacy(**fields):
@@ -33,11 +27,9 @@ def newest(**fields):
 
 MALFORMED = (
     ("", "not valid JSON"),
-    ('{"encodings": [', "not valid JSON"),
     ("[" * 100_000, "not valid JSON"),
     (json.dumps(legacy()).replace("0.01", "9" * 5000), "digits"),
     (json.dumps(legacy()).replace("0.01", "NaN"), "'nan', which is not a number"),
-    (json.dumps(legacy()).replace("0.01", "-Infinity"), "'-inf', which is not a number"),
     (json.dumps(legacy()).replace("0.01", "1e999"), "in the range of float32"),
     ('{"encodings": [], "encodings": []}', "'encodings' twice"),
     ({"model": "ffnet"}, "the entry 'model' is neither an object nor a list"),
@@ -48,34 +40,24 @@ MALFORMED = (
     ({"version": "2.0.0", "encodings": [{"y_scale": 1}]}, "without a name"),
     ({"version": "2.0.0", "encodings": newest()["encodings"] * 2}, "'x' twice"),
     ({"activation_encodings": {"a": {"output": 3}}, "param_encodings": {}}, "'a' has no tensors under 'output'"),
-    ({"activation_encodings": {"a": {"output": {}, "b": 1}}, "param_encodings": {}}, "'a' has no tensors under 'b'"),
-    ({"activation_encodings": {"a": {"output": {}}}, "param_encodings": {}}, "contains no encodings"),
     ({"activation_encodings": {"a": [], "b": [PLAIN]}, "param_encodings": {}}, "'a' is neither an object"),
     ({"activation_encodings": {}, "param_encodings": {"a": [PLAIN, PLAIN | {"bitwidth": 4}]}}, "'a' has channels"),
     (legacy(scale=None), "'relu output 0' has 'scale' 'None', which is not a number"),
     (legacy(scale=0.0), "a scale of 0"),
-    (legacy(scale=True), "not a number"),
     (legacy(offset=-1.5), "'offset' -1.5, which is not an integer"),
     (legacy(offset=1, min=0.01, max=2.56), "leaves 0 outside"),
     (legacy(min=-2.0), "a min of -2, but scale and offset give -1"),
     (legacy(max=[1.55, 1.55]), "scales and max of lengths 1 and 2"),
     (legacy(bitwidth=1), "bit width of 1"),
-    (legacy(bitwidth=8.5), "bit width of 8.5"),
-    (legacy(bitwidth=None), "bit width of None"),
     (legacy(dtype="float", bitwidth=16), "dtype 'float'"),
     (legacy(is_symmetric="perhaps"), "neither true nor false"),
     (listed(enc_type="PER_BLOCK"), "neither PER_TENSOR"),
     (listed(scale=[0.1, 0.2], enc_type="PER_CHANNEL"), "scales and offsets of lengths 2 and 1"),
     (listed(scale=[0.1, 0.2], offset=[0, 0]), "is PER_TENSOR, but has 2 scales"),
-    (
-        listed(is_sym=True, offset=[0]),
-        "symmetric with 8 bits, but has an offset of 0 in place of -128; if its integers",
-    ),
+    (listed(is_sym=True, offset=[0]), "symmetric with 8 bits, but has an offset of 0 in place of -128; if its"),
     (listed(is_sym=True, offset=[-128, 0], scale=[0.1] * 2, enc_type="PER_CHANNEL"), "an offset of 0 in place of -128"),
     (listed(is_sym=True, offset=[-127, -128], scale=[0.1] * 2, enc_type="PER_CHANNEL"), "offset of -127 in place of"),
-    (listed(is_sym=True, offset=[-128], bw=16), "symmetric with 16 bits, but has an offset of -128 in place of -32768"),
     (legacy(is_symmetric="True", min=None, max=None, offset=0), "an offset of 0 in place of -128"),
-    (legacy(is_symmetric="True"), "an offset of -100 in place of -128"),
     (legacy(is_symmetric="True", offset=0), "a min of -1, but scale and offset give 0"),
     (listed(scale=[], offset=[]), "lengths 0 and 0"),
     (newest(output_dtype="float8e4m3"), "output_dtype 'float8e4m3'"),

@@ -187,14 +187,10 @@ def test_a_manifest_that_lists_no_layers_of_the_network_is_an_error(rounded, cop
 @pytest.mark.parametrize(
     "change",
     (
-        lambda tensor: tensor.ClearField("raw_data"),
+        lambda tensor: setattr(tensor, "name", "other"),
         lambda tensor: setattr(tensor, "raw_data", tensor.raw_data[:-3]),
         lambda tensor: setattr(tensor, "raw_data", b"\xff" * len(tensor.raw_data)),  # NaN
-        lambda tensor: setattr(tensor, "data_type", 99),
-        lambda tensor: setattr(tensor, "data_type", onnx.TensorProto.STRING),
         lambda tensor: setattr(tensor, "data_type", onnx.TensorProto.INT32),
-        lambda tensor: tensor.dims.append(-1),
-        lambda tensor: setattr(tensor, "data_location", onnx.TensorProto.EXTERNAL),
     ),
 )
 def test_a_float_network_with_a_damaged_weight_is_an_error(rounded, copied, change):
@@ -204,16 +200,6 @@ def test_a_float_network_with_a_damaged_weight_is_an_error(rounded, copied, chan
     (copied / FLOAT_MODEL_FILE).write_bytes(network.SerializeToString())
     rehash(copied)
     with pytest.raises(UserError, match=f"--encodings {copied / ENCODINGS_FILE}: "):
-        rounded.load(copied)
-
-
-def test_a_float_network_without_a_weight_is_an_error(rounded, copied):
-    network = onnx.load(copied / FLOAT_MODEL_FILE)
-    (tensor,) = (tensor for tensor in network.graph.initializer if tensor.name == "2.weight")
-    network.graph.initializer.remove(tensor)
-    onnx.save(network, copied / FLOAT_MODEL_FILE)
-    rehash(copied)
-    with pytest.raises(UserError, match="rounded weights of 2 in"):
         rounded.load(copied)
 
 
