@@ -81,30 +81,29 @@ def download_published(variant: Variant, cache_dir: Path, quiet: bool = False) -
 def download(url: str, path: Path, quiet: bool) -> None:
     """Download a file in up to ATTEMPTS attempts, so that `path` exists only if the file is whole."""
     remove_unfinished(path.parent, (path.name,))
-    temporary = path.with_name(unfinished_name(path.name))
-    try:
-        for attempt in range(ATTEMPTS):
-            try:
-                download_once(url, temporary, quiet)
-                break
-            except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
-                client_error = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if client_error or isinstance(error, RefusedDownload) or attempt == ATTEMPTS - 1:
-                    raise InvalidCheckpointError(
-                        f"{url}: the file cannot be downloaded ({getattr(error, 'reason', None) or error}). Download "
-                        f"it where there is a network and put it at {path}, or name it with --checkpoint."
-                    ) from error
-                time.sleep(PAUSE * 2**attempt)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    for attempt in range(ATTEMPTS):
+        temporary = path.with_name(unfinished_name(path.name))
+        try:
+            download_once(url, temporary, quiet)
+            temporary.replace(path)
+            return
+        except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
+            client_error = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if client_error or isinstance(error, RefusedDownload) or attempt == ATTEMPTS - 1:
+                raise InvalidCheckpointError(
+                    f"{url}: the file cannot be downloaded ({getattr(error, 'reason', None) or error}). Download it "
+                    f"where there is a network and put it at {path}, or name it with --checkpoint."
+                ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        time.sleep(PAUSE * 2**attempt)
 
 
 def download_once(url: str, path: Path, quiet: bool) -> None:
     """Download a zip file, as both published forms are, in one attempt; any error may be temporary."""
     end = time.monotonic() + MAX_SECONDS
     opener = urllib.request.build_opener(SameScheme)
-    with opener.open(url, timeout=TIMEOUT) as response, path.open("wb") as file:
+    with opener.open(url, timeout=TIMEOUT) as response, path.open("xb") as file:
         total = response.length  # None without a Content-Length that is a number
         with tqdm.wrapattr(file, "write", total, desc=url.rpartition("/")[2], disable=quiet) as target:
             while data := response.read1(2**20):  # waits for any bytes, not for all of them
