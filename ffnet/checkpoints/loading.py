@@ -23,6 +23,7 @@ from ffnet.checkpoints.unpickling import (
 )
 from ffnet.model import FFNet
 from ffnet.system.errors import UserError, check_type
+from ffnet.system.files import check_plain_file
 from ffnet.system.memory import describe_lack, is_out_of_memory
 from ffnet.system.text import list_names, printable
 from ffnet.variants import VARIANTS, Variant, find_variant
@@ -84,9 +85,7 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
         InvalidCheckpointError: If the file is not a checkpoint.
     """
     with errors_naming(path):
-        if Path(path).exists() and not Path(path).is_file():
-            kind = "a folder" if Path(path).is_dir() else "a pipe or a device"
-            raise CheckpointProblem(f"this is {kind}", "Name a checkpoint file.")
+        check_plain_file(path)
         with Path(path).open("rb") as file:
             if (size := file.seek(0, os.SEEK_END)) > MAX_FILE:
                 raise CheckpointProblem(f"this file has {size / 2**30:.1f} GiB, more than any FFNet's", TOO_LARGE)
@@ -103,8 +102,9 @@ def errors_naming(path: Path | str) -> Iterator[None]:
         yield
     except CheckpointProblem as problem:
         raise InvalidCheckpointError(f"{path}: {printable(str(problem))[:1000]}") from problem
-    except FileNotFoundError as error:
-        raise InvalidCheckpointError(f"{path}: there is no such file. Name another one.") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidCheckpointError(f"{path}: this file cannot be read ({reason}). Name another one.") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise InvalidCheckpointError(f"{path}: {describe_lack(error, ' to read this file')}") from error

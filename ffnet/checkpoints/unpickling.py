@@ -9,12 +9,12 @@ import io
 import pickle
 import pickletools
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,10 +157,12 @@ def read_torch_zip(file: IO[bytes], size: int) -> CheckpointContents:
 
         def read(storage: Storage) -> bytes:
             info = records.get(f"data/{storage.key}")
-            return archive.read(info) if info else b""  # read() compares the checksum
+            data = archive.read(info) if info else b""  # read() compares the checksum
+            if big_endian:
+                data = np.frombuffer(data, np.uint8).reshape(-1, storage.dtype.itemsize)[:, ::-1].tobytes()
+            return data
 
-        root, unpickler = unpickle(io.BytesIO(archive.read(records["data.pkl"])))
-        return contents_of(root, unpickler, read, big_endian)
+        return contents_of(*unpickle(io.BytesIO(archive.read(records["data.pkl"]))), read)
 
 
 def read_legacy_format(file: IO[bytes]) -> CheckpointContents:
@@ -232,7 +234,7 @@ def check_pickle(stream: IO[bytes]) -> None:
             sizes[first:] = [size] * len(opcode.stack_after)
 
 
-def element_reader(read: Callable[[Storage], bytes], big_endian: bool) -> Callable[[Storage], Tensor]:
+def element_reader(read: Callable[[Storage], bytes]) -> Callable[[Storage], Tensor]:
     """Return a function from a storage to its elements (count,), given one from a storage to its bytes in the file."""
     bytes_left = MAX_BYTES
 
@@ -243,21 +245,15 @@ def element_reader(read: Callable[[Storage], bytes], big_endian: bool) -> Callab
         bytes_left -= len(data)
         if len(data) != storage.nbytes:
             raise CheckpointProblem(f"the storage {storage.key[:80]!r} is too large or incomplete")
-        if not data:
-            return torch.empty(0, dtype=storage.dtype)
-        if big_endian != (sys.byteorder == "big"):
-            data = bytearray(torch.frombuffer(data, dtype=torch.uint8).view(-1, storage.dtype.itemsize).flip(1).numpy())
-        return torch.frombuffer(data, dtype=storage.dtype)
+        return torch.frombuffer(data, dtype=storage.dtype) if data else torch.empty(0, dtype=storage.dtype)
 
     return elements
 
 
-def contents_of(
-    root: Any, unpickler: StubUnpickler, read: Callable[[Storage], bytes], big_endian: bool = False
-) -> CheckpointContents:
+def contents_of(root: Any, unpickler: StubUnpickler, read: Callable[[Storage], bytes]) -> CheckpointContents:
     """Return the contents of a loaded file: a state_dict or a module, which may be inside a training checkpoint."""
     notes: list[str] = []
-    names, elements = tuple(unpickler.stubs), element_reader(read, big_endian)
+    names, elements = tuple(unpickler.stubs), element_reader(read)
     for _ in range(3):  # training checkpoints may be nested
         entry, *others = weights_entries(root) or [""]
         if entry:
