@@ -151,9 +151,6 @@ def test_smoothing_kernel_may_be_a_plain_attribute(demo_pre_down, tmp_path):
     ("layer", "name", "value"),
     [
         ("backbone_model.conv1", "stride", (1, 1)),
-        ("backbone_model.conv1", "padding", (0, 0)),
-        ("head.layers.3.last_layer.0", "dilation", (2, 2)),
-        ("backbone_model.conv0", "groups", 3),
         ("backbone_model.bn1", "eps", 1e-3),
         ("backbone_model.conv0", "padding_mode", "reflect"),
     ],
