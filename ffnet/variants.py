@@ -156,16 +156,11 @@ DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_d
 
 def find_variant(name: str) -> Variant:
     """Return the variant of a name; raise a UserError that suggests similar names if there is none."""
-    if name not in VARIANTS:
-        close = " or ".join(closest_names(str(name))) or DEFAULT_MODEL
-        raise UserError(f"{name!r} is not an FFNet segmentation model. Did you mean {close}?")
-    return VARIANTS[name]
-
-
-def closest_names(name: str, count: int = 3) -> list[str]:
-    """Return the names of the variants that are most similar to `name`, best first."""
+    if name in VARIANTS:
+        return VARIANTS[name]
     bare = {known.removeprefix("segmentation_").lower(): known for known in VARIANTS}
-    wanted = name.lower().removeprefix("segmentation_")
+    wanted = str(name).lower().removeprefix("segmentation_")
     begun = [key for key in bare if wanted and key.startswith(wanted)]
-    close = begun or difflib.get_close_matches(wanted, bare, n=count, cutoff=0.4)
-    return [bare[key] for key in close[:count]]
+    close = begun or difflib.get_close_matches(wanted, bare, cutoff=0.4)
+    meant = " or ".join(bare[key] for key in close[:3]) or DEFAULT_MODEL
+    raise UserError(f"{name!r} is not an FFNet segmentation model. Did you mean {meant}?")

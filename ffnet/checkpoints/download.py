@@ -5,7 +5,6 @@ No checksums were published, so the sha256 of the first download is written besi
 
 import http.client
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
@@ -88,8 +87,8 @@ def download(url: str, path: Path, quiet: bool) -> None:
             temporary.replace(path)
             return
         except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
-            client_error = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if client_error or isinstance(error, RefusedDownload) or attempt == ATTEMPTS - 1:
+            is_final = isinstance(error, RefusedDownload) or getattr(error, "code", 500) < 500
+            if is_final or attempt == ATTEMPTS - 1:
                 raise InvalidCheckpointError(
                     f"{url}: the file cannot be downloaded ({getattr(error, 'reason', None) or error}). Download it "
                     f"where there is a network and put it at {path}, or name it with --checkpoint."

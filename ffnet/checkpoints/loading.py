@@ -23,6 +23,7 @@ from ffnet.checkpoints.unpickling import (
 )
 from ffnet.model import FFNet
 from ffnet.system.errors import UserError, check_type
+from ffnet.system.files import check_plain_file
 from ffnet.system.memory import describe_lack, is_out_of_memory
 from ffnet.system.text import list_names, printable
 from ffnet.variants import VARIANTS, Variant, find_variant
@@ -84,14 +85,11 @@ def read_checkpoint(path: Path | str, member: str = "") -> tuple[CheckpointConte
         InvalidCheckpointError: If the file is not a checkpoint.
     """
     with errors_naming(path):
-        if Path(path).exists() and not Path(path).is_file():
-            kind = "a folder" if Path(path).is_dir() else "a pipe or a device"
-            raise CheckpointProblem(f"this is {kind}", "Name a checkpoint file.")
+        check_plain_file(path)
         with Path(path).open("rb") as file:
             if (size := file.seek(0, os.SEEK_END)) > MAX_FILE:
                 raise CheckpointProblem(f"this file has {size / 2**30:.1f} GiB, more than any FFNet's", TOO_LARGE)
-            members = release_members(file)
-            contents = read_release(file, members, member) if members else read_stream(file)
+            contents = read_release(file, member) or read_stream(file)
             file.seek(0)
             return contents, hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -103,8 +101,9 @@ def errors_naming(path: Path | str) -> Iterator[None]:
         yield
     except CheckpointProblem as problem:
         raise InvalidCheckpointError(f"{path}: {printable(str(problem))[:1000]}") from problem
-    except FileNotFoundError as error:
-        raise InvalidCheckpointError(f"{path}: there is no such file. Name another one.") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidCheckpointError(f"{path}: this file cannot be read ({reason}). Name another one.") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise InvalidCheckpointError(f"{path}: {describe_lack(error, ' to read this file')}") from error
@@ -114,22 +113,20 @@ def errors_naming(path: Path | str) -> Iterator[None]:
         ) from error
 
 
-def release_members(file: io.BufferedReader) -> list[str]:
-    """Return the names of the checkpoints in a zip such as an FFNet release; none for other files and torch's zips."""
+def read_release(file: io.BufferedReader, member: str) -> CheckpointContents | None:
+    """Return the contents of a release zip's checkpoint `member`, or of its only one; None for other files."""
     file.seek(0)
-    names = zipfile.ZipFile(file).namelist() if file.read(4) == ZIP_MAGIC else []
-    is_torch_zip = any(name.endswith("data.pkl") for name in names)
-    return [name for name in names if name.endswith(".pth") and not is_torch_zip]
-
-
-def read_release(file: io.BufferedReader, members: list[str], member: str) -> CheckpointContents:
-    """Return the contents of the release zip's checkpoint `member`, or of its only one."""
-    chosen = [name for name in members if name == member or not member]
-    if len(chosen) != 1:
-        problem = f"holds no {member}" if member else "holds several checkpoints"
-        raise CheckpointProblem(f"this release zip {problem}; it holds {list_names(members)}", "Unpack it.")
-    with zipfile.ZipFile(file) as archive, archive.open(chosen[0]) as member_file:
-        return replace(read_stream(io.BytesIO(member_file.read(MAX_BYTES + 1))), form="release")
+    if file.read(4) != ZIP_MAGIC:
+        return None
+    with zipfile.ZipFile(file) as archive:
+        members = [name for name in archive.namelist() if name.endswith((".pth", "data.pkl"))]
+        if not members or any(name.endswith("data.pkl") for name in members):  # as torch's zips
+            return None
+        chosen = [name for name in members if name == member or not member]
+        if len(chosen) != 1:
+            problem = f"holds no {member}" if member else "holds several checkpoints"
+            raise CheckpointProblem(f"this release zip {problem}; it holds {list_names(members)}", "Unpack it.")
+        return replace(read_stream(io.BytesIO(archive.open(chosen[0]).read(MAX_BYTES + 1))), form="release")
 
 
 def read_stream(file: IO[bytes]) -> CheckpointContents:

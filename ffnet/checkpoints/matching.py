@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from ffnet.variants import VARIANTS, Variant
 BATCH_COUNTER = "num_batches_tracked"  # a buffer of batch norms; torch before 0.4.1 had none
 SMOOTHING_SHAPE = (3, 1, 5, 5)
 SHOWN_KEYS = 3
-T = TypeVar("T")
 
 
 def without_prefix(contents: CheckpointContents) -> CheckpointContents:
@@ -32,7 +31,7 @@ def without_prefix(contents: CheckpointContents) -> CheckpointContents:
     ignored = f"the keys, and the others were ignored: {list_names([*map(repr, others)], SHOWN_KEYS)}"
     note = f"The prefix {prefix!r}, which a wrapper adds, was removed from {ignored if others else 'every key'}."
 
-    def stripped(values: Mapping[str, T]) -> dict[str, T]:
+    def stripped(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
     return replace(

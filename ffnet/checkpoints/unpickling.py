@@ -4,17 +4,16 @@ A pickle names classes and functions and calls them. Here each of them is a stub
 what it is given. The tensors of the weights are then built from the file's bytes; an optimizer's state is never read.
 """
 
-import functools
 import io
 import pickle
 import pickletools
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,10 +156,12 @@ def read_torch_zip(file: IO[bytes], size: int) -> CheckpointContents:
 
         def read(storage: Storage) -> bytes:
             info = records.get(f"data/{storage.key}")
-            return archive.read(info) if info else b""  # read() compares the checksum
+            data = archive.read(info) if info else b""  # read() compares the checksum
+            if big_endian:
+                data = np.frombuffer(data, np.uint8).reshape(-1, storage.dtype.itemsize)[:, ::-1].tobytes()
+            return data
 
-        root, unpickler = unpickle(io.BytesIO(archive.read(records["data.pkl"])))
-        return contents_of(root, unpickler, read, big_endian)
+        return contents_of(*unpickle(io.BytesIO(archive.read(records["data.pkl"]))), read)
 
 
 def read_legacy_format(file: IO[bytes]) -> CheckpointContents:
@@ -232,32 +233,10 @@ def check_pickle(stream: IO[bytes]) -> None:
             sizes[first:] = [size] * len(opcode.stack_after)
 
 
-def element_reader(read: Callable[[Storage], bytes], big_endian: bool) -> Callable[[Storage], Tensor]:
-    """Return a function from a storage to its elements (count,), given one from a storage to its bytes in the file."""
-    bytes_left = MAX_BYTES
-
-    @functools.cache
-    def elements(storage: Storage) -> Tensor:
-        nonlocal bytes_left
-        data = bytearray(read(storage) if 0 <= storage.nbytes <= bytes_left else b"")
-        bytes_left -= len(data)
-        if len(data) != storage.nbytes:
-            raise CheckpointProblem(f"the storage {storage.key[:80]!r} is too large or incomplete")
-        if not data:
-            return torch.empty(0, dtype=storage.dtype)
-        if big_endian != (sys.byteorder == "big"):
-            data = bytearray(torch.frombuffer(data, dtype=torch.uint8).view(-1, storage.dtype.itemsize).flip(1).numpy())
-        return torch.frombuffer(data, dtype=storage.dtype)
-
-    return elements
-
-
-def contents_of(
-    root: Any, unpickler: StubUnpickler, read: Callable[[Storage], bytes], big_endian: bool = False
-) -> CheckpointContents:
+def contents_of(root: Any, unpickler: StubUnpickler, read: Callable[[Storage], bytes]) -> CheckpointContents:
     """Return the contents of a loaded file: a state_dict or a module, which may be inside a training checkpoint."""
     notes: list[str] = []
-    names, elements = tuple(unpickler.stubs), element_reader(read, big_endian)
+    names = tuple(unpickler.stubs)
     for _ in range(3):  # training checkpoints may be nested
         entry, *others = weights_entries(root) or [""]
         if entry:
@@ -268,13 +247,13 @@ def contents_of(
     if not is_module(root):
         if not (items := items_of(root)):
             raise CheckpointProblem(f"this file holds no state_dict and no module, but: {kind_of(root)}")
-        return CheckpointContents("state_dict", own_copies(items, elements), names=names, notes=tuple(notes))
+        return CheckpointContents("state_dict", own_copies(items, read), names=names, notes=tuple(notes))
     tensors: list[tuple[str, Any]] = []
     hyperparameters = {}
     for prefix, module, state in walk_modules(root):
         tensors += [(prefix + name, tensor) for name, tensor in named_tensors(module, state)]
         hyperparameters[prefix[:-1]] = {name: state[name] for name in HYPERPARAMETERS if name in state}
-    contents = CheckpointContents("module", own_copies(tensors, elements), hyperparameters, names, tuple(notes))
+    contents = CheckpointContents("module", own_copies(tensors, read), hyperparameters, names, tuple(notes))
     prepared = "equalized" if contents.equalized else "prepared"
     return replace(contents, form=prepared if root.name == FX_MODULE else "module")
 
@@ -302,32 +281,39 @@ def weights_entries(root: Any) -> list[str]:
     return [name for name in WEIGHTS_ENTRIES if is_module(values.get(name)) or items_of(values.get(name))]
 
 
-def own_copies(tensors: Iterable[tuple[Any, Any]], elements: Callable[[Storage], Tensor]) -> dict[str, Tensor]:
-    """Return contiguous copies of tensors; refuse other values, and tensors that claim too much memory."""
+def own_copies(tensors: Iterable[tuple[Any, Any]], read: Callable[[Storage], bytes]) -> dict[str, Tensor]:
+    """Return contiguous copies of tensors; refuse other values, and tensors or storages that claim too much memory."""
     copies: dict[str, Tensor] = {}
-    bytes_left = MAX_BYTES
+    elements: dict[Storage, Tensor] = {}
+    bytes_read = bytes_copied = 0
     for key, value in tensors:
-        tensor = tensor_of(value, elements)
-        if not isinstance(key, str) or tensor is None:
+        view = view_of(value)
+        if not isinstance(key, str) or view is None:
             raise CheckpointProblem(f"the entry {str(key)[:80]!r} is not a tensor but: {kind_of(value)}")
-        bytes_left -= tensor.nbytes  # elements of an expanded tensor count each
-        if bytes_left < 0:
+        storage, offset, size, strides = view.args
+        if storage not in elements:
+            bytes_read += storage.nbytes
+            data = bytearray(read(storage) if storage.nbytes >= 0 and bytes_read <= MAX_BYTES else b"")
+            if len(data) != storage.nbytes:
+                raise CheckpointProblem(f"the storage {storage.key[:80]!r} is too large or incomplete")
+            dtype = storage.dtype
+            elements[storage] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        tensor = elements[storage].as_strided(size, strides, offset)
+        bytes_copied += tensor.nbytes  # elements of an expanded tensor count each
+        if bytes_copied > MAX_BYTES:
             raise CheckpointProblem(f"the tensors claim more than {MAX_BYTES} bytes")
         copies[key] = tensor.contiguous().clone()  # same strides of 1x1 kernels: last bits depend on them
     return copies
 
 
-def tensor_of(value: Any, elements: Callable[[Storage], Tensor]) -> Tensor | None:
-    """Return the tensor that a stub stands for, a view of the storage's elements; None for other values."""
+def view_of(value: Any) -> Stub | None:
+    """Return the call that makes a tensor of a storage, an offset, a size and strides; None if `value` is no tensor."""
     for _ in range(4):  # a parameter of a subclass is nested
         if isinstance(value, Stub) and value.name == TENSOR_SUBCLASS:
             value = value.args[0](*value.args[2])
         elif isinstance(value, Stub) and PARAMETERS.fullmatch(value.name):
             value = value.args[0]
-    if not isinstance(value, Stub) or not TENSORS.fullmatch(value.name):
-        return None
-    storage, offset, size, strides = value.args
-    return elements(storage).as_strided(size, strides, offset)
+    return value if isinstance(value, Stub) and TENSORS.fullmatch(value.name) else None
 
 
 def walk_modules(module: Stub, prefix: str = "") -> Iterator[tuple[str, Stub, dict[Any, Any]]]:

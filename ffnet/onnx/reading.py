@@ -45,6 +45,9 @@ def problems_named(path: Path) -> Iterator[None]:
         yield
     except InvalidError as error:
         raise UserError(f"{path}: this file {error}") from error
+    except OSError as error:
+        remedy = "Check the path and its permissions."
+        raise UserError(f"{path}: this file can't be read ({error.strerror}). {remedy}") from error
     except (onnx.shape_inference.InferenceError, LookupError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "Export the network again, and leave the files with its weights beside it."
@@ -59,11 +62,8 @@ def read_onnx(path: Path | str) -> onnx.ModelProto:
     """
     path = Path(path)
     with problems_named(path):
-        try:
-            proto = _parse(path)
-            _load_data(proto, path)
-        except OSError as error:
-            raise InvalidError(f"can't be read ({error.strerror}). Check the path and its permissions.") from error
+        proto = _parse(path)
+        _load_data(proto, path)
         _sort_nodes(proto.graph)
         proto.graph.ClearField("value_info")  # shapes and types inside, which changes by other tools leave outdated
     return proto

@@ -1,6 +1,5 @@
 """A hostile file runs no code, opens no other file, takes little memory, and gets one error that says what is wrong."""
 
-import functools
 import json
 import random
 import struct
@@ -11,10 +10,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ffnet.checkpoints.loading import InvalidCheckpointError, read_checkpoint
+from ffnet.checkpoints.loading import read_checkpoint
 from ffnet.checkpoints.unpickling import MAX_BYTES
 from tests.helpers import hostile, mutations
 from tests.helpers.pickles import state_zip, tensor
@@ -23,14 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:invalid
 
 ROOT = Path(__file__).parents[2]
 MEMORY_KB = 1_000_000  # 1 GB
-GOOD = mutations.good_files()
-CHANGES = st.lists(
-    st.tuples(
-        st.sampled_from(["overwrite", "insert", "remove", "repeat"]), st.integers(0, 2**31), st.binary(max_size=8)
-    ),
-    min_size=1,
-    max_size=4,
-)
 
 
 def read_under_audit(paths, folder):
@@ -63,7 +52,7 @@ def read_corpus(files, folder):
 @pytest.mark.slow
 def test_hostile_files_run_no_code_and_get_one_error_that_names_the_file(tmp_path):
     rows = read_corpus(hostile.corpus(), tmp_path)
-    assert len(rows) >= 105
+    assert len(rows) >= 85
     for kind, row in rows.items():
         assert row["kind"] == "InvalidCheckpointError", (kind, row)
         path, message = row["path"], row["message"]
@@ -77,38 +66,20 @@ def test_python_text_in_good_files_is_not_run(tmp_path):
     assert {kind: row["message"] for kind, row in rows.items() if row["kind"] != "ok"} == {}
 
 
-def check_that_only_our_error_is_raised(data, path):
-    path.write_bytes(data)
-    try:
-        read_checkpoint(path)
-    except InvalidCheckpointError as error:
-        assert str(error).startswith(f"{path}: ") and str(error).isprintable()
-
-
-@settings(max_examples=100, deadline=None)
-@given(data=st.sampled_from(GOOD), changes=CHANGES)
-def test_changed_bytes_raise_only_our_error(tmp_path_factory, data, changes):
-    path = tmp_path_factory.getbasetemp() / "changed"
-    check_that_only_our_error_is_raised(mutations.changed(data, changes), path)
-    if data in GOOD[:4]:
-        changed = mutations.with_pickle(data, functools.partial(mutations.changed, changes=changes))
-        check_that_only_our_error_is_raised(changed, path)
-
-
 def test_big_endian_file_gives_its_numbers(tmp_path):
     records = {"data/0": struct.pack(">4f", 1, 2, 3, 4), "byteorder": b"big"}
     (tmp_path / "x").write_bytes(state_zip(tensor(), records=records))
     assert read_checkpoint(tmp_path / "x")[0].state_dict["weight"].tolist() == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
-def test_three_thousand_mutations_run_no_code(tmp_path):
-    paths = [tmp_path / f"{number}" for number in range(3000)]
-    for path, data in zip(paths, mutations.random_mutations(random.Random(0), len(paths)), strict=True):
+@pytest.mark.parametrize("number", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_mutated_files_run_no_code_and_raise_only_our_error(number, tmp_path):
+    paths = [tmp_path / f"{index}" for index in range(number)]
+    for path, data in zip(paths, mutations.random_mutations(random.Random(0), number), strict=True):
         path.write_bytes(data)
     rows = read_under_audit(paths, tmp_path)
     assert {row["kind"] for row in rows} == {"ok", "InvalidCheckpointError"}
-    assert [row for row in rows if row["seen"]] == []
+    assert [row for row in rows if row["seen"] or not row["message"].isprintable()] == []
     assert rows[-1]["grown_kb"] < MEMORY_KB
 
 

@@ -54,14 +54,7 @@ def opcodes():
     yield "extension registry", torch_zip(b"\x82\x01")
     yield "huge text", torch_zip(b"X\xff\xff\xff\xff")
     yield "hidden name", torch_zip(system + b"0" + value({}))
-    yield "name in no ASCII", torch_zip(b"c\xff\nx\n")
-    yield "no end", torch_zip(value({}), end=b"")
-    yield "nothing on the stack", torch_zip(b"")
-    yield "memo that is not there", torch_zip(b"h\x09")
-    yield "reduce of a text", torch_zip(call(value("posix.system"), COMMAND))
-    yield "build of a name", torch_zip(name("torch.nn.modules.module", "Module") + value({"x": 1}) + BUILD)
     yield "getattr chain", torch_zip(call(call(name("__builtin__", "getattr"), "os", "system"), COMMAND))
-    yield "dict's attributes", torch_zip(name("collections", "OrderedDict") + b")R" + value({"items": 1}) + BUILD)
     yield "pid module", torch_zip(value(("module", name("models.a", "B"), "a.py", PYTHON)) + PID)
     yield "large pickle", torch_zip(b"N" * 2**20)
 
@@ -95,12 +88,9 @@ def tensors():
     yield "storage without a record", state_zip(tensor(key="7"))
     yield "storage by a path", state_zip(tensor(key="../../../etc/passwd"))
     yield "storage of complex numbers", state_zip(tensor(kind="ComplexFloatStorage"))
-    yield "stub for a storage", state_zip(tensor(stored=new(name("models.a", "B"), {})))
     yield "elements beyond the storage", state_zip(tensor((5,)))
-    yield "stride beyond the storage", state_zip(tensor((2, 2), (4, 1)))
     yield "stride 0", state_zip(tensor((10**12,), (0,)))
     yield "offset beyond", state_zip(tensor(offset=4))
-    yield "negative size", state_zip(tensor((-4,)))
     many = {f"k{i}": tensor((10**8,), (0,)) for i in range(200)}
     yield "expanded tensors under many keys", torch_zip(value(many))
 
@@ -110,10 +100,8 @@ def structures():
     yield "module in itself", torch_zip(layer + b"q\0" + value({"_modules": {"a": b"h\0"}}) + BUILD)
     yield "key that is a number", torch_zip(value({1: tensor()}))
     yield "tensor for a module", torch_zip(module({"a": tensor()}))
-    yield "set of a number", torch_zip(module(_non_persistent_buffers_set=call(name("__builtin__", "set"), 7)))
     yield "state_dict in an unknown entry", torch_zip(value({"student": {"weight": tensor()}}))
     yield "state_dict in itself", torch_zip(DICT + b"q\1" + value("state_dict") + b"h\1s")
-    yield "training checkpoint of a list", torch_zip(value({"model": [tensor()]}))
     yield "long name", torch_zip(module({"x" * 10_000: module()}))
     yield "state_dict of nothing", torch_zip(value({}))
     yield "key that steers the terminal", torch_zip(value({"\x1b[2J\nweight" + "x" * 100: 7}))
@@ -147,7 +135,6 @@ def zips():
     two = state_zip(tensor(), records={f"data/{i}": b"1234" for i in range(2)})
     at, first = entry(two, "data/1") + 42, entry(two, "data/0") + 42
     yield "overlapping records", patched(two, at, two[first : first + 4])
-    yield "offset beyond the file", patched(two, at, b"\xff\xff\xff\x7f")
     yield "record twice", state_zip(tensor(), extra=[("archive/data/0", b"x")])
     yield "no pickle", state_zip(tensor()).replace(b"data.pkl", b"data.pkk")
     yield "TorchScript", state_zip(tensor(), records={"constants.pkl": b"x", "code/a.py": PYTHON.encode()})
@@ -175,18 +162,12 @@ def safetensors_file(header, data=bytes(16)):
 def others():
     yield "empty file", b""
     yield "Python", PYTHON.encode()
-    yield "HTML", b"\n<!DOCTYPE html><html>404</html>"
     yield "git-lfs pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     yield "bare pickle", b"\x80\x02" + call(name("posix", "system"), COMMAND) + b"."
     yield "release of something", release(torch_zip(call(name("posix", "system"), COMMAND)))
-    yield "release with a text", release(b"hello")
     yield "release that is a bomb", release(bytes(2**29))
-    tensors = {"a": {"dtype": "F32", "shape": (4,), "data_offsets": (0, 16)}}
     yield "safetensors: header beyond", struct.pack("<Q", 2**19) + b"{}"
     yield "safetensors: huge header", struct.pack("<Q", 2**62) + b"{}"
-    yield "safetensors: huge shape", safetensors_file({"a": tensors["a"] | {"shape": (HUGE, HUGE)}})
-    yield "safetensors: negative offsets", safetensors_file({"a": tensors["a"] | {"data_offsets": (-16, 0)}})
-    yield "safetensors: overlapping", safetensors_file(tensors | {"b": tensors["a"]})
     yield "safetensors: deep JSON", safetensors_file(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
 
 
@@ -196,7 +177,6 @@ def old_files():
     good = stream.getvalue()
     stop = good.index(b"ctorch._utils")
     yield "old: cut in a storage", good[:-3]
-    yield "old: cut in the pickle", good[:stop]
     yield "old: system", good[:stop] + call(name("posix", "system"), COMMAND) + good[stop:]
     header = good[: good.index(b"}q\x00(X\x06") - 2]
     stored = ("storage", name("torch", "FloatStorage"), "0", "cpu", HUGE, None)
