@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import errno
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from datasets import DatasetError, png
 from ffnet.labels import LABEL_IDS, LABELS, NUM_CLASSES, TRAIN_IDS
 from ffnet.system.files import check_plain_file, ignored_files, visible_files
+from ffnet.system.memory import is_out_of_memory
 from ffnet.system.text import count
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _labels_of(images: Sequence[str], labels_dir: Path) -> list[str]:
     """Return the path of the label of each image, as Cityscapes names it if there is none."""
     usual = [labels_dir / Path(path).parent.name / f"{image_name(path)}{LABEL_SUFFIX}" for path in images]
     found = {str(path).lower(): path for path in _files_of_cities(labels_dir)}
-    return [str(path if path.exists() else found.get(str(path).lower(), path)) for path in usual]
+    return [str(found.get(str(path).lower(), path)) for path in usual]
 
 
 def _ignored_files(root: Path, split: str) -> set[Path]:
@@ -199,38 +200,31 @@ def check_headers(images: Sequence[str], labels: Sequence[str]) -> tuple[int, in
 
 def _read_header(path: str, color: str) -> png.PngHeader:
     """Return the header of an image ("RGB") or a label ("gray"); raise DatasetError if it is no such file."""
-    try:
+    with _errors_named(path, _REMEDIES[color]):
         check_plain_file(path)
         return png.read_header(path, color)
-    except OSError as error:
-        raise _reading_error(path, error) from error
-    except ValueError as error:
-        raise DatasetError(f"{path}: {error}. {_REMEDIES[color]}") from error
 
 
 def _decode(path: str, color: str) -> np.ndarray:
-    """Return the pixels of an image (H, W, 3) uint8 or of a label (H, W) uint8.
-
-    Raises:
-        DatasetError: If the file can't be read, or if it is damaged.
-        MemoryError: If the memory does not suffice.
-    """
+    """Return the pixels of an image (H, W, 3) uint8 or of a label (H, W) uint8; raise DatasetError if it is damaged."""
     header = _read_header(path, color)
-    try:
+    with _errors_named(path, "Copy or unpack it again."):
         return png.decode(Path(path).read_bytes(), header)
+
+
+@contextlib.contextmanager
+def _errors_named(path: str, remedy: str) -> Iterator[None]:
+    """Turn an error while a file is read into a DatasetError that names it, unless the memory does not suffice."""
+    try:
+        yield
     except OSError as error:
-        raise _reading_error(path, error) from error
+        if is_out_of_memory(error):
+            raise
+        raise DatasetError(
+            f"{path}: this file can't be read ({error.strerror}). Check the file, its disk and its permissions."
+        ) from error
     except ValueError as error:
-        raise DatasetError(f"{path}: this PNG file is truncated or damaged. Copy or unpack it again.") from error
-
-
-def _reading_error(path: str, error: OSError) -> DatasetError | MemoryError:
-    """Return what to raise for an error of the operating system."""
-    if error.errno == errno.ENOMEM:
-        return MemoryError(str(error))
-    return DatasetError(
-        f"{path}: this file can't be read ({error.strerror}). Check the file, its disk and its permissions."
-    )
+        raise DatasetError(f"{path}: {error}. {remedy}") from error
 
 
 def train_ids(label_ids: np.ndarray, path: str) -> np.ndarray:

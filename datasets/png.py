@@ -16,17 +16,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = ">8sI4sIIBBBBB"  # signature; length and name of the chunk IHDR, and its contents
 COLOR_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray and alpha", 6: "RGBA"}
 CHANNELS = {"gray": 1, "RGB": 3}
-ADAM7 = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)  # x, y, steps
+ADAM7 = (  # first column, first row and steps of both, of each pass through an interlaced image
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
+)  # fmt: skip
 MAX_PIXELS = 2**26
-MAX_RATIO = 1032  # of decompressed to compressed bytes in the format deflate
 MAX_OTHER_BYTES = 2**24  # of chunks beside the pixels, such as color profiles
 
 
@@ -42,10 +35,11 @@ class PngHeader:
     @property
     def row_bytes(self) -> int:
         """Number of bytes of all rows when decompressed: one byte that names the filter, then the pixels."""
-        size = (self.width, self.height)
-        passes = ADAM7 if self.interlaced else ((0, 0, 1, 1),)
-        columns_rows = [[max(0, -(-(size[i] - p[i]) // p[i + 2])) for i in (0, 1)] for p in passes]
-        return sum(rows * (1 + columns * CHANNELS[self.color]) for columns, rows in columns_rows if columns)
+        total = 0
+        for x, y, x_step, y_step in ADAM7 if self.interlaced else ((0, 0, 1, 1),):
+            columns, rows = len(range(x, self.width, x_step)), len(range(y, self.height, y_step))
+            total += rows * (1 + columns * CHANNELS[self.color]) if columns else 0
+        return total
 
 
 def read_header(path: Path | str, color: str) -> PngHeader:
@@ -53,7 +47,7 @@ def read_header(path: Path | str, color: str) -> PngHeader:
 
     Raises:
         OSError: If the file can't be read.
-        ValueError: If it is another kind of file, or too small or too large for the size that its header names.
+        ValueError: If it is another kind of file, or too large for the size that its header names.
     """
     with Path(path).open("rb") as file:
         head = file.read(struct.calcsize(HEADER))
@@ -68,7 +62,7 @@ def read_header(path: Path | str, color: str) -> PngHeader:
     header = PngHeader(width, height, color, bool(methods[2]))
     if width * height > MAX_PIXELS:
         raise ValueError(f"this file has {width}x{height} pixels, and at most {MAX_PIXELS} are read")
-    if not header.row_bytes / MAX_RATIO <= file_bytes <= 2 * header.row_bytes + MAX_OTHER_BYTES:
+    if file_bytes > 2 * header.row_bytes + MAX_OTHER_BYTES:
         raise ValueError(f"this file has {file_bytes} bytes, which does not fit the {width}x{height} pixels it names")
     return header
 
@@ -83,9 +77,9 @@ def decode(data: bytes, header: PngHeader) -> np.ndarray:
     try:
         rows = inflate.decompress(_image_data(data), header.row_bytes + 1)
     except (struct.error, zlib.error) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"this PNG file is truncated or damaged ({error})") from error
     if len(rows) < header.row_bytes or (len(rows) == header.row_bytes and not inflate.eof):
-        raise ValueError("the image data ends early")
+        raise ValueError("this PNG file is truncated: it lacks rows or their checksum")
     mode = "RGB" if header.color == "RGB" else "L"
     stored = zlib.compress(rows, 0)  # Pillow's decoder takes nothing but a zlib stream
     return np.array(Image.frombytes(mode, (header.width, header.height), stored, "zip", mode, header.interlaced))
@@ -99,7 +93,7 @@ def _image_data(data: bytes) -> bytes:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         if struct.unpack_from(">I", data, end)[0] != zlib.crc32(view[position + 4 : end]):
-            raise ValueError("the checksum of a chunk is wrong")
+            raise ValueError("this PNG file is damaged: the checksum of a chunk is wrong")
         if kind == b"IDAT":
             parts.append(view[position + 8 : end])
         position = end + 4

@@ -21,7 +21,6 @@ from ffnet.system.files import check_plain_file
 
 INPUT_TENSOR, OUTPUT_TENSOR = "image", "logits"  # names of the network's input and output in exported ONNX files
 WEIGHT, ACTIVATION = "weight", "activation"  # kinds of a site
-INTEGERS, TENSORS = ("qmin", "qmax", "symmetric"), ("low", "high", "parameter")  # fields of a SiteState
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +155,16 @@ def without_parameters(state: SimState) -> SimState:
 
 def save_state(state: SimState, description: Any) -> bytes:
     """Return the content of a safetensors file of a state and of a description that JSON can hold."""
-    tensors: dict[str, torch.Tensor] = {}
-    integers = {}
+    return safetensors.torch.save(_tensors(state), {"description": json.dumps(description)})
+
+
+def _tensors(state: SimState) -> dict[str, torch.Tensor]:
+    """Return everything in a state as tensors by site and field; the integers are one tensor."""
+    found: dict[str, torch.Tensor | None] = {}
     for site, value in state.items():
-        present = {name: getattr(value, name) for name in TENSORS}
-        tensors |= {f"{site} {name}": tensor.contiguous() for name, tensor in present.items() if tensor is not None}
-        integers[site] = {name: getattr(value, name) for name in INTEGERS}
-    return safetensors.torch.save(tensors, {"sites": json.dumps(integers), "description": json.dumps(description)})
+        found[f"{site} integers"] = torch.tensor([value.qmin, value.qmax, value.symmetric])
+        found |= {f"{site} low": value.low, f"{site} high": value.high, f"{site} parameter": value.parameter}
+    return {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
 
 
 def load_state(path: Path, like: SimState) -> tuple[SimState, Any]:
@@ -177,41 +179,21 @@ def load_state(path: Path, like: SimState) -> tuple[SimState, Any]:
     """
     check_plain_file(path)
     with safetensors.safe_open(path, "pt") as file:
-        metadata, names = file.metadata(), set(file.keys())
-        integers = json.loads(metadata["sites"])
-        if integers.keys() != like.keys():
-            raise ValueError("its quantizers are not those of this network")
-        state = {}
-        for site, expected in like.items():
-            keys = {name: f"{site} {name}" for name in TENSORS}
-            tensors: dict[str, Any] = {n: file.get_tensor(key) if key in names else None for n, key in keys.items()}
-            state[site] = SiteState(**integers[site], **tensors)
-            if not _is_plausible(state[site], expected):
-                raise ValueError(f"the encoding or the weight of {site} is not that of a quantizer of this network")
-    return state, json.loads(metadata["description"])
-
-
-def _is_plausible(value: SiteState, like: SiteState) -> bool:
-    """Return whether a quantizer can have a state, given one with tensors of the same shapes."""
-    pairs = [(getattr(value, name), getattr(like, name)) for name in TENSORS]
-    return (
-        [type(getattr(value, name)) for name in INTEGERS] == [int, int, bool]
-        and 0 < value.qmax - value.qmin < 1 << 31
-        and abs(value.qmin) < 1 << 31
-        and value.low is not None
-        and value.high is not None
-        and all(
-            found is None
-            or (
-                known is not None
-                and found.dtype == known.dtype
-                and found.shape == known.shape
-                and found.isfinite().all()
-            )
-            for found, known in pairs
-        )
-        and bool((value.low <= value.high).all())
-    )
+        description = json.loads(file.metadata()["description"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    expected = _tensors(like)
+    for name, tensor in tensors.items():
+        known = expected[name]
+        if (tensor.dtype, tensor.shape) != (known.dtype, known.shape) or not tensor.isfinite().all():
+            raise ValueError(f"{name}: these are not the values of a quantizer of this network")
+    state = {}
+    for site in like:
+        qmin, qmax, symmetric = tensors[f"{site} integers"].tolist()
+        low, high = tensors[f"{site} low"], tensors[f"{site} high"]
+        if not (-(1 << 31) < qmin < qmax < qmin + (1 << 31) and symmetric in (0, 1) and (low <= high).all()):
+            raise ValueError(f"{site}: no quantizer has this encoding")
+        state[site] = SiteState(qmin, qmax, bool(symmetric), low, high, tensors.get(f"{site} parameter"))
+    return state, description
 
 
 class SavedStates:

@@ -19,7 +19,7 @@ from ffnet.config import RESULT_MEGABYTES, Config, DataConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
-from ffnet.run.predictions import predictions_megabytes, saved_backends
+from ffnet.run.predictions import predictions_megabytes
 from ffnet.run.ranks import Ranks
 from ffnet.system.errors import UserError
 from ffnet.system.files import create_output_folder, sha256_of
@@ -179,7 +179,7 @@ def _create_output_folders(config: Config, images: CityscapesSplit) -> None:
     if output.output_dir:
         create_output_folder("--output-dir", output.output_dir, megabytes)
     if output.save_predictions:
-        megabytes += models * predictions_megabytes(len(images), images.size, saved_backends(config))
+        megabytes += models * predictions_megabytes(len(images), images.size)
         create_output_folder("--save-predictions", output.save_predictions, megabytes)
 
 

@@ -34,7 +34,6 @@ from ffnet.run.session import Run, timed
 from ffnet.run.storage import IMAGES, NPU, damage_named
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, sha256_of
-from ffnet.system.memory import enough_memory
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +73,13 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
 def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
     """Evaluate the weights in a file in FP32, in simulated INT8 and, if requested, on ONNX Runtime and on the NPU."""
     images, output = inputs.images, run.config.output
-    with enough_memory():
-        with run.stage("load checkpoint"):
-            checkpoint = run.once(load_model, run.config.model.name, path)
-        run.begin(checkpoint.sha256, inputs)
-        if run.storage and run.saved_work.finished:
-            return finished_result(run.storage.output_dir, run, images)
-        model = quantize_checkpoint(checkpoint, inputs, run)
-        exported = export_network(model, dataset_name(run.config), images.size, run)
+    with run.stage("load checkpoint"):
+        checkpoint = run.once(load_model, run.config.model.name, path)
+    run.begin(checkpoint.sha256, inputs)
+    if run.storage and run.saved_work.finished:
+        return finished_result(run.storage.output_dir, run, images)
+    model = quantize_checkpoint(checkpoint, inputs, run)
+    exported = export_network(model, dataset_name(run.config), images.size, run)
     backends: dict[str, Backend] = {FP32: checkpoint.model, INT8_SIMULATED: model.network.lowered}
     if exported and output.execute:
         backends[INT8_ONNX_RUNTIME] = OnnxBackend(exported)

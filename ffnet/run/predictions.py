@@ -1,7 +1,7 @@
 """The predictions that --save-predictions writes, image by image."""
 
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,45 +17,31 @@ Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {
 BYTES_PER_PIXEL = 1 / 8  # upper bound of a PNG file of predictions
 
 
-def saved_backends(config: Config) -> tuple[str, ...]:
-    """Return the backends whose predictions --save-predictions writes."""
-    return (ONNX_FILE,) if config.model.onnx else (INT8_SIMULATED,)
+def saved_backend(config: Config) -> str:
+    """Return the backend whose predictions --save-predictions writes."""
+    return ONNX_FILE if config.model.onnx else INT8_SIMULATED
 
 
-def predictions_megabytes(images: int, size: tuple[int, int], backends: Collection[str]) -> float:
+def predictions_megabytes(images: int, size: tuple[int, int]) -> float:
     """Return an upper bound of the disk space that the predictions of images of `size` (H, W) take, in MB."""
-    return len(backends) * images * size[0] * size[1] * BYTES_PER_PIXEL / 1e6
+    return images * size[0] * size[1] * BYTES_PER_PIXEL / 1e6
 
 
-def prediction_writer(folder: Path, names: Sequence[str], backends: Collection[str]) -> Writer:
+def prediction_writer(folder: Path, names: Sequence[str], backend: str) -> Writer:
     """Return a function that writes the predictions of one image, given its index in `names` and its train ids.
 
-    The official script takes the folder of a backend as CITYSCAPES_RESULTS. The files are
-    `<folder>/<backend>/<city>_<sequence>_<frame>_pred_labelIds.png`.
+    The official script takes the folder of the backend as CITYSCAPES_RESULTS.
     """
-    for backend in backends:
-        (folder / short_name(backend)).mkdir(parents=True, exist_ok=True)
+    (folder / short_name(backend)).mkdir(parents=True, exist_ok=True)
 
     def write(index: int, predictions: Mapping[str, np.ndarray]) -> None:
-        for backend, path in _prediction_files(folder, names[index], backends).items():
-            file = io.BytesIO()
-            Image.fromarray(LABEL_IDS[predictions[backend]]).save(file, "PNG")
-            write_atomically(path, file.getvalue())
+        file = io.BytesIO()
+        Image.fromarray(LABEL_IDS[predictions[backend]]).save(file, "PNG")
+        write_atomically(prediction_file(folder, names[index], backend), file.getvalue())
 
     return write
 
 
-def missing_predictions(
-    folder: Path, names: Sequence[str], backends: Collection[str], indices: Iterable[int]
-) -> list[int]:
-    """Return the `indices` of the images whose predictions are not all in the folder."""
-    return [
-        index
-        for index in indices
-        if not all(path.is_file() for path in _prediction_files(folder, names[index], backends).values())
-    ]
-
-
-def _prediction_files(folder: Path, name: str, backends: Collection[str]) -> dict[str, Path]:
-    """Return the file of each backend with the predictions of an image."""
-    return {backend: folder / short_name(backend) / f"{name}_pred_labelIds.png" for backend in backends}
+def prediction_file(folder: Path, name: str, backend: str) -> Path:
+    """Return the path of the predictions for the image `<city>_<sequence>_<frame>`."""
+    return folder / short_name(backend) / f"{name}_pred_labelIds.png"

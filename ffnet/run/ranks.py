@@ -18,7 +18,7 @@ import torch.distributed as dist
 from ffnet.system.errors import UserError
 from ffnet.system.text import count, list_names
 
-ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+ENVIRONMENT = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")  # set by torchrun
 TIMEOUT = datetime.timedelta(hours=12)  # for the main process's work; torchrun ends the others if it fails
 
 NOTICE_SECONDS = 10.0  # wait for other ranks before it is said for whom
@@ -116,22 +116,14 @@ def open_ranks(device: str) -> Iterator[Ranks]:
 
 def _check_environment() -> None:
     values = {name: os.environ.get(name, "") for name in ENVIRONMENT}
-    world_size, rank, local_rank, address, port = values.values()
-    numeric = all(map(str.isdecimal, (world_size, rank, local_rank)))
-    if not all(values.values()) or not numeric or int(rank) >= int(world_size):
+    world_size, rank, local_rank, port, address = values.values()
+    numeric = all(map(str.isdecimal, (world_size, rank, local_rank, port)))
+    if not (address and numeric) or int(rank) >= int(world_size) or not 0 < int(port) < 1 << 16:
         given = ", ".join(f"{name}={value}" for name, value in values.items())
         raise UserError(
-            f"WORLD_SIZE: the variables that torchrun sets are incomplete or contradict each other ({given}). Start "
-            "the program with torchrun, or unset WORLD_SIZE."
+            f"WORLD_SIZE: the variables that torchrun sets are incomplete or contradict each other ({given}). A rank "
+            "is less than WORLD_SIZE, and a port at most 65535. Start the program with torchrun, or unset WORLD_SIZE."
         )
-    if not (port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise UserError(f"MASTER_PORT={port}: this is no port. Give a number from 1 to 65535, the same for all ranks.")
-    try:
-        socket.getaddrinfo(address, int(port))
-    except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"MASTER_ADDR={address}: this host is not known ({error}). Give the name or address of the host of rank 0."
-        ) from error
 
 
 def _meet(rank: int, world_size: int) -> None:
@@ -159,8 +151,8 @@ def _meet(rank: int, world_size: int) -> None:
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         waited = time.monotonic() - begin
-        names = list_names([*map(str, missing)]) or "all"
-        waiting = f"{place}: rank {rank} of {world_size} is waiting for rank {names}"
+        others = list_names([*map(str, missing)]) or "all"
+        waiting = f"{place}: rank {rank} of {world_size} is waiting for rank {others}"
         if waited > NOTICE_SECONDS and not reported:
             logger.warning(f"{waiting}.")
             reported = True
@@ -180,6 +172,7 @@ def _meet(rank: int, world_size: int) -> None:
 def _open_store(rank: int, world_size: int) -> dist.Store:
     """Connect to the store that all ranks share, and record in it that this one has arrived."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    socket.getaddrinfo(address, port)  # an error at once, while torch tries an unknown host again and again
     served_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = rank == 0 and not served_by_torchrun
     server = dist.TCPStore(address, port, None, serves, TIMEOUT, wait_for_workers=False)

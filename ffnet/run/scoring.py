@@ -16,7 +16,7 @@ from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import prediction_writer, saved_backends
+from ffnet.run.predictions import prediction_writer, saved_backend
 from ffnet.run.session import Run
 from ffnet.run.storage import IMAGES
 from ffnet.system.text import count
@@ -41,8 +41,8 @@ def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scor
     runtime = run.runtime
     if not runtime.on_gpu:  # backends take single images anyway, and less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
-    folder, names = run.config.output.save_predictions, saved_backends(run.config)
-    write = prediction_writer(folder, images.names, names) if folder else None
+    folder = run.config.output.save_predictions
+    write = prediction_writer(folder, images.names, saved_backend(run.config)) if folder else None
 
     def batches(indices: np.ndarray) -> Iterator[ScoredBatch]:
         return score_batches(prepared, images.select(indices.tolist()), runtime)

@@ -15,7 +15,6 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,8 @@ logger = logging.getLogger(__name__)
 SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
 RECOVERY = "recovery-*.safetensors"
 IMAGES, NPU = "images", "npu"  # kinds of record files
+RECORDS = ("images-[0-9]*.jsonl", "npu-[0-9]*.jsonl")
+FILES = (SETTINGS, NETWORK, FINISHED, RECOVERY, *RECORDS)
 
 # Options that change nothing in the saved work, or whose files are compared by their content.
 MAY_DIFFER = (
@@ -130,18 +131,13 @@ class Storage(SavedStates):
                     f"--output-dir {self.output_dir}: another run writes there. Wait until it ends, or name another "
                     "folder."
                 ) from error
-            remove_unfinished(
-                self.folder, (SETTINGS, NETWORK, FINISHED, RECOVERY, *(f"{kind}-*.jsonl" for kind in expected))
-            )
+            remove_unfinished(self.folder, FILES)
             remove_unfinished(self.output_dir, RESULT_FILES)
             if resume and (self.folder / SETTINGS).exists():
                 self._compare(conditions)
                 found = {kind: self._read(kind, images) for kind, images in expected.items()}
                 return {kind: shard for kind, shard in found.items() if shard}
-            for name in (SETTINGS, NETWORK, FINISHED):
-                (self.folder / name).unlink(missing_ok=True)
-            self._drop_recovery()
-            self.drop_records()
+            self._remove(*FILES)
             write_atomically(self.folder / SETTINGS, json.dumps(conditions, indent=1) + "\n")
             return {}
 
@@ -151,7 +147,10 @@ class Storage(SavedStates):
 
     def drop_records(self) -> None:
         """Remove the scores of all images, so that they are computed again."""
-        for path in (*self._record_files(IMAGES), *self._record_files(NPU)):
+        self._remove(*RECORDS)
+
+    def _remove(self, *patterns: str) -> None:
+        for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
             path.unlink()
 
     @contextlib.contextmanager
@@ -175,7 +174,7 @@ class Storage(SavedStates):
         state = found.state if found.recovery else without_parameters(found.state)
         with self.errors_named():
             write_atomically(self.folder / NETWORK, save_state(state, description))
-            self._drop_recovery()
+            self._remove(RECOVERY)
 
     def load_network(self, like: SimState) -> FoundEncodings:
         """Return what `save_network` saved; `like`: a state of the same simulation, with tensors of the same shapes."""
@@ -197,10 +196,6 @@ class Storage(SavedStates):
         with self.errors_named():
             write_atomically(self.folder / RECOVERY.replace("*", name), save_state(state, description))
 
-    def _drop_recovery(self) -> None:
-        for path in self.folder.glob(RECOVERY):
-            path.unlink()
-
     @property
     def is_finished(self) -> bool:
         """Whether all results were written, and are still there."""
@@ -218,7 +213,7 @@ class Storage(SavedStates):
         names = [name for name in RESULT_FILES if (self.output_dir / name).exists()]
         with self.errors_named():
             write_atomically(self.folder / FINISHED, "".join(f"{name}\n" for name in names))
-            (self.folder / NETWORK).unlink(missing_ok=True)
+            self._remove(NETWORK)
 
     def _compare(self, conditions: Mapping[str, Any]) -> None:
         """Raise a UserError unless the earlier run was made under the same conditions."""
@@ -230,13 +225,9 @@ class Storage(SavedStates):
                 "Restore them, or start again with --force instead of --resume."
             )
 
-    def _record_files(self, kind: str) -> list[Path]:
-        """Return the files of all ranks with the scores of one kind."""
-        return sorted(path for path in self.folder.iterdir() if re.fullmatch(rf"{kind}-\d+\.jsonl", path.name))
-
     def _read(self, kind: str, images: RecordedImages) -> Shard | None:
         """Return the saved scores of all ranks, None if there are none; report dropped records."""
-        shard, dropped = read_records(self._record_files(kind), images)
+        shard, dropped = read_records(sorted(self.folder.glob(f"{kind}-[0-9]*.jsonl")), images)
         for path, number in dropped.items():
             logger.warning(
                 f"{path}: dropped {count(number, 'record')}, torn when the earlier run stopped or damaged since; "

@@ -3,10 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-
-from ffnet.system.errors import UserError
 
 # Files in which Linux states the memory limit of a container: control groups of version 2 and of version 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -61,18 +58,3 @@ def describe_lack(error: BaseException, purpose: str = "") -> str:
 def first_sentence(error: BaseException) -> str:
     """Return the first sentence of an error in one line, without its full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
-
-
-@contextlib.contextmanager
-def enough_memory() -> Iterator[None]:
-    """Report a lack of memory while a model is loaded and quantized as an error that says what to do.
-
-    Raises:
-        UserError: In place of an error that reports a lack of memory.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(describe_lack(error, " to load and quantize the model")) from error

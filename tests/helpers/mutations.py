@@ -42,6 +42,15 @@ def changed(data, changes):
     return data
 
 
+def random_changes(random):
+    """One to four changes for `changed`."""
+    kinds = ("overwrite", "insert", "remove", "repeat")
+    return [
+        (random.choice(kinds), random.randrange(2**31), random.randbytes(random.choice((1, 1, 1, 2, 4, 8))))
+        for _ in range(random.randint(1, 4))
+    ]
+
+
 def with_pickle(data, change):
     """The torch zip `data` with `change` done to the bytes of its pickle, and everything around it as it should be."""
     stream = io.BytesIO()
@@ -65,12 +74,8 @@ def shuffled_opcodes(pickle, random):
 def random_mutations(random, count):
     """`count` files, by a random.Random: of bytes anywhere, of bytes in the pickle, of its opcodes."""
     files = good_files()
-    kinds = ("overwrite", "insert", "remove", "repeat")
     for _ in range(count):
-        changes = [
-            (random.choice(kinds), random.randrange(2**31), random.randbytes(random.choice((1, 1, 1, 2, 4, 8))))
-            for _ in range(random.randint(1, 4))
-        ]
+        changes = random_changes(random)
         way = random.choice(("bytes", "pickle", "opcodes"))
         if way == "bytes":
             yield changed(random.choice(files), changes)

@@ -7,12 +7,9 @@ import random
 import zlib
 from types import SimpleNamespace
 
-import pytest
 import safetensors
 import safetensors.torch
-import torch
 
-from ffnet.config import PROGRESS_FOLDER
 from ffnet.evaluation.scores import Shard
 from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.recovery.search import Measurement
@@ -23,6 +20,7 @@ from ffnet.run.records import RecordFile, read_records
 from ffnet.run.session import Saved
 from ffnet.run.storage import IMAGES, NPU, Storage
 from ffnet.system.errors import UserError
+from tests.helpers.mutations import changed, random_changes
 from tests.helpers.results import PAIR, small_npu, small_recovery, small_result, small_scores
 from tests.run.test_records import RECORDED, random_scores
 
@@ -48,36 +46,27 @@ ODD = (
 )
 
 
+def children(value):
+    """Return (holder, key) of everything directly in a JSON value, of a long list only of some."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [(value, key) for key in keys[:8]]
+
+
 def mutated(value, rng):
     """Return a JSON value in which one thing is replaced, removed, added, or nested more deeply."""
     value = copy.deepcopy(value)
-    holders = [(value, key) for key in (value if isinstance(value, dict) else range(len(value)))]
-    for holder, key in holders:  # grows
-        child = holder[key]
-        if isinstance(child, dict | list) and child:
-            own = [(child, each) for each in (child if isinstance(child, dict) else range(len(child)))]
-            holders.extend(rng.sample(own, min(len(own), 8)))
-    holder, key = rng.choice(holders)
+    places = children(value)
+    for holder, key in places:  # grows
+        places.extend(children(holder[key]))
+    holder, key = rng.choice(places)
     kind = rng.choice(("replace", "replace", "remove", "add", "nest"))
-    if kind == "replace":
-        holder[key] = rng.choice(ODD)
-    elif kind == "remove":
+    if kind == "remove":
         del holder[key]
-    elif kind == "nest":
-        holder[key] = [holder[key]]
-    elif isinstance(holder, dict):
-        holder["other"] = rng.choice(ODD)
-    else:
+    elif kind == "add" and isinstance(holder, list):
         holder.append(rng.choice(ODD))
+    else:
+        holder["other" if kind == "add" else key] = [holder[key]] if kind == "nest" else rng.choice(ODD)
     return value
-
-
-def mutated_bytes(data, rng):
-    """Return data that is cut off, or in which some bytes are others."""
-    if rng.random() < 0.5:
-        return data[: rng.randrange(len(data))]
-    position = rng.randrange(len(data))
-    return data[:position] + rng.randbytes(3) + data[position + 3 :]
 
 
 def test_no_edited_record_is_used(tmp_path):
@@ -111,72 +100,50 @@ def test_records_that_contradict_each_other_about_the_labels_are_dropped_from_bo
     assert read_records(paths, RECORDED)[1] == {}
 
 
-def test_edited_settings_are_refused(tmp_path):
-    rng, now, storage = random.Random(0), {"--seed": 0, "device": "CPU"}, Storage(tmp_path)
-    storage.begin(now, False, {})
-    for _ in range(TIMES):
-        changed = mutated([now], rng)[:1] or [None]
-        if changed in ([now], [{**now, "other": None}]):
-            continue
-        (tmp_path / PROGRESS_FOLDER / "settings.json").write_text(json.dumps(changed[0]))
-        with pytest.raises(UserError, match="settings.json: this file is damaged|made under other conditions"):
-            storage.begin(now, True, {})
-    storage.close()
+def edited_tensors(path, rng):
+    """Return the content of a safetensors file with something edited in it: still a valid file."""
+    with safetensors.safe_open(path, "pt") as file:
+        description, tensors = file.metadata()["description"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if tensors and rng.random() < 0.5:
+        name, tensor = rng.choice(sorted(tensors.items()))
+        changed = (
+            tensor.double(),
+            tensor.flatten().repeat(2),
+            tensor.new_full(tensor.shape, -9),
+            tensor * math.inf,
+            None,
+        )
+        tensors[name] = rng.choice(changed)
+    else:
+        description = json.dumps(mutated([json.loads(description)], rng))[1:-1]
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return safetensors.torch.save(present, {"description": description})
 
 
-def saved_files(storage, state):
-    """Save a network and two parts of a recovery; return {path: function that reads it}."""
+def test_edited_networks_and_parts_of_a_recovery_are_refused_by_name(tmp_path, toy_sim):
+    storage, rng, state = Storage(tmp_path), random.Random(0), dict(list(read_state(toy_sim).items())[:3])
+    storage.begin({}, False, {})
     storage.save_network(FoundEncodings(state, 4, 2, small_recovery()))
     scores = random_scores(2).confusion_matrices[PAIR[0]].tolist()
     storage.save("candidate-0", {}, {"matrices": scores, "seconds": 1.0, "taken": 2.0})
     storage.save("ranges", state, 8)
-    return {
-        "network.safetensors": lambda: storage.load_network(state),
-        "recovery-candidate-0.safetensors": lambda: storage.load("candidate-0", {}, Measurement),
-        "recovery-ranges.safetensors": lambda: storage.load("ranges", state, int),
+    readers = {
+        "network": lambda: storage.load_network(state).recovery.describe(),
+        "recovery-candidate-0": lambda: storage.load("candidate-0", {}, Measurement),
+        "recovery-ranges": lambda: storage.load("ranges", state, int),
     }
-
-
-def edited_tensors(path, rng):
-    """Return the content of a safetensors file with something edited in it: still a valid file."""
-    with safetensors.safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if tensors and rng.random() < 0.5:
-        name = rng.choice(sorted(tensors))
-        change = rng.choice((torch.double, "drop", "flat", math.nan, math.inf))
-        if change == "drop":
-            del tensors[name]
-        elif change == "flat":
-            tensors[name] = torch.cat([tensors[name].flatten(), torch.zeros(1)])
-        elif change == torch.double:
-            tensors[name] = tensors[name].double()
-        else:
-            tensors[name] = torch.full_like(tensors[name], change)
-    else:
-        key = rng.choice(sorted(metadata))
-        metadata[key] = (
-            json.dumps(mutated([json.loads(metadata[key])], rng)[:1] or None).removeprefix("[").removesuffix("]")
-        )
-    return safetensors.torch.save(tensors, metadata)
-
-
-def test_edited_networks_and_parts_of_a_recovery_are_refused_by_name(tmp_path, toy_sim):
-    storage, rng, state = Storage(tmp_path), random.Random(0), read_state(toy_sim)
-    storage.begin({}, False, {})
-    small = dict(list(state.items())[:3])
     refused = 0
-    for name, read in saved_files(storage, small).items():
-        path = tmp_path / PROGRESS_FOLDER / name
+    for name, read in readers.items():
+        path = storage.folder / f"{name}.safetensors"
         original = path.read_bytes()
         for number in range(TIMES):
             path.write_bytes(original)
-            path.write_bytes(edited_tensors(path, rng) if number % 3 else mutated_bytes(original, rng))
+            path.write_bytes(edited_tensors(path, rng) if number % 3 else changed(original, random_changes(rng)))
             try:
-                found = read()
-                assert name != "network.safetensors" or found.recovery.describe()
+                read()
             except UserError as error:
                 refused += 1
-                assert str(path) in str(error) and "this file is damaged" in str(error)
+                assert str(path) in str(error) and "this file is damaged" in str(error) and "Delete it" in str(error)
     storage.close()
     assert refused > 1.5 * TIMES
 

@@ -180,19 +180,18 @@ def test_ranks_exchange_values_and_all_get_the_error_of_the_main_process(tmp_pat
     assert order.read_text() == "01"
 
 
-def start_rank(log, environment, before=lambda: None):
-    """Start a fork that calls `before` and opens the ranks as the program does; return its process id."""
+def start_rank(log, environment, meeting_seconds=1.5):
+    """Start a fork that opens the ranks as the program does; return its process id."""
     defaults = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
     def run():
         os.environ.update(defaults | environment)
-        before()
+        ranks_module.NOTICE_SECONDS, ranks_module.MEETING_SECONDS = 0.3, meeting_seconds
 
         def open_and_close(_):
             logging.getLogger("ffnet").addHandler(logging.StreamHandler(sys.stderr))
             with open_ranks("cpu") as ranks:
                 ranks.all_gather(0)
-            return 0
 
         ffnet_quanteval.run = open_and_close
         return ffnet_quanteval.main(["--demo"])
@@ -200,82 +199,57 @@ def start_rank(log, environment, before=lambda: None):
     return start_fork(run, log)
 
 
-def impatient():
-    ranks_module.NOTICE_SECONDS, ranks_module.MEETING_SECONDS = 0.3, 1.5
-
-
 def status_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.fixture
-def free_port():
+def port():
+    """A port that nothing uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
 
 
-@pytest.mark.parametrize("rank", ("0", "1"))
-@pytest.mark.parametrize("number", (None, signal.SIGTERM, signal.SIGINT))
-def test_a_lonely_rank_says_for_whom_it_waits_and_ends_on_signals_at_once(tmp_path, free_port, rank, number):
+@pytest.mark.parametrize(("rank", "number"), (("0", signal.SIGTERM), ("1", signal.SIGINT)))
+def test_a_lonely_rank_says_for_whom_it_waits_and_ends_on_signals_at_once(tmp_path, port, rank, number):
     log = tmp_path / "log"
     log.touch()
-
-    def before():
-        impatient()
-        if number:
-            ranks_module.MEETING_SECONDS = 60
-
-    child = start_rank(log, {"RANK": rank, "MASTER_PORT": free_port}, before)
-    waiting = f"127.0.0.1:{free_port}: rank {rank} of 2 is waiting for rank {1 - int(rank)}"
-    if number:
-        deadline = time.monotonic() + 30
-        while waiting not in log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(child, number)
-        begin = time.monotonic()
-        assert status_of(child) == 128 + number and time.monotonic() - begin < 5
-        assert log.read_text() == f"{waiting}.\n"
-    else:
-        assert status_of(child) == 2
-        assert f"error: {waiting}, and gives up after 2 s. Start 2 processes" in log.read_text()
-        assert "Traceback" not in log.read_text()
+    child = start_rank(log, {"RANK": rank, "MASTER_PORT": port}, meeting_seconds=60)
+    waiting = f"127.0.0.1:{port}: rank {rank} of 2 is waiting for rank {1 - int(rank)}.\n"
+    deadline = time.monotonic() + 30
+    while log.read_text() != waiting and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(child, number)
+    begin = time.monotonic()
+    assert status_of(child) == 128 + number and time.monotonic() - begin < 5
+    assert log.read_text() == waiting
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "message"),
+    ("environments", "message"),
     (
-        ({"RANK": "1"}, {"RANK": "1"}, "(another process is rank 1, too)"),
-        ({"WORLD_SIZE": "2"}, {"WORLD_SIZE": "3", "RANK": "1"}, "rank 0 of 2 is waiting for rank 1, and gives up"),
+        ([{}], "rank 0 of 2 is waiting for rank 1, and gives up after 2 s. Start 2 processes"),
+        ([{"RANK": "1"}], "rank 1 of 2 is waiting for rank 0, and gives up"),
+        ([{"RANK": rank, "WORLD_SIZE": "4"} for rank in "110"], "(another process is rank 1, too)"),
+        ([{}, {"RANK": "1", "WORLD_SIZE": "3"}], "rank 0 of 2 is waiting for rank 1, and gives up"),
+        ([{"MASTER_PORT": "99999"}], "MASTER_PORT=99999"),
+        ([{"MASTER_ADDR": "no.such.host.invalid"}], "ranks can't meet at this MASTER_ADDR and MASTER_PORT ([Errno"),
+        ([{"MASTER_PORT": "used"}], "ranks can't meet at this MASTER_ADDR and MASTER_PORT ("),
     ),
 )
-def test_ranks_that_contradict_each_other_are_an_error(tmp_path, free_port, first, second, message):
-    logs = [tmp_path / "0", tmp_path / "1", tmp_path / "2"]
-    environments = [first, second, {"RANK": "0", "WORLD_SIZE": "4"}]  # the last one only serves
-    children = [
-        start_rank(log, {"MASTER_PORT": free_port, "WORLD_SIZE": "4"} | each, impatient)
-        for log, each in zip(logs, environments[: 3 if first == second else 2], strict=False)
-    ]
-    assert {status_of(child) for child in children} == {2}
-    assert message in "".join(log.read_text() for log in logs if log.exists())
-
-
-def test_a_place_where_ranks_cannot_meet_is_named(tmp_path, free_port):
+def test_ranks_that_cannot_meet_are_an_error_of_one_line(tmp_path, port, environments, message):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
-        used = str(taken.getsockname()[1])
-        cases = (
-            ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: this is no port"),
-            ({"MASTER_PORT": "x"}, "MASTER_PORT=x: this is no port"),
-            ({"MASTER_PORT": free_port, "MASTER_ADDR": "no.such.host.invalid"}, "this host is not known"),
-            ({"MASTER_PORT": used}, f"127.0.0.1:{used}: ranks can't meet at this MASTER_ADDR and MASTER_PORT"),
-            ({"MASTER_PORT": used, "RANK": "1"}, "rank 1 of 2 is waiting for rank 0, and gives up after"),
-        )
-        for number, (environment, message) in enumerate(cases):
-            log = tmp_path / str(number)
-            assert status_of(start_rank(log, environment, impatient)) == 2
-            assert message in (text := log.read_text()) and "Traceback" not in text
+        logs = [tmp_path / str(number) for number in range(len(environments))]
+        given = [{"MASTER_PORT": port} | each for each in environments]
+        if given[0]["MASTER_PORT"] == "used":
+            given[0]["MASTER_PORT"] = str(taken.getsockname()[1])
+        children = [start_rank(*each) for each in zip(logs, given, strict=True)]
+        assert {status_of(child) for child in children} == {2}
+    text = "".join(log.read_text() for log in logs)
+    assert message in text and "Traceback" not in text
 
 
 def test_a_rank_whose_other_rank_ended_says_so(tmp_path):

@@ -224,31 +224,17 @@ def test_a_saved_network_is_restored_to_the_last_bit(begin, toy_sim, rounded):
     assert encodings(other) == encodings(toy_sim) and torch.equal(logits(other.model, x), logits(toy_sim.model, x))
 
 
-@pytest.mark.parametrize("content", (b"", b"noise" * 100, None))
-def test_a_damaged_network_is_an_error_that_names_the_file(begin, tmp_path, toy_sim, content):
-    storage, _ = begin()
-    storage.save_network(FoundEncodings(read_state(toy_sim), 4, 2, None))
-    path = tmp_path / PROGRESS_FOLDER / "network.safetensors"
-    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
-    with pytest.raises(UserError, match="network.safetensors: this file is damaged .* Delete it and .* --resume"):
-        storage.load_network(read_state(toy_sim))
-
-
-@pytest.mark.parametrize("name", ("images-0.jsonl", "images-1.jsonl", "settings.json"))
-def test_a_pipe_among_the_saved_work_is_named(begin, tmp_path, name):
-    begin()[0].close()
-    pipe = tmp_path / PROGRESS_FOLDER / name
-    pipe.unlink(missing_ok=True)
-    os.mkfifo(pipe)
-    with pytest.raises(UserError, match=rf"{name}.*\(.*it is a pipe, not a file"):
-        begin(resume=True)
-
-
-def test_a_pipe_in_place_of_the_network_or_of_new_records_is_refused(begin, tmp_path):
-    storage, _ = begin()
-    for name in ("network.safetensors", "npu-0.jsonl"):
-        os.mkfifo(tmp_path / PROGRESS_FOLDER / name)
-    with pytest.raises(UserError, match="network.safetensors: .*it is a pipe"):
-        storage.load_network({})
-    with pytest.raises(UserError, match="it is a pipe, not a file"), storage.open_records(NPU, 0):
-        pass
+def test_a_pipe_among_the_saved_work_is_refused_by_name(begin, opened, tmp_path):
+    storage, folder = begin()[0], tmp_path / PROGRESS_FOLDER
+    uses = {
+        "network.safetensors": lambda: storage.load_network({}),
+        "npu-0.jsonl": lambda: storage.open_records(NPU, 0).__enter__(),
+        "images-1.jsonl": lambda: begin(resume=True),
+        "settings.json": lambda: begin(resume=True),
+    }
+    for name, use in uses.items():
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+        opened[-1].close()
+        with pytest.raises(UserError, match=rf"{name}.*\(.*it is a pipe, not a file"):
+            use()
