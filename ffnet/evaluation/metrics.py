@@ -1,20 +1,23 @@
-"""Confusion matrices, IoU and accuracy, and confidence intervals of the mIoU by a paired bootstrap over images.
+"""Confusion matrices, IoU and accuracy, and their confidence intervals by a delete-one jackknife over images.
 
-Source: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile interval).
-The bootstrap is paired: each resample draws the same images for every backend. What makes an image hard for all
-backends therefore cancels in the mIoU drop, whose interval is usually much shorter than those of the two mIoUs.
+The mIoU is that of the official Cityscapes script: the mean over the classes that occur in labels or predictions. A
+change between two backends or models is the difference of their means over the classes that have labelled pixels, which
+are the same classes for both.
+
+Source of the jackknife: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11; the interval
+takes Student's t, as proposed by J. W. Tukey, Bias and confidence in not-quite large samples, 1958.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.stats
 
 from ffnet.labels import NUM_CLASSES
 
-RESAMPLES = 2000
-LIMITS = (0.025, 0.975)  # quantiles of the resamples that bound the 95 % interval
-SEED = 0
+CONFIDENCE = 0.95
+LEAST_IMAGES = 4  # images without which there is no interval
+FEW_IMAGES = 5  # the IoU of a class with fewer images is marked
 
 Interval = tuple[float, float]  # lower and upper limit
 
@@ -59,77 +62,88 @@ def image_mious(matrices: np.ndarray) -> np.ndarray:
     return np.divide(np.nansum(ious, 1), counts, out=np.full(len(ious), np.nan), where=counts > 0)
 
 
+def known(value: float) -> float | None:
+    """Return a value; None for nan."""
+    return None if np.isnan(value) else value
+
+
 def percent(share: float) -> float | None:
     """Return a share in percent; None for nan."""
     return None if np.isnan(share) else 100 * float(share)
 
 
 @dataclass(frozen=True)
-class MiouIntervals:
-    """The 95 % confidence intervals of one backend; None for an interval that is undefined."""
+class Estimate:
+    """A statistic of all images, in percent, and the same without each one of them.
 
-    miou: Interval | None  # percent
-    drop: Interval | None  # percentage points below the baseline; None for the baseline itself and without one
-
-
-def miou_intervals(matrices: Mapping[str, np.ndarray], baseline: str) -> dict[str, MiouIntervals]:
-    """Return the 95 % confidence intervals of the mIoU, and of its drop against a baseline, for every backend.
-
-    Images without a labelled pixel have no influence on the mIoU and are not drawn. Without at least two other images,
-    all intervals are None.
-
-    Args:
-        matrices: Backend -> confusion matrices (images, 19, 19) of the same images, row = label, column = prediction.
-        baseline: Backend that drops are measured against; all drops are None if `matrices` lacks it.
+    The difference of two estimates on the same images is paired: what makes an image hard for both cancels.
     """
-    mious = {name: resampled_mious(counts) for name, counts in matrices.items()}
-    intervals = {}
-    for name, miou in mious.items():
-        drop = difference_interval(mious[baseline], miou) if baseline in mious and name != baseline else None
-        intervals[name] = MiouIntervals(_interval(miou), drop)
-    return intervals
+
+    value: float  # nan if it is undefined
+    replicates: np.ndarray  # (labelled images,) float64; nan where it is undefined without an image
+    images: int  # number of images that bear on the value
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """Return how far this statistic is above another one on the same images."""
+        return Estimate(self.value - other.value, self.replicates - other.replicates, min(self.images, other.images))
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error; nan with fewer than LEAST_IMAGES images, or if the statistic is undefined."""
+        replicates = self.replicates[~np.isnan(self.replicates)]
+        if self.images < LEAST_IMAGES or np.isnan(self.value):
+            return float("nan")
+        return float(np.sqrt((1 - 1 / len(replicates)) * np.square(replicates - replicates.mean()).sum()))
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % confidence interval; None if there is no standard error."""
+        if np.isnan(self.standard_error):
+            return None
+        reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, self.images - 1)) * self.standard_error
+        return self.value - reach, self.value + reach
+
+    @property
+    def share_interval(self) -> Interval | None:
+        """The interval of a share, which lies between 0 and 100 percent."""
+        limits = self.interval
+        return limits and (max(0.0, limits[0]), min(100.0, limits[1]))
 
 
-def resampled_mious(matrices: np.ndarray) -> np.ndarray:
-    """Return the mIoU of each resample in percent, (RESAMPLES,) float64; empty with fewer than two labelled images.
+@dataclass(frozen=True)
+class Statistics:
+    """The estimates of one backend on some images."""
 
-    The resamples draw the same images for every backend and for every model that is scored on the same images.
+    miou: Estimate  # over the classes that occur in labels or predictions, as in the official script
+    labelled_miou: Estimate  # over the classes that have labelled pixels; changes are differences of this one
+    ious: tuple[Estimate, ...]  # by class
 
-    Args:
-        matrices: Confusion matrices (images, 19, 19), row = label, column = prediction.
+
+def statistics(matrices: np.ndarray) -> Statistics:
+    """Return the estimates of confusion matrices (images, 19, 19), row = label, column = prediction.
+
+    Images without a labelled pixel have no influence and do not count. Where leaving an image out removes a class, the
+    mean without it is that over the remaining classes.
     """
-    labelled = matrices.sum((1, 2)) > 0
-    if labelled.sum() < 2:
-        return np.empty(0)
-    return _mean_ious(resampling_weights(int(labelled.sum())), matrices[labelled])
+    matrices = matrices[matrices.sum((1, 2)) > 0]
+    hits, labelled, predicted = matrices.diagonal(axis1=1, axis2=2), matrices.sum(2), matrices.sum(1)
+    counts = np.stack((hits, labelled, labelled + predicted - hits))  # (3, images, classes)
+    total = counts.sum(1)
+    rows = np.concatenate((total[:, None], total[:, None] - counts), 1)  # all images, then all but one
+    ious = np.divide(100.0 * rows[0], rows[2], out=np.full(rows[2].shape, np.nan), where=rows[2] > 0)
+    images = (labelled > 0).sum(0)
+    return Statistics(
+        _estimate(_mean(ious, rows[2] > 0), len(matrices)),
+        _estimate(_mean(ious, rows[1] > 0), len(matrices)),
+        tuple(_estimate(values, int(number)) for values, number in zip(ious.T, images, strict=True)),
+    )
 
 
-def difference_interval(first: np.ndarray, second: np.ndarray) -> Interval | None:
-    """Return the paired 95 % interval of `first` - `second` in percentage points; None if there are no resamples.
-
-    Args:
-        first: `resampled_mious` of one backend or model.
-        second: `resampled_mious` of another one on the same images.
-    """
-    return _interval(first - second)
+def _mean(ious: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return the mean of the classes that are present in each row; nan for a row without any."""
+    counts = present.sum(1)
+    return np.divide(np.where(present, ious, 0).sum(1), counts, out=np.full(len(ious), np.nan), where=counts > 0)
 
 
-def resampling_weights(images: int) -> np.ndarray:
-    """Return how often each resample draws each image, (RESAMPLES, images) float64; always the same numbers."""
-    draws = np.random.default_rng(SEED).multinomial(images, np.full(images, 1 / images), RESAMPLES)
-    return draws.astype(np.float64)  # so that matrix products use BLAS; the counts of pixels stay exact
-
-
-def _mean_ious(weights: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Return the mIoU in percent of each resample, as `mean_iou` defines it, (RESAMPLES,) float64."""
-    hits = matrices.diagonal(axis1=1, axis2=2)
-    unions = weights @ (matrices.sum(1) + matrices.sum(2) - hits)
-    ious = np.divide(weights @ hits, unions, out=np.zeros_like(unions), where=unions > 0)
-    return 100 * ious.sum(1) / (unions > 0).sum(1)
-
-
-def _interval(values: np.ndarray) -> Interval | None:
-    if not values.size:
-        return None
-    lower, upper = np.quantile(values, LIMITS)
-    return float(lower), float(upper)
+def _estimate(values: np.ndarray, images: int) -> Estimate:
+    return Estimate(float(values[0]), values[1:], images)
