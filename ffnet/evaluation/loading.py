@@ -3,13 +3,12 @@
 import contextlib
 import math
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ STD = (0.229, 0.224, 0.225)
 MOST_THREADS, MOST_THREADS_GPU = 4, 16  # decoding threads; a GPU evaluates an image faster than one decodes it
 
 Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
-FORM = r"\(uint8 \[3, \d+, \d+\], (uint8|int64) \[\d+, \d+\]\)"  # of a sample, as `describe_tensors` returns it
 
 
 @runtime_checkable
@@ -126,10 +124,10 @@ def _load_samples(images: Images, threads: int, batch_size: int) -> Generator[Sa
 def _stack(samples: Sequence[Sample], pin: bool) -> Sample:
     """Return a batch, the images in the channels-last layout of decoded PNGs: other layouts take a slower copy.
 
-    A single sample is not copied.
+    A single image is not copied.
     """
     forms = sorted({describe_tensors(sample) for sample in samples})
-    if len(forms) > 1 or not re.fullmatch(FORM, forms[0]):
+    if len(forms) > 1 or not _is_sample(samples[0]):
         raise UserError(
             f"images: samples are {' and '.join(forms)}. Each must be an image and its train ids, uint8 [3, H, W] and "
             "uint8 [H, W], with one size in a batch."
@@ -139,6 +137,15 @@ def _stack(samples: Sequence[Sample], pin: bool) -> Sample:
     if len(images) > 1:
         batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), batch[1]
     return (batch[0].pin_memory(), batch[1].pin_memory()) if pin else batch
+
+
+def _is_sample(value: Any) -> bool:
+    """Return whether a value is an image and its train ids of the same size."""
+    if not isinstance(value, tuple | list) or [isinstance(each, torch.Tensor) for each in value] != [True, True]:
+        return False
+    image, labels = value
+    types = image.dtype == torch.uint8 and labels.dtype in (torch.uint8, torch.int64)
+    return types and labels.dim() == 2 and image.shape == (3, *labels.shape)
 
 
 def describe_tensors(value: object) -> str:
@@ -153,8 +160,9 @@ def describe_tensors(value: object) -> str:
 def normalize(images: torch.Tensor, allow_tf32: bool = False) -> torch.Tensor:
     """Return uint8 RGB images (N, 3, H, W) as normalized float32 on the same device, in its `memory_format`."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    inputs = (images.float() / 255 - mean) / std
-    return inputs.contiguous(memory_format=memory_format(images.device, allow_tf32))
+    # A new tensor: the strides of a single image would not say channels_last, and convolutions would convert it.
+    inputs = torch.empty_like(images, dtype=torch.float32, memory_format=memory_format(images.device, allow_tf32))
+    return inputs.copy_(images).div_(255).sub_(mean).div_(std)
 
 
 def denormalize(inputs: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 import functools
 import itertools
-import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -156,11 +156,11 @@ def _score_pieces(
 def _check_logits(name: str, logits: torch.Tensor, images: torch.Tensor) -> None:
     """Raise a UserError if what a backend returned for a batch is not finite logits (N, 19, h, w)."""
     remedy = "Use another checkpoint or ONNX file."
-    form = rf"b?float\d+ \[{len(images)}, {NUM_CLASSES}, [1-9]\d*, [1-9]\d*\]"
-    if not re.fullmatch(form, returned := describe_tensors(logits)):
+    is_float = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.numel() > 0
+    if not (is_float and logits.dim() == 4 and logits.shape[:2] == (len(images), NUM_CLASSES)):
         raise UserError(
-            f"{name}: for {count(len(images), 'image')} this backend returned {returned} in place of logits, float "
-            f"[{len(images)}, {NUM_CLASSES}, height, width]. {remedy}"
+            f"{name}: for {count(len(images), 'image')} this backend returned {describe_tensors(logits)} in place of "
+            f"logits, float [{len(images)}, {NUM_CLASSES}, height, width]. {remedy}"
         )
     if not logits.sum(dtype=torch.float32).isfinite():  # a sum in float16 could overflow
         raise UserError(f"{name}: the logits of this backend are not finite. {remedy}")
@@ -171,11 +171,12 @@ def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple
     device = runtime.device
     images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
     inputs = normalize(images, runtime.allow_tf32)
-    predictions, seconds, start = {}, {}, synchronized_clock(device)
+    predictions, seconds, processor_seconds, start = {}, {}, 0.0, synchronized_clock(device)
     for name, backend in prepared.backends.items():
-        before = synchronized_clock(device)
+        before, processor_before = synchronized_clock(device), time.process_time()
         logits = backend(inputs)
         seconds[name] = synchronized_clock(device) - before
+        processor_seconds += time.process_time() - processor_before
         _check_logits(name, logits, images)
         logits = logits.to(device)  # from ONNX Runtime and the NPU: a CPU upsamples a hundred times slower
         predictions[name] = predict(logits, labels.shape[1:], prepared.kernel)
@@ -183,4 +184,5 @@ def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple
     pairs = itertools.combinations(predictions, 2)
     agreeing = {(a, b): agreeing_pixels(predictions[a], predictions[b]) for a, b in pairs}
     scoring_seconds = synchronized_clock(device) - start - sum(seconds.values())
-    return Scores(matrices, agreeing, labels[0].numel(), seconds, scoring_seconds), predictions
+    scores = Scores(matrices, agreeing, labels[0].numel(), seconds, scoring_seconds, processor_seconds)
+    return scores, predictions
