@@ -1,6 +1,6 @@
 """The backends, which run the same network in different arithmetic, and what the evaluation loop measures of them.
 
-The names of the backends are the keys of every result: scores, `result.json`, the tables and the report.
+The constants are the keys of scores and of saved records; `BackendNames` gives their names in results.
 """
 
 import itertools
@@ -17,11 +17,25 @@ if TYPE_CHECKING:
     import torch
 
 FP32 = "FP32"
-INT8_SIMULATED = "INT8 simulated"  # AIMET's simulation, lowered to plain torch modules
-INT8_ONNX_RUNTIME = "INT8 ONNX Runtime"  # the exported file on ONNX Runtime's integer kernels
-INT8_NPU = "INT8 NPU"  # the exported file on Qualcomm's NPU
+SIMULATED = "simulated"  # AIMET's simulation, lowered to plain torch modules
+ONNX_RUNTIME = "ONNX Runtime"  # the exported file on ONNX Runtime's integer kernels
+NPU = "NPU"  # the exported file on Qualcomm's NPU
 ONNX_FILE = "ONNX file"  # a file that was given with --onnx
-SAVED_BACKENDS = (INT8_SIMULATED, ONNX_FILE)  # --save-predictions writes their predictions
+
+
+@dataclass(frozen=True)
+class BackendNames:
+    """The names of backends in results and reports: those of a quantized network begin with its precision.
+
+    Precision is "INT8" for 8-bit weights and activations and otherwise their bits, such as "W4A8", followed by "mixed"
+    if some have more; "" if it is unknown, as for a file that was given with --onnx.
+    """
+
+    precision: str = "INT8"
+
+    def of(self, backend: str) -> str:
+        """Return the name of a backend, such as "INT8 simulated" of SIMULATED."""
+        return backend if backend in (FP32, ONNX_FILE) else f"{self.precision} {backend}".lstrip()
 
 
 class Backend(Protocol):
@@ -30,11 +44,6 @@ class Backend(Protocol):
     def __call__(self, images: "torch.Tensor", /) -> "torch.Tensor":
         """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32."""
         ...
-
-
-def short_name(backend: str) -> str:
-    """Return the name of a backend without spaces, as it appears in folder names."""
-    return backend.replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Scores:
     pixels_per_image: int  # scored or not
     seconds: dict[str, float]  # backend -> time in the network, without decoding and scoring
     scoring_seconds: float = 0.0  # from logits to counts, all backends together
+    processor_seconds: float = 0.0  # processor time of this process while it was in the networks
     batch_size: int | None = None  # the batch size after backoff; None if no batch ran out of memory
     unsaved: str | None = None  # why some predictions or records were not written; None if all were
 
@@ -91,6 +101,7 @@ def concatenate(pieces: Sequence[Scores], reduce_times: Callable[[Iterable[float
         max(piece.pixels_per_image for piece in pieces),
         {name: reduce_times(piece.seconds[name] for piece in pieces) for name in first.seconds},
         reduce_times(piece.scoring_seconds for piece in pieces),
+        reduce_times(piece.processor_seconds for piece in pieces),
         min((piece.batch_size for piece in pieces if piece.batch_size), default=None),
         next((piece.unsaved for piece in pieces if piece.unsaved), None),
     )

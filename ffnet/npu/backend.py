@@ -14,7 +14,6 @@ import torch
 
 from ffnet.chips import CHIPS
 from ffnet.config import CONTEXT_FILE, MODEL_FILE, NPU_FOLDER, NpuConfig
-from ffnet.evaluation.scores import INT8_NPU
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.worker import NpuSession, NpuTarget
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
@@ -70,7 +69,7 @@ class NpuProcess(AbstractContextManager):
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         cause = "Perhaps the memory did not suffice" if code == -signal.SIGKILL else "Qualcomm's library crashed in it"
         return UserError(
-            f"{INT8_NPU}: the process that runs {self._target.path} for {self._target.chip.part} {how}. {cause}. Run "
+            f"--npu: the process that runs {self._target.path} for {self._target.chip.part} {how}. {cause}. Run "
             "again with --npu-images 1 to see whether it happens again, or without --npu."
         )
 

@@ -9,12 +9,14 @@ from torch import fx, nn
 
 from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation.loading import Images
+from ffnet.evaluation.scores import BackendNames
 from ffnet.quantization.encodings import LoadedEncodings, load_encodings
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import build_quantsim, equalize
-from ffnet.quantization.recovery.search import Recovery, RecoverySearch, calibrate_or_restore, recover
-from ffnet.quantization.sites import UNSAVED, SavedStates, SimState, read_state, write_state
+from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.quantization.recovery.search import RecoverySearch, calibrate_or_restore, recover
+from ffnet.quantization.sites import UNSAVED, SavedStates, SimState, precision, read_state, write_state
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from ffnet.system.errors import UserError, check_type
 
@@ -39,6 +41,11 @@ class QuantizedNetwork:
     found: FoundEncodings
     loaded: LoadedEncodings | None  # how the encodings of a file differed from the simulation; None without a file
     raised_scales: dict[str, int]  # layer -> number of channels whose weight scale was raised to make biases fit
+
+    @property
+    def names(self) -> BackendNames:
+        """The names of the backends that run this network."""
+        return BackendNames(precision(self.sim))
 
 
 class Execution:
@@ -80,13 +87,7 @@ def quantize(
         UserError: If an argument or a file of `config` is wrong, if images are missing, or if `config` asks for the
             recovery of what encodings determine.
     """
-    check_type("model", model, nn.Module, "Give a network, such as the `model` of a loaded checkpoint")
-    check_type("config", config, QuantizationConfig, "Give a QuantizationConfig")
-    check_type("runtime", runtime, Runtime, "Give a Runtime")
-    if model.training:
-        raise UserError("model: the network is in training mode. Call its eval() first.")
-    if config.encodings and config.recovers:
-        raise UserError("config: encodings determine what accuracy recovery would search. Give one of them.")
+    _check_arguments(model, config, runtime)
     with execution.stage("build QuantSim"):
         float_network, sim, loaded = _build(model, config, runtime.device)
     calibrates = loaded is None or bool(loaded.missing)
@@ -109,6 +110,16 @@ def quantize(
     write_state(sim, found.state)
     raised = raise_weight_scales(sim)
     return QuantizedNetwork(float_network, sim, lower(sim), found, loaded, raised)
+
+
+def _check_arguments(model: nn.Module, config: QuantizationConfig, runtime: Runtime) -> None:
+    check_type("model", model, nn.Module, "Give a network, such as the `model` of a loaded checkpoint")
+    check_type("config", config, QuantizationConfig, "Give a QuantizationConfig")
+    check_type("runtime", runtime, Runtime, "Give a Runtime")
+    if model.training:
+        raise UserError("model: the network is in training mode. Call its eval() first.")
+    if config.encodings and config.recovers:
+        raise UserError("config: encodings determine what accuracy recovery would search. Give one of them.")
 
 
 def _build(

@@ -99,6 +99,19 @@ def sites_by_quantizer(sites: Iterable[QuantizerSite]) -> list[tuple[QuantizerSi
     return [tuple(group) for group in found.values()]
 
 
+def precision(sim: QuantizationSimModel) -> str:
+    """Return the bits of weights and activations, as the names of backends show them.
+
+    It is "INT8" for 8-bit weights and activations; with several bit widths the smallest one counts, as in "W4A8 mixed".
+    """
+    widths = {letter: set[int]() for letter in "WA"}
+    for site in quantizer_sites(sim):
+        widths["W" if site.kind == WEIGHT else "A"].add(site.bit_width)
+    text = "".join(f"{letter}{min(bits)}" for letter, bits in widths.items() if bits)
+    mixed = any(len(bits) > 1 for bits in widths.values())
+    return f"{text} mixed" if mixed else "INT8" if text == "W8A8" else text
+
+
 def site_parameter(sim: QuantizationSimModel, site: QuantizerSite) -> nn.Parameter:
     """Return the parameter that a site of kind WEIGHT quantizes, not quantized."""
     return sim.model.get_submodule(site.layer).get_parameter(str(site.key))

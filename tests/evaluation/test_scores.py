@@ -10,7 +10,8 @@ MATRICES, AGREEING = np.arange(5 * 19 * 19).reshape(5, 19, 19), np.arange(5)
 
 def shard_of(indices, seconds=1.0, batch_size=None):
     indices = np.array(indices)
-    scores = Scores({"A": MATRICES[indices]}, {("A", "B"): AGREEING[indices]}, 8, {"A": seconds}, 0.5, batch_size)
+    agreeing = {("A", "B"): AGREEING[indices]}
+    scores = Scores({"A": MATRICES[indices]}, agreeing, 8, {"A": seconds}, 0.5, batch_size=batch_size)
     return Shard(indices, scores)
 
 

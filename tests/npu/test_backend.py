@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_is_reported_with_the_signal(target):
         process.call(npu_worker.describe_session)
         (child,) = multiprocessing.active_children()
         os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match=f"INT8 NPU: .*{MODEL_FILE} for sm8750 was ended by SIGKILL.*memory"):
+        with pytest.raises(UserError, match=f"--npu: .*{MODEL_FILE} for sm8750 was ended by SIGKILL.*memory"):
             process.call(npu_worker.describe_session)
 
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from ffnet.quantization.lowering import FakeQuantize
-from ffnet.quantization.sites import ACTIVATION, quantizer_sites
+from ffnet.quantization.sites import ACTIVATION, precision, quantizer_sites
 from tests.helpers.networks import PRE_DOWN, golden_model, random_batches, three_layer_network
 from tests.helpers.simulations import logits, simulate
 
@@ -31,6 +31,18 @@ def sim(request, toy_sim):
 def test_sites_of_a_three_layer_network_are_those_worked_by_hand():
     sites = quantizer_sites(simulate(three_layer_network(), param_bw=4, output_bw=16))
     assert [(site.name, site.kind, site.tensor, site.lowered_name, site.bit_width) for site in sites] == THREE_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "raised", "expected"),
+    ((8, 8, {}, "INT8"), (4, 8, {}, "W4A8"), (4, 16, {}, "W4A16"), (4, 8, {1: 8}, "W4A8 mixed"),
+     (8, 8, {0: 16}, "W8A8 mixed")),
+)  # fmt: skip
+def test_the_precision_is_that_of_the_smallest_bit_widths(weights, activations, raised, expected):
+    sim = simulate(three_layer_network(), param_bw=weights, output_bw=activations)
+    for position, bits in raised.items():
+        quantizer_sites(sim)[position].quantizer.bitwidth = bits
+    assert precision(sim) == expected
 
 
 def test_sites_hold_the_quantizers_that_aimet_has_under_their_names(sim):
