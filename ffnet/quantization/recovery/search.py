@@ -10,24 +10,24 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx
 
 from ffnet.config import ADAROUND_ITERATIONS, SEQ_MSE_BITS, QuantizationConfig, Runtime
-from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import Images, evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.metrics import Interval, miou_intervals
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED, Backend
+from ffnet.evaluation.metrics import Estimate, Statistics, known, statistics
+from ffnet.evaluation.scores import FP32, Backend
 from ffnet.labels import NUM_CLASSES
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
 from ffnet.quantization.recovery.mixed_precision import RAISED_BITS, Groups
+from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.recovery.weights import BATCH, apply_adaround, apply_seq_mse
 from ffnet.quantization.sensitivity import analyze_sensitivity
 from ffnet.quantization.sites import UNSAVED, WEIGHT, SavedStates, SimState, read_state, without_parameters, write_state
@@ -47,85 +47,6 @@ SEQ_MSE_PASSES = 70  # passes through the network that sequential MSE costs per 
 SEQ_MSE_SECONDS = 0.02  # its least time per layer and image
 ADAROUND_OVERHEAD = 3.0  # AdaRound's time over that of its multiply-accumulates in a pass through the network
 ADAROUND_SECONDS = 1.5e-3  # its least time per layer and iteration
-CHOSEN, KEPT, NOT_KEPT = "chosen", "kept", "not kept"  # outcomes of a step
-
-
-@dataclass(frozen=True)
-class RecoveryStep:
-    """One configuration, measured on the selection images."""
-
-    name: str
-    miou: float | None  # percent
-    miou_interval: Interval | None  # 95 % confidence interval of `miou`
-    drop: float | None  # mIoU drop against FP32 on the same images, percentage points
-    drop_interval: Interval | None
-    bit_operations: float  # as a share of those at W8A8
-    weight_bytes: float  # as a share of those at W8A8
-    seconds: float  # time to find and to measure the configuration
-    kept: bool  # whether it is chosen or later steps started from it
-
-
-@dataclass(frozen=True)
-class RaisedQuantizer:
-    """A quantizer that got more bits than the quantization config says."""
-
-    layer: str
-    tensor: str  # tensor of the layer: "weight", "output" or "input"
-    bits: int
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """The search for a configuration that loses less accuracy."""
-
-    target: float | None  # --max-drop in percentage points; None if the options name the steps
-    fp32_miou: float | None  # percent, on the selection images
-    steps: list[RecoveryStep]
-    chosen: str  # name of the step whose configuration is used
-    raised: list[RaisedQuantizer]  # quantizers with more bits in the chosen configuration
-    selection_images: list[str] = field(default_factory=list)  # names of the images that the steps were measured on
-    scored_too: bool = False  # whether some of them are scored
-    interrupted: bool = False  # whether Ctrl-C ended the search
-
-    def __post_init__(self) -> None:
-        if self.chosen not in [step.name for step in self.steps]:
-            raise ValueError(f"no step is named {self.chosen!r}")
-
-    @property
-    def chosen_step(self) -> RecoveryStep:
-        """The step whose configuration is used."""
-        return next(step for step in self.steps if step.name == self.chosen)
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is met on the selection images; None without a target."""
-        drop = self.chosen_step.drop
-        return None if self.target is None else drop is not None and drop <= self.target
-
-    def outcome(self, step: RecoveryStep) -> str:
-        """Return CHOSEN, KEPT or NOT_KEPT."""
-        if step.name == self.chosen:
-            return CHOSEN
-        return KEPT if step.kept else NOT_KEPT
-
-    def describe(self) -> str:
-        """Return sentences on what was chosen, and on which images."""
-        step = self.chosen_step
-        drop = "unknown mIoU drop" if step.drop is None else f"mIoU drop of {step.drop:z.2f} percentage points"
-        images = count(len(self.selection_images), "selection image")
-        sentences = [f"Accuracy recovery: {self.chosen}, with an {drop} on {images}."]
-        if self.interrupted:
-            sentences.append("The search was interrupted; this is the best configuration that it had found.")
-        elif self.met is False:
-            sentences.append(
-                f"No configuration met --max-drop {self.target:g}: this is the one with the smallest drop."
-            )
-        if self.scored_too:
-            sentences.append(
-                "The selection images belong to the split that is scored, so the mIoU may be too favorable; with "
-                "--calibration-split train they do not."
-            )
-        return " ".join(sentences)
 
 
 def recover(search: "RecoverySearch") -> Recovery:
@@ -171,20 +92,24 @@ class Candidate:
     name: str
     state: SimState
     raised: Groups
-    matrices: dict[str, np.ndarray]  # FP32 and INT8_SIMULATED -> confusion matrices (images, 19, 19)
+    statistics: Statistics
+    change: Estimate  # against FP32, percentage points
     cost: Cost
     seconds: float  # time to find and to measure it
-    shown: bool  # whether the report shows it even if it is not chosen
 
     @property
     def drop(self) -> float:
         """The mIoU drop in percentage points; nan if no pixel is labelled."""
-        fp32, int8 = (metrics.mean_iou(self.matrices[name].sum(0)) for name in (FP32, INT8_SIMULATED))
-        return 100 * (fp32 - int8)
+        return -self.change.value
 
-    def miou(self, backend: str) -> float | None:
-        """Return the mIoU of FP32 or INT8_SIMULATED in percent; None if no pixel is labelled."""
-        return metrics.percent(metrics.mean_iou(self.matrices[backend].sum(0)))
+    def meets(self, target: float) -> bool:
+        """Return whether the drop is within a target even if it is one standard error larger.
+
+        A target of 0, which that could hardly ever meet, and too few images for a standard error leave it to the
+        estimate.
+        """
+        error = self.change.standard_error
+        return self.drop + (0 if math.isnan(error) or target == 0 else error) <= target
 
 
 def calibrate_or_restore(
@@ -223,6 +148,7 @@ class RecoverySearch:
         self.bases: list[Candidate] = []
         self._began = time.perf_counter()
         self.fp32 = self._score("fp32", FP32, lambda: self.float_network)
+        self.fp32_statistics = statistics(np.array(self.fp32.matrices))
 
     @property
     def best(self) -> Candidate:
@@ -253,8 +179,8 @@ class RecoverySearch:
         best = self.best
         return Recovery(
             target=self.config.max_drop,
-            fp32_miou=best.miou(FP32),
-            steps=[self._step(each) for each in self.tried if each.shown or each is best],
+            fp32_miou=known(self.fp32_statistics.miou.value),
+            steps=[self._step(each) for each in self.tried],
             chosen=best.name,
             raised=[
                 RaisedQuantizer(site.layer, str(site.key) if site.kind == WEIGHT else site.role, RAISED_BITS[site.kind])
@@ -264,17 +190,18 @@ class RecoverySearch:
         )
 
     def _step(self, candidate: Candidate) -> RecoveryStep:
-        intervals = miou_intervals(candidate.matrices, FP32)[INT8_SIMULATED]
+        miou, change = candidate.statistics.miou, candidate.change
         return RecoveryStep(
             name=candidate.name,
-            miou=candidate.miou(INT8_SIMULATED),
-            miou_interval=intervals.miou,
-            drop=None if math.isnan(candidate.drop) else candidate.drop,
-            drop_interval=intervals.drop,
+            miou=known(miou.value),
+            miou_interval=miou.share_interval,
+            change=known(change.value),
+            change_interval=change.interval,
             bit_operations=candidate.cost.bit_operations,
             weight_bytes=candidate.cost.weight_bytes,
             seconds=candidate.seconds,
             kept=candidate is self.best or candidate in self.bases,
+            met=self._meets(candidate),
         )
 
     def _steps(self) -> dict[str, Callable[[], None]]:
@@ -314,14 +241,13 @@ class RecoverySearch:
         write_state(self.sim, plain.state)  # more bits are for the float weights, not for rounded ones
         high = mixed_precision.raised_state(self.sim, groups, lambda: self._calibrate("mixed precision"))
 
-        def meets(raised: Groups, shown: bool = False) -> bool:
+        def meets(raised: Groups, action: str = "lowered again, trial {}") -> bool:
             state = mixed_precision.mixed_state(base.state, high, raised)
             write_state(self.sim, state)
-            name = f"mixed precision, {len(raised)} of {count(len(groups), 'quantizer')} raised"
-            name += "" if shown else ", others lowered again"
-            return self._meets(self._measure(name, state, raised, shown))
+            name = f"mixed precision, {len(raised)} of {count(len(groups), 'quantizer')} {action}"
+            return self._meets(self._measure(name.format(len(self.tried)), state, raised))
 
-        raised = mixed_precision.raise_until(ranked, lambda raised: meets(raised, shown=True))
+        raised = mixed_precision.raise_until(ranked, lambda raised: meets(raised, "raised"))
         if raised:
             mixed_precision.drop_unneeded(raised, meets)
 
@@ -342,13 +268,14 @@ class RecoverySearch:
         """Calibrate the simulation, whose weights a step has changed, or restore the ranges of an earlier run."""
         calibrate_or_restore(f"ranges-{name}", self.sim, self.images, self.runtime, self.saved)
 
-    def _measure(self, name: str, state: SimState, raised: Groups = (), shown: bool = True) -> Candidate:
+    def _measure(self, name: str, state: SimState, raised: Groups = ()) -> Candidate:
         """Score the simulation, which is in the given state, on the selection images."""
         raise_weight_scales(self.sim)
         found = self._score(f"candidate-{len(self.tried)}", name, lambda: lower(self.sim))
-        matrices = {FP32: np.array(self.fp32.matrices), INT8_SIMULATED: np.array(found.matrices)}
+        measured = statistics(np.array(found.matrices))
+        change = measured.labelled_miou - self.fp32_statistics.labelled_miou
         cost = relative_cost(self.sim, self.operations)
-        self.tried.append(Candidate(name, state, raised, matrices, cost, found.taken, shown))
+        self.tried.append(Candidate(name, state, raised, measured, change, cost, found.taken))
         self._began = time.perf_counter()
         return self.tried[-1]
 
@@ -371,7 +298,7 @@ class RecoverySearch:
         write_state(self.sim, candidate.state)
 
     def _meets(self, candidate: Candidate) -> bool:
-        return self.config.max_drop is not None and candidate.drop <= self.config.max_drop
+        return self.config.max_drop is not None and candidate.meets(self.config.max_drop)
 
     def _plan(self, steps: Iterable[str]) -> str:
         """Return what will be tried and how long each step takes, estimated from the time of FP32."""
@@ -393,5 +320,6 @@ class RecoverySearch:
         tried.append(f"mixed precision (up to {most} measurements, {each} each)")
         return (
             f"Accuracy recovery tries {', '.join(tried)}. It ends as soon as the mIoU drop on the selection images, "
-            f"now {self.tried[0].drop:.2f}, is at most {self.config.max_drop:g} percentage points."
+            f"now {self.tried[0].drop:.2f}, is at most {self.config.max_drop:g} percentage points, even if it is one "
+            "standard error larger."
         )

@@ -50,20 +50,20 @@ class FinishedLayers:
 
     def __init__(self, sim: QuantizationSimModel, step: str, saved: SavedStates) -> None:
         self.sites = {s.layer: s for s in quantizer_sites(sim) if s.kind == WEIGHT and s.key == "weight"}
-        self._sim, self._step, self._saved = sim, step, saved
+        self.sim, self._step, self._saved = sim, step, saved
 
     def restore(self, layer: str) -> bool:
         """Give a layer what an earlier run found for it, and freeze its encoding; return whether there was anything."""
         sites = [self.sites[layer]]
-        found = self._saved.load(f"{self._step}-{layer}", read_state(self._sim, sites), type(None))
+        found = self._saved.load(f"{self._step}-{layer}", read_state(self.sim, sites), type(None))
         if found:
-            write_state(self._sim, found[0], sites)
+            write_state(self.sim, found[0], sites)
             sites[0].quantizer.allow_overwrite(False)
         return found is not None
 
     def save(self, layer: str, parameter: bool) -> None:
         """Save the encoding of a finished layer, and its weight if the step changes it."""
-        state = read_state(self._sim, [self.sites[layer]])
+        state = read_state(self.sim, [self.sites[layer]])
         self._saved.save(f"{self._step}-{layer}", state if parameter else without_parameters(state))
 
 
@@ -131,10 +131,21 @@ def apply_adaround(
         saved: Where finished layers are saved.
     """
     layers = FinishedLayers(sim, "adaround", saved)
-    sites = {site.node: site for site in layers.sites.values()}
     finished = {layer for layer in layers.sites if layers.restore(layer)}
-    if finished == layers.sites.keys():
-        return
+    if finished < layers.sites.keys():
+        _round_layers(layers, finished, float_network, images, iterations, progress)
+
+
+def _round_layers(
+    layers: FinishedLayers,
+    finished: set[str],
+    float_network: fx.GraphModule,
+    images: Sequence[torch.Tensor],
+    iterations: int,
+    progress: bool,
+) -> None:
+    """Round the layers that are not `finished`, and save each; the arguments are those of `apply_adaround`."""
+    sim, sites = layers.sim, {site.node: site for site in layers.sites.values()}
     targets = _sample_targets(float_network, [site.layer for site in sites.values()], images)
     runs = [fx.Interpreter(sim.model) for _ in images]
     for run, image in zip(runs, images, strict=True):

@@ -1,8 +1,6 @@
 """The search for a better configuration: which steps it takes, which it drops, and where it ends."""
 
-import contextlib
-import dataclasses
-
+import numpy as np
 import pytest
 import torch
 
@@ -10,30 +8,14 @@ from ffnet.config import QuantizationConfig, Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED
+from ffnet.evaluation.metrics import Estimate, Statistics
+from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.quantization.lowering import lower
-from ffnet.quantization.quantsim import build_quantsim, equalize
-from ffnet.quantization.recovery.search import (
-    ADAROUND,
-    PLAIN,
-    SEQ_MSE,
-    RecoverySearch,
-    calibrate_or_restore,
-    recover,
-)
-from ffnet.quantization.sites import (
-    UNSAVED,
-    SavedStates,
-    load_state,
-    quantizer_sites,
-    read_state,
-    save_state,
-    write_state,
-)
-from ffnet.quantization.weighted_layers import raise_weight_scales
+from ffnet.quantization.quantsim import build_quantsim, calibrate_on_images, equalize
+from ffnet.quantization.recovery.search import ADAROUND, PLAIN, SEQ_MSE, Candidate, RecoverySearch
+from ffnet.quantization.sites import quantizer_sites, write_state
+from ffnet.quantization.weighted_layers import Cost, raise_weight_scales
 from ffnet.system.errors import UserError
-from ffnet.system.process import Terminated
-from ffnet.system.schema import parse
 from tests.helpers.simulations import small_network
 
 RUNTIME = Runtime(batch_size=2, quiet=True)
@@ -50,38 +32,15 @@ def make_images(model, number, seed, labelled=True):
     return list(zip(images, labels if labelled else torch.full_like(labels, 255), strict=True))
 
 
-class Kept(SavedStates):
-    """Keeps what is saved as the bytes of files, and stops the search after some of it as a signal does."""
-
-    def __init__(self, folder):
-        self.folder, self.left = folder, None
-        folder.mkdir()
-
-    def load(self, name, like, form):
-        path = self.folder / name
-        if not path.exists():
-            return None
-        state, description = load_state(path, like)
-        return state, parse(form, description)
-
-    def save(self, name, state, description=None):
-        assert not (self.folder / name).exists()
-        (self.folder / name).write_bytes(save_state(state, description))
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                raise Terminated(15)
-
-
-def make_search(labelled=True, recovery_images=2, saved=UNSAVED, **config):
+def make_search(labelled=True, recovery_images=2, **config):
     """Return a search on the small network at W4A8, on four calibration images and three selection images."""
     model = small_network()
     options = QuantizationConfig(param_bw=4, recovery_images=recovery_images, **config)
     float_network = equalize(model)
     sim = build_quantsim(float_network, options)
     calibration = make_images(model, 4, seed=0)
-    calibrate_or_restore("ranges", sim, calibration, RUNTIME, saved)
-    return RecoverySearch(sim, float_network, calibration, make_images(model, 3, 1, labelled), options, RUNTIME, saved)
+    calibrate_on_images(sim, calibration, RUNTIME)
+    return RecoverySearch(sim, float_network, calibration, make_images(model, 3, 1, labelled), options, RUNTIME)
 
 
 def names(candidates):
@@ -106,10 +65,43 @@ def test_the_drop_is_that_of_an_evaluation_of_the_saved_state():
     search.run()
     write_state(search.sim, search.best.state)
     raise_weight_scales(search.sim)
-    scores = evaluate({FP32: small_network(), INT8_SIMULATED: lower(search.sim)}, search.selection, RUNTIME)
-    fp32, int8 = (100 * metrics.mean_iou(scores.total(name)) for name in (FP32, INT8_SIMULATED))
-    assert search.best.drop == pytest.approx(fp32 - int8, abs=0.3)  # AdaRound's result is in `state`, FP32 is equalized
-    assert search.best.matrices[INT8_SIMULATED].tolist() == scores.confusion_matrices[INT8_SIMULATED].tolist()
+    scores = evaluate({FP32: search.float_network, SIMULATED: lower(search.sim)}, search.selection, RUNTIME)
+    fp32, simulated = scores.total(FP32), scores.total(SIMULATED)
+    labelled = fp32.sum(1) > 0
+    drop = 100 * (metrics.iou(fp32) - metrics.iou(simulated))[labelled].mean()
+    assert search.best.drop == pytest.approx(drop) and 0 < labelled.sum() < 19
+    assert search.best.statistics.miou.value == pytest.approx(scores.miou(SIMULATED))
+
+
+def candidate(name, change, without, cost=1.0):
+    """A configuration with a mIoU change; `without`: the change without each selection image."""
+    estimate = Estimate(change, np.array(without), len(without))
+    return Candidate(name, {}, (), Statistics(estimate, estimate, ()), estimate, Cost(cost, cost), 1.0)
+
+
+NOISY = candidate("noisy", -0.04, [-0.06, -0.04, -0.04, -0.02])  # standard error: (3 / 4 * 0.0008) ** 0.5 = 0.0245
+STEADY = candidate("steady", -0.04, [-0.04] * 4, cost=2.0)
+
+
+def test_a_target_is_met_if_the_estimate_and_one_standard_error_do():
+    assert NOISY.meets(0.0646) and not NOISY.meets(0.0644) and STEADY.meets(0.0401)
+
+
+def test_too_few_images_and_a_target_of_0_leave_it_to_the_estimate():
+    few = candidate("three images", -0.04, [-0.06, -0.04, -0.02])
+    assert few.meets(0.0401) and not few.meets(0.0399)
+    assert candidate("target 0", 0.0, [-0.02, 0.0, 0.0, 0.02]).meets(0) and not candidate("a", -0.001, [0.0]).meets(0)
+
+
+def test_a_configuration_that_meets_the_target_by_chance_is_not_chosen():
+    search = make_search(max_drop=0.05)
+    search.tried = [NOISY]
+    missed = search.outcome(False)
+    assert missed.met is False and "No configuration met --max-drop 0.05" in missed.describe()
+    search.tried = [NOISY, STEADY]
+    outcome = search.outcome(False)
+    assert outcome.chosen == "steady" and outcome.met
+    assert [(step.name, step.met) for step in outcome.steps] == [("noisy", False), ("steady", True)]
 
 
 def test_a_target_that_is_met_needs_no_step():
@@ -123,9 +115,10 @@ def test_more_bits_come_last_and_only_as_many_as_the_target_needs():
     search = make_search(max_drop=0.0, adaround=20)
     plain = bit_widths(search.sim)
     search.run()
-    shown = [candidate for candidate in search.tried if candidate.shown]
-    assert names(shown)[:3] == [PLAIN, SEQ_MSE, BOTH]
-    assert [len(candidate.raised) for candidate in shown[3:7]] == [1, 2, 4, 8]
+    assert names(search.tried)[:3] == [PLAIN, SEQ_MSE, BOTH]
+    assert [len(candidate.raised) for candidate in search.tried[3:7]] == [1, 2, 4, 8]
+    steps = [step.name for step in search.outcome(False).steps]
+    assert steps == names(search.tried) and len(set(steps)) == len(steps)
     smallest = min(candidate.drop for candidate in search.tried)
     assert search.best.drop == smallest or search.best.drop <= 0
     write_state(search.sim, search.best.state)
@@ -192,37 +185,6 @@ def test_a_step_without_enough_memory_names_the_option(monkeypatch):
     monkeypatch.setattr("ffnet.quantization.recovery.search.apply_adaround", fail)
     with pytest.raises(UserError, match="--recovery-images 7: the memory does not suffice for AdaRound"):
         search.run()
-
-
-@pytest.mark.slow
-def test_a_search_that_is_stopped_after_every_saved_part_ends_as_one_that_is_not_stopped(tmp_path):
-    """After every layer of sequential MSE and AdaRound, every calibration and every measurement there is a stop."""
-
-    def run(saved):
-        search = make_search(saved=saved, max_drop=0.0, adaround=20)
-        recovery = recover(search)
-        steps = [dataclasses.replace(step, seconds=0) for step in recovery.steps]
-        state = {name: vars(value) for name, value in read_state(search.sim).items()}
-        return dataclasses.replace(recovery, steps=steps), state, [each.matrices for each in search.tried]
-
-    expected, saved, found = run(UNSAVED), Kept(tmp_path / "saved"), None
-    while found is None:
-        saved.left = 1
-        with contextlib.suppress(Terminated):
-            found = run(saved)
-    names = {path.name for path in saved.folder.iterdir()}
-    layers = {site.layer for site in quantizer_sites(make_search().sim) if site.kind == "weight"}
-    assert len(found[2]) > 3 and names > {f"{step}-{layer}" for step in ("seq-mse", "adaround") for layer in layers}
-    assert found[0] == expected[0]
-    for name, values in expected[1].items():
-        for field, value in values.items():
-            assert (
-                torch.equal(found[1][name][field], value) if torch.is_tensor(value) else found[1][name][field] == value
-            )
-    for one, other in zip(found[2], expected[2], strict=True):
-        assert {name: each.tolist() for name, each in one.items()} == {
-            name: each.tolist() for name, each in other.items()
-        }
 
 
 def test_it_says_what_it_will_try_and_when_it_ends(caplog):
