@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ffnet.evaluation.metrics import Interval
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.search import CHOSEN, KEPT, NOT_KEPT, Recovery
+from ffnet.quantization.recovery.outcome import CHOSEN, KEPT, NOT_KEPT, Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
 from ffnet.results.comparison import Front, ModelComparison
@@ -24,7 +24,7 @@ STEP_DISTANCE = 0.06  # least distance of two steps in the recovery chart, as a 
 
 TEXT, GRID, GRAY, ORANGE, BLUE, PAPER = "#33383f", "#d8dce2", "#6b7686", "#c2410c", "#1d6fb8", "#ffffff"
 DARK = {TEXT: "#c9d0da", GRID: "#39414d", GRAY: "#97a3b4", ORANGE: "#fb8a4c", BLUE: "#5eb0ef", PAPER: "#14171c"}
-ON_FRONT, NOT_ON_FRONT = "INT8, on the Pareto front", "INT8, not on it"
+ON_FRONT, NOT_ON_FRONT = "on the Pareto front", "not on it"
 KINDS = {  # kind of a point -> color, area of the marker in pt²
     NOT_ON_FRONT: (GRAY, 130),
     NOT_KEPT: (GRAY, 130),
@@ -113,22 +113,20 @@ def recovery_chart(recovery: Recovery) -> Chart:
 
 @STYLE
 def front_chart(comparison: ModelComparison, front: Front) -> Chart:
-    """Draw the mIoU of INT8 simulated of each model against its cost, numbered as in the report's table of models.
+    """Draw the mIoU of each model in the simulation against its cost, numbered as in the report's table of models.
 
     Models on the Pareto front have their confidence intervals. The line through them is the highest mIoU that each cost
     allows.
     """
     figure, cost = Figure((WIDTH, 4.0)), front.cost
     axes = figure.subplots()
-    line = [(member.cost, member.miou) for member in front.members]
+    line = [(member.cost, member.model.miou or 0.0) for member in front.members]
     axes.step(*np.transpose(line), where="post", color=ORANGE, linewidth=1, zorder=1)
     for number, model in enumerate(comparison.models, 1):
         on_front, value = front.has(model), cost.of(model)
         if on_front is not None and value is not None:
-            interval = model.result.backends[INT8_SIMULATED].miou_interval if on_front else None
-            _draw_point(
-                axes, number, value, model.miou(INT8_SIMULATED), interval, ON_FRONT if on_front else NOT_ON_FRONT
-            )
+            interval = model.simulated.miou_interval if on_front and model.simulated else None
+            _draw_point(axes, number, value, model.miou, interval, ON_FRONT if on_front else NOT_ON_FRONT)
     label = cost.name if cost.name == cost.unit else f"{cost.name}, {cost.unit}"
     axes.set(xlabel=label, ylabel="mIoU, percent", xmargin=0.08, ymargin=0.1)
     add_legend(axes)

@@ -9,18 +9,19 @@ from typing import Any
 
 from ffnet.evaluation import metrics
 from ffnet.evaluation.metrics import Interval, percent
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, NPU, SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.search import Recovery
+from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COSTS, ModelComparison
-from ffnet.results.published import RUNTIMES
-from ffnet.results.result import BackendResult, Result, miou_drops
+from ffnet.results.published import INT8, RUNTIMES
+from ffnet.results.result import BackendResult, Result
 from ffnet.system.files import write_atomically
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # with full-width forms
 Row = dict[str, Any]  # heading -> value; floats get four decimals
+UNKNOWN = (None, None)  # value and limits
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> Path:
@@ -42,21 +43,25 @@ def _cell(value: Any) -> Any:
 
 
 def class_rows(result: Result) -> list[Row]:
-    """Return the rows of per_class.csv: labelled pixels, IoU in every backend and its change from the first one."""
-    first, *others = result.backends
-    return [
-        {"class": label, "labelled pixels": sum(result.base.confusion_matrix[index])}
-        | {f"{name} IoU": entry.iou[label] for name, entry in result.backends.items()}
-        | {f"{name} - {first}": result.backends[name].iou_change(result.base, label) for name in others}
-        for index, label in enumerate(CLASSES)
-    ]
+    """Return the rows of per_class.csv: images, labelled pixels, IoU in every backend and its change from FP32."""
+    rows = []
+    for label, classes in result.classes.items():
+        row: Row = {"class": label, "images": classes.images, "labelled pixels": classes.labelled_pixels}
+        for name, entry in result.backends.items():
+            row |= _with_limits(f"{name} IoU", " ", entry.iou[label], entry.iou_interval[label])
+            if entry is not result.base:
+                limits = entry.iou_change_interval.get(label)
+                row |= _with_limits(f"{name} change", " ", entry.iou_change.get(label), limits)
+        rows.append(row)
+    return rows
 
 
 def image_rows(result: Result) -> list[Row]:
     """Return the rows of per_image.csv: mIoU over the classes in the label, pixel accuracy, IoU, agreement."""
     scores = result.details.scores
     rows: list[Row] = [{"image": name} for name in result.details.image_names]
-    for name, matrices in scores.confusion_matrices.items():
+    for backend, matrices in scores.confusion_matrices.items():
+        name = result.names.of(backend)
         mious, ious = metrics.image_mious(matrices), metrics.image_ious(matrices)
         for index, row in enumerate(rows):
             row[f"{name} mIoU"] = percent(mious[index])
@@ -64,7 +69,7 @@ def image_rows(result: Result) -> list[Row]:
             row |= {f"{name} IoU {label}": percent(ious[index, column]) for column, label in enumerate(CLASSES)}
     for pair, counts in scores.agreeing_pixels.items():
         for index, row in enumerate(rows):
-            row[f"{'|'.join(pair)} agreement"] = percent(counts[index] / scores.pixels_per_image)
+            row[f"{'|'.join(map(result.names.of, pair))} agreement"] = percent(counts[index] / scores.pixels_per_image)
     return rows
 
 
@@ -79,7 +84,7 @@ def recovery_rows(recovery: Recovery) -> list[Row]:
         {
             "name": step.name,
             **_with_limits("miou", "_", step.miou, step.miou_interval),
-            **_with_limits("drop", "_", step.drop, step.drop_interval),
+            **_with_limits("change", "_", step.change, step.change_interval),
             "bit_operations": f"{step.bit_operations:.6f}",
             "weight_bytes": f"{step.weight_bytes:.6f}",
             "seconds": step.seconds,
@@ -105,11 +110,11 @@ def npu_layer_rows(layers: Sequence[LayerDivergence]) -> list[Row]:
 def comparison_rows(comparison: ModelComparison) -> list[Row]:
     """Return the rows of comparison.csv: the metrics of every backend and the costs of each model.
 
-    The mIoU drop is that against FP32 on the same images. "yes" and "no" say whether a model is on a Pareto front; the
+    Changes are those against FP32 on the same images. "yes" and "no" say whether a model is on a Pareto front; the
     cell is empty if it cannot be on it.
     """
     backends = dict.fromkeys(name for model in comparison.models for name in model.result.backends)
-    has_npu = any(model.result.npu for model in comparison.models)
+    on_npu = dict.fromkeys(model.result.names.of(NPU) for model in comparison.models if model.result.npu)
     words = {None: None, True: "yes", False: "no"}
     fronts = [comparison.front(cost) for cost in COSTS]
     rows = []
@@ -118,9 +123,9 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
         row: Row = {"model": result.model, "report": model.link, "images": result.images}
         for name in backends:
             row |= _backend(name, result.backends)
-        if has_npu:
-            row |= {"NPU images": npu and len(npu.images), **_backend(INT8_NPU, npu.backends if npu else {})}
-        row |= {f"{name} published": result.published.get(name) for name in (FP32, INT8_SIMULATED)}
+        for name in on_npu:
+            row |= {"NPU images": npu and len(npu.images), **_backend(name, npu.backends if npu else {})}
+        row |= {f"{name} published": result.published.get(name) for name in (FP32, INT8.of(SIMULATED))}
         row |= {"parameters": model.parameters, "GMACs": model.gmacs}
         published = model.published
         row["latency device"] = published and published.device
@@ -131,13 +136,13 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
 
 
 def _backend(name: str, backends: Mapping[str, BackendResult]) -> Row:
-    """Return a backend's mIoU and mIoU drop with the limits of their intervals; empty cells without the backend."""
+    """Return a backend's mIoU and change with the limits of their intervals; empty cells without the backend."""
     entry = backends.get(name)
-    miou, interval, drop_interval = (entry.miou, entry.miou_interval, entry.drop_interval) if entry else (None,) * 3
-    row = _with_limits(f"{name} mIoU", " ", miou, interval)
-    if name != FP32:
-        row |= _with_limits(f"{name} drop", " ", miou_drops(backends).get(name), drop_interval)
-    return row
+    miou, change = (
+        ((entry.miou, entry.miou_interval), (entry.change, entry.change_interval)) if entry else (UNKNOWN,) * 2
+    )
+    row = _with_limits(f"{name} mIoU", " ", *miou)
+    return row if name == FP32 else row | _with_limits(f"{name} change", " ", *change)
 
 
 def _with_limits(heading: str, separator: str, value: float | None, limits: Interval | None) -> Row:

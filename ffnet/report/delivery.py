@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ffnet.config import COMPARISON_TABLE, REPORT, RESULT_FILE, RESULT_FILES, Config
-from ffnet.evaluation.scores import FP32, INT8_NPU
+from ffnet.evaluation.scores import FP32, NPU
 from ffnet.options import PROGRAM, option_values
 from ffnet.report import csv_files
 from ffnet.report.rendering import format_comparison, format_console, render, render_comparison
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
-from ffnet.results.result import DEMO_NOTE, Result, miou_drops
+from ffnet.results.result import DEMO_NOTE, Result
 from ffnet.system.errors import UserError
 from ffnet.system.files import write_atomically
 from ffnet.system.process import interrupt_status, print_lines
@@ -162,12 +162,17 @@ def excessive_drops(result: Result, fail_under: float | None) -> list[str]:
     """
     if fail_under is None:
         return []
-    drops = miou_drops(result.backends)
+    entries = dict(result.backends)
     if result.npu:
-        drops[INT8_NPU] = miou_drops(result.npu.backends)[INT8_NPU]
+        name = result.names.of(NPU)
+        entries[name] = result.npu.backends[name]
     messages = []
-    for name, drop in drops.items():
-        if name != FP32 and (drop is None or drop > fail_under):
-            text = "unknown, because no pixel is labelled" if drop is None else f"{drop:.2f} percentage points"
+    for name, entry in entries.items():
+        if name != FP32 and (entry.change is None or -entry.change > fail_under):
+            text = (
+                "unknown, because no pixel is labelled"
+                if entry.change is None
+                else f"{-entry.change:.2f} percentage points"
+            )
             messages.append(f"--fail-under {fail_under:g}: the mIoU drop of {name} is {text}.")
     return messages

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ffnet.evaluation.scores import INT8_SIMULATED
+from ffnet.evaluation.metrics import FEW_IMAGES
 from ffnet.labels import CLASSES, COLORS
 from ffnet.report import charts, tables
 from ffnet.report.tables import Value
@@ -21,9 +21,9 @@ from ffnet.system.text import count, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
 S25_NOTE = f"S25: on a {MIOU_DEVICE}, from {SOURCE}; mIoU on 50 images (W8A8 by ONNX), latency by TFLite/DLC/ONNX."
-LEGEND = f"""\
+LEGEND = """\
 Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published
-latency) and at least the same mIoU of {INT8_SIMULATED}.
+latency) and at least the same mIoU in the simulation.
 Gain: in percentage points over the next cheaper model of the front, with its paired 95 % confidence interval (CI)."""
 
 FOLDER = Path(__file__).parent
@@ -35,7 +35,10 @@ ENVIRONMENT = Environment(
 def format_console(result: Result) -> str:
     """Return the report on a run: heading and notes, and the tables."""
     recovery, npu, sensitivity = result.recovery, result.npu, result.details.diagnostics.sensitivity
-    parts = [tables.result_table(result).format(), tables.agreement_table("agreement", result.agreement).format()]
+    parts = [
+        f"{tables.result_table(result).format()}\n{result.describe_speed()}",
+        tables.agreement_table("agreement", result.agreement).format(),
+    ]
     if recovery:
         parts += [tables.recovery_table(recovery).format(), tables.raised_table(recovery).format(RAISED_QUANTIZERS)]
     if npu:
@@ -115,6 +118,7 @@ def _render_page(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         charts=charts,
         tables=tables,
+        few_images=FEW_IMAGES,
         options={f"--{name.replace('_', '-')}": value for name, value in options.items()},
         **values,
     )

@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 
 from ffnet.evaluation.metrics import Interval
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, NPU
 from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.search import Recovery
+from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison, excludes_zero
 from ffnet.results.published import ai_hub_result
-from ffnet.results.result import BackendResult, NpuResult, Result, miou_drop, miou_drops
+from ffnet.results.result import BackendResult, ClassCount, NpuResult, Result, miou_change
 from ffnet.system.text import count, format_interval, format_number, format_table
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
 
 Value = str | int | float | Interval | None
 NUMBER, CHANGE, TEXT, MODEL, CLASS = "number", "change", "text", "model", "class"  # kinds of columns
+FEW = "(few)"  # mark of a class whose IoU is based on few images
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,10 @@ def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading:
         Column("images", lambda row: row.images, optional=True),
         Column("mIoU %", lambda row: row.entry.miou),
         Column("95 % CI", lambda row: row.entry.miou_interval, optional=True),
-        Column("mIoU drop", lambda row: miou_drops(row.result.backends)[row.backend]),
-        Column("95 % CI", lambda row: row.entry.drop_interval, optional=True),
+        Column("change", lambda row: row.entry.change, kind=CHANGE),
+        Column("95 % CI", lambda row: row.entry.change_interval, optional=True),
         Column("published %", lambda row: row.result.published.get(row.backend), 1, optional=True),
-        Column("drop", lambda row: miou_drop(row.result.published, row.backend), 1, optional=True),
+        Column("change", lambda row: miou_change(row.result.published, row.backend), 1, CHANGE, optional=True),
         Column("pixel accuracy %", lambda row: row.entry.pixel_accuracy),
         Column("images/s", lambda row: row.entry.images_per_second),
     )
@@ -147,8 +148,8 @@ def recovery_table(recovery: Recovery) -> Table:
         Column(heading, lambda step: step.name, kind=TEXT),
         Column("mIoU %", lambda step: step.miou),
         Column("95 % CI", lambda step: step.miou_interval, optional=True),
-        Column("mIoU drop", lambda step: step.drop),
-        Column("95 % CI", lambda step: step.drop_interval, optional=True),
+        Column("change", lambda step: step.change, kind=CHANGE),
+        Column("95 % CI", lambda step: step.change_interval, optional=True),
         Column("bit ops, % of W8A8", lambda step: 100 * step.bit_operations),
         Column("weight bytes, % of W8A8", lambda step: 100 * step.weight_bytes),
         Column("seconds", lambda step: step.seconds, 1),
@@ -168,23 +169,38 @@ def raised_table(recovery: Recovery) -> Table:
 
 
 def classes_table(result: Result) -> Table:
-    """Return the IoU of every class and, after each backend but the first, its change in percentage points."""
+    """Return the IoU of every class and, after each backend but the first, its change in percentage points.
+
+    The number of images with the class is marked with FEW if it is small.
+    """
     columns = [Column("IoU % per class", str, kind=CLASS)]
+    columns.append(Column("images", lambda label: _image_count(result.classes[label]), kind=TEXT))
     for name, entry in result.backends.items():
         columns.append(Column(name, entry.iou.get))
         if entry is not result.base:
-            columns.append(Column("change", partial(entry.iou_change, result.base), kind=CHANGE))
+            columns.append(Column("change", entry.iou_change.get, kind=CHANGE))
+            columns.append(Column("95 % CI", entry.iou_change_interval.get, optional=True))
     return Table("classes", columns, CLASSES)
 
 
 def compared_classes_table(comparison: ModelComparison) -> Table:
-    """Return the IoU of every class in INT8 simulated of each model, colored by the difference to the best model."""
+    """Return the IoU of every class in the simulation of each model, colored by the difference to the best model."""
     columns = [Column(f"IoU %; orange: worse than {comparison.best().short_name}", str, kind=CLASS)]
+    columns.append(Column("images", lambda label: _image_count(comparison.last.classes[label]), kind=TEXT))
     for model in comparison.models:
-        entry, best = (each.result.backends.get(INT8_SIMULATED) for each in (model, comparison.best()))
+        entry, best = model.simulated, comparison.best().simulated
         if entry and best:
-            columns.append(Column(model.short_name, entry.iou.get, 1, shade=partial(entry.iou_change, best)))
+            columns.append(Column(model.short_name, entry.iou.get, 1, shade=partial(_difference, entry.iou, best.iou)))
     return Table("classes", columns, CLASSES, dense=True)
+
+
+def _image_count(classes: ClassCount) -> str:
+    return f"{classes.images} {FEW}" if classes.few else str(classes.images)
+
+
+def _difference(values: Mapping[str, float | None], base: Mapping[str, float | None], label: str) -> float | None:
+    after, before = values[label], base[label]
+    return None if after is None or before is None else after - before
 
 
 def confusion_tables(result: Result) -> list[Table]:
@@ -247,7 +263,7 @@ def models_table(comparison: ModelComparison) -> Table:
     fronts = comparison.fronts()
     columns = (
         Column(f"model ({COMMON_PREFIX}...)", lambda model: model.short_name, kind=MODEL),
-        Column("INT8 %", lambda model: model.miou(INT8_SIMULATED)),
+        Column(f"{comparison.precision} %", lambda model: model.miou),
         Column("M params", lambda model: model.parameters / 1e6),
         Column("GMACs", lambda model: model.gmacs, 1),
         Column("latency ms", lambda m: m.published and m.published.describe_latency(), kind=TEXT, optional=True),
@@ -263,7 +279,7 @@ def compared_backends_table(comparison: ModelComparison) -> Table:
     for model in comparison.models:
         result, npu = model.result, model.result.npu
         rows += [BackendRow(name, result, model.short_name, result.images) for name in result.backends]
-        rows += [BackendRow(INT8_NPU, npu, model.short_name, len(npu.images))] if npu else []
+        rows += [BackendRow(result.names.of(NPU), npu, model.short_name, len(npu.images))] if npu else []
     return _backends_table(rows)
 
 
@@ -272,8 +288,8 @@ def front_table(front: Front) -> Table:
     columns = (
         Column(f"Pareto front by {front.cost.name}", lambda member: member.model.short_name, kind=MODEL),
         Column(front.cost.unit, lambda member: member.cost, 1),
-        Column("INT8 %", lambda member: member.miou),
-        Column("gain", lambda member: member.gain, kind=CHANGE),
+        Column("mIoU %", lambda member: member.model.miou),
+        Column("gain", lambda member: member.gain and member.gain.value, kind=CHANGE),
         Column("95 % CI", lambda member: member.gain_interval, optional=True),
         Column(
             "excludes 0",

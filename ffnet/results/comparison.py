@@ -1,7 +1,8 @@
 """The comparison of several models of one run: which of them to deploy.
 
 A model is worth its cost if no other model reaches at least its mIoU with at most its cost (Pareto front). The mIoU is
-that of INT8 simulated. Costs are multiply-accumulates, and the latency that Qualcomm AI Hub published.
+that of the simulation, over the classes with labelled pixels, which are the same for all models. Costs are
+multiply-accumulates, and the latency that Qualcomm AI Hub published.
 """
 
 import itertools
@@ -9,14 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from ffnet.evaluation.metrics import Interval, difference_interval, resampled_mious
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED, no_scores
+from ffnet.evaluation.metrics import Estimate, Interval, statistics
+from ffnet.evaluation.scores import FP32, SIMULATED, no_scores
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.weighted_layers import multiply_accumulates
 from ffnet.results.published import SOURCE, DeviceResult, ai_hub_result
-from ffnet.results.result import Details, Result
+from ffnet.results.result import BackendResult, Details, Result
 from ffnet.system.text import count, format_interval, format_number, list_names
 from ffnet.variants import VARIANTS
 
@@ -33,7 +32,7 @@ class ComparedModel:
     parameters: int
     gmacs: float  # 10**9 multiply-accumulates of one image of the run's size
     published: DeviceResult | None  # None if AI Hub has not published the model
-    resampled: np.ndarray = field(repr=False, compare=False)  # INT8 simulated; see metrics.resampled_mious
+    estimate: Estimate | None = field(repr=False, compare=False)  # simulation's mIoU over the labelled classes
 
     @property
     def short_name(self) -> str:
@@ -56,10 +55,15 @@ class ComparedModel:
         """The latency of AI Hub's fastest runtime in milliseconds; None unless it belongs to the model as evaluated."""
         return self.published.fastest if self.published and self.has_published_size and self.is_w8a8 else None
 
-    def miou(self, backend: str) -> float | None:
-        """Return the mIoU of a backend in percent; None if it is undefined or if the model lacks the backend."""
-        entry = self.result.backends.get(backend)
-        return entry.miou if entry else None
+    @property
+    def simulated(self) -> BackendResult | None:
+        """The metrics of the simulation; None for a run that has none."""
+        return self.result.backends.get(self.result.names.of(SIMULATED))
+
+    @property
+    def miou(self) -> float | None:
+        """The mIoU of the simulation over the classes with labelled pixels, in percent; None if it is undefined."""
+        return self.simulated.labelled_miou if self.simulated else None
 
 
 def compare_model(result: Result, chip: str | None, link: str | None) -> ComparedModel:
@@ -72,7 +76,7 @@ def compare_model(result: Result, chip: str | None, link: str | None) -> Compare
         parameters=count_parameters(network),
         gmacs=sum(multiply_accumulates(network, size).values()) / 1e9,
         published=ai_hub_result(result.model, chip),
-        resampled=resampled_mious(matrices[INT8_SIMULATED]) if INT8_SIMULATED in matrices else np.empty(0),
+        estimate=statistics(matrices[SIMULATED]).labelled_miou if SIMULATED in matrices else None,
     )
 
 
@@ -97,9 +101,13 @@ class Candidate:
 
     model: ComparedModel
     cost: float
-    miou: float  # INT8 simulated, percent
-    gain: float | None = None  # over the mIoU of the next cheaper member, percentage points; None for the cheapest
-    gain_interval: Interval | None = None  # paired 95 % confidence interval; None if there is none
+    estimate: Estimate  # mIoU of the simulation over the classes with labelled pixels, percent
+    gain: Estimate | None = None  # over the next cheaper member, percentage points; None for the cheapest
+
+    @property
+    def gain_interval(self) -> Interval | None:
+        """The paired 95 % confidence interval of the gain."""
+        return self.gain.interval if self.gain else None
 
 
 @dataclass(frozen=True)
@@ -120,14 +128,14 @@ class Front:
         """The cheapest member that, like all that cost more, is not distinct from the best one."""
         chosen = self.best
         for member in reversed(self.members[:-1]):
-            if excludes_zero(self.loss_interval(member)) is not False:
+            if excludes_zero(self.loss(member).interval) is not False:
                 break
             chosen = member
         return chosen
 
-    def loss_interval(self, member: Candidate) -> Interval | None:
-        """Return the paired 95 % interval of how far a member's mIoU is below the best, in percentage points."""
-        return difference_interval(self.best.model.resampled, member.model.resampled)
+    def loss(self, member: Candidate) -> Estimate:
+        """Return how far a member's mIoU is below the best, in percentage points."""
+        return self.best.estimate - member.estimate
 
     def has(self, model: ComparedModel) -> bool | None:
         """Return whether a model is on the front; None if it could not be."""
@@ -140,18 +148,18 @@ class Front:
         best, other = self.best, self.choice
         first = (
             f"By {self.cost.name}, of {count(len(self.candidates), 'model')}: {best.model.short_name} has the highest "
-            f"mIoU of {INT8_SIMULATED}, {best.miou:.2f} % at {best.cost:.1f} {self.cost.unit}"
+            f"mIoU in the simulation, {best.model.miou:.2f} % at {best.cost:.1f} {self.cost.unit}"
         )
         if len(self.members) == 1:
             return f"{first}, and also the {self.cost.lowest}."
         role = f"The cheapest model that {count(images, 'image')} cannot distinguish from it"
         if other is best:
             other, role = self.members[-2], "The next cheaper model on the Pareto front"
-        limits = self.loss_interval(other)
+        loss = self.loss(other)
         return (
             f"{first}. {role} is {other.model.short_name} at {other.cost:.1f} {self.cost.unit}, whose mIoU is "
-            f"{format_number(best.miou - other.miou)} percentage points lower"
-            f"{f' (95 % CI {format_interval(limits)})' if limits else ''}."
+            f"{format_number(loss.value)} percentage points lower"
+            f"{f' (95 % CI {format_interval(loss.interval)})' if loss.interval else ''}."
         )
 
 
@@ -166,9 +174,9 @@ def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     To beat, one of the two must be strictly better; of equals, none beats the other.
     """
     front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda candidate: (candidate.cost, -candidate.miou)):
-        last = front[-1] if front else None
-        if last is None or candidate.miou > last.miou or (candidate.cost, candidate.miou) == (last.cost, last.miou):
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.cost, -candidate.estimate.value)):
+        miou, last = candidate.estimate.value, front[-1] if front else None
+        if last is None or miou > last.estimate.value or (candidate.cost, miou) == (last.cost, last.estimate.value):
             front.append(candidate)
     return front
 
@@ -176,13 +184,13 @@ def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _has_other_published(model: ComparedModel) -> bool:
     """Return whether a mIoU was published that is not comparable with the run's."""
     variant = VARIANTS.get(model.result.model)
-    values = {FP32: variant.published.fp32, INT8_SIMULATED: variant.published.int8} if variant else {}
-    return any(value is not None and name not in model.result.published for name, value in values.items())
+    values = (variant.published.fp32, variant.published.int8) if variant else ()
+    return len([value for value in values if value is not None]) > len(model.result.published)
 
 
 LIMITS: dict[str, Callable[[ComparedModel], bool]] = {  # note before the names of models -> to which it applies
-    f"The mIoU of {FP32} or of {INT8_SIMULATED} is unknown": lambda model: (
-        None in map(model.miou, (FP32, INT8_SIMULATED))
+    f"The mIoU of {FP32} or of the simulation is unknown": lambda model: (
+        model.simulated is None or (model.simulated.change is None)
     ),
     "A published mIoU is not comparable with this run, as the report of each model explains": _has_other_published,
     "AI Hub measured the latency with images of another size, so it does not count for the Pareto front": (
@@ -203,6 +211,12 @@ class ModelComparison:
     options: dict[str, Any]  # every option by its name with underscores
 
     @property
+    def precision(self) -> str:
+        """The precision of all models, as in the names of backends; "quantized" if it differs."""
+        found = {model.result.precision for model in self.models}
+        return found.pop() if len(found) == 1 else "quantized"
+
+    @property
     def last(self) -> Result:
         """The result of the last model, whose data set, device, command and versions are those of the run."""
         return self.models[-1].result
@@ -210,14 +224,13 @@ class ModelComparison:
     def front(self, cost: Cost) -> Front:
         """Return the Pareto front of the models whose cost and mIoU are known; without any, it has no members."""
         candidates = tuple(
-            Candidate(model, value, miou)
+            Candidate(model, value, model.estimate)
             for model in self.models
-            if (value := cost.of(model)) is not None and (miou := model.miou(INT8_SIMULATED)) is not None
+            if (value := cost.of(model)) is not None and model.estimate and model.miou is not None
         )
         members = pareto_front(candidates)
         for index, (cheaper, member) in enumerate(itertools.pairwise(members), 1):
-            interval = difference_interval(member.model.resampled, cheaper.model.resampled)
-            members[index] = replace(member, gain=member.miou - cheaper.miou, gain_interval=interval)
+            members[index] = replace(member, gain=member.estimate - cheaper.estimate)
         return Front(cost, candidates, tuple(members))
 
     def fronts(self) -> list[Front]:
@@ -225,7 +238,7 @@ class ModelComparison:
         return [front for front in map(self.front, COSTS) if front.members]
 
     def best(self) -> ComparedModel:
-        """Return the model with the highest mIoU of INT8 simulated; the first one if none has any."""
+        """Return the model with the highest mIoU in the simulation; the first one if none has any."""
         front = self.front(GMACS)
         return front.best.model if front.members else self.models[0]
 
@@ -236,7 +249,7 @@ class ModelComparison:
             if names := [model.short_name for model in self.models if limits(model)]:
                 notes.append(f"{text}: {list_names(names)}.")
         if len({tuple(model.result.npu.images) for model in self.models if model.result.npu}) > 1:
-            notes.append(f"The models ran different images on the NPU: their mIoUs of {INT8_NPU} are not comparable.")
+            notes.append("The models ran different images on the NPU: their mIoUs there are not comparable.")
         if devices := [model.published.device for model in self.models if model.published]:
             notes.append(
                 f"Latency: W8A8 by TFLite/DLC/ONNX on {devices[0]}, from {SOURCE}. The fastest of these runtimes "

@@ -1,4 +1,4 @@
-"""Comparisons of single images in FP32 and simulated INT8: metrics, predictions, and the pixels that changed."""
+"""Comparisons of single images in FP32 and in the simulation: metrics, predictions, and the pixels that changed."""
 
 import io
 import math
@@ -17,10 +17,10 @@ from skimage.util import img_as_ubyte
 from ffnet.evaluation.loading import Images, normalize
 from ffnet.evaluation.metrics import image_ious, image_mious
 from ffnet.evaluation.postprocessing import predict
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED, Backend, Scores
+from ffnet.evaluation.scores import FP32, SIMULATED, Backend, Scores
 from ffnet.labels import CLASSES, COLORS, IGNORED
 
-PAIR = (FP32, INT8_SIMULATED)
+PAIR = (FP32, SIMULATED)
 MAX_WIDTH = 1024  # pixels; of a panel
 MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # all panels of one kind together; keeps a page below about 8 MB
 LEAST_DROP = 0.1  # percentage points; smaller drops of a class's IoU are not mentioned
@@ -29,8 +29,8 @@ DIMMED = 0.45  # brightness of the image under the disagreement marks
 # Codes of the disagreement map. A pixel of a reduced panel shows the largest of its codes.
 SAME, OTHER, IMPROVED, REGRESSED = range(4)
 MARKS = {
-    REGRESSED: (f"regressed: right in {FP32}, wrong in {INT8_SIMULATED}", (255, 0, 90)),
-    IMPROVED: (f"improved: wrong in {FP32}, right in {INT8_SIMULATED}", (0, 200, 255)),
+    REGRESSED: (f"regressed: right in {FP32}, wrong in the simulation", (255, 0, 90)),
+    IMPROVED: (f"improved: wrong in {FP32}, right in the simulation", (0, 200, 255)),
     OTHER: ("other disagreement: both wrong, or not scored", (255, 214, 0)),
 }
 
@@ -51,14 +51,14 @@ class ImageComparison:
     name: str
     mious: dict[str, float]  # backend -> mean over the classes in the label
     agreement: float  # share of all pixels for which both backends predict the same class
-    regressed: float  # share of the scored pixels that are right in FP32 and wrong in simulated INT8
-    improved: float  # share of the scored pixels that are wrong in FP32 and right in simulated INT8
+    regressed: float  # share of the scored pixels that are right in FP32 and wrong in the simulation
+    improved: float  # share of the scored pixels that are wrong in FP32 and right in the simulation
     largest_drops: list[tuple[str, float, float]]  # at most three classes, with their IoU in both backends
     panels: list[Panel]
 
 
 def worst_images(scores: Scores, count: int) -> list[int]:
-    """Return the indices of the `count` images with the largest mIoU drop from FP32 to simulated INT8.
+    """Return the indices of the `count` images with the largest mIoU drop from FP32 to the simulation.
 
     Images without labelled pixels are left out. Of equal drops, the image with the lower agreement comes first.
     """
@@ -76,7 +76,7 @@ def compare_images(
     scores: Scores,
     device: str,
 ) -> list[ImageComparison]:
-    """Compare the images at `indices`, whose `names` follow the order of `images`, in FP32 and simulated INT8.
+    """Compare the images at `indices`, whose `names` follow the order of `images`, in FP32 and in the simulation.
 
     The backends predict these images again, so that predictions need not be stored. They must not be compiled.
     """

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from ffnet.chips import ALIASES
 from ffnet.config import Config, QuantizationConfig
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, NPU, SIMULATED, BackendNames
 from ffnet.system.text import count, format_number
 from ffnet.variants import INPUT_SIZE, VARIANTS
 
 _AI_HUB = json.loads(Path(__file__).with_name("ai_hub.json").read_text("utf-8"))  # written by ffnet.results.ai_hub
 SOURCE: str = _AI_HUB["source"]
 MIOU_DEVICE: str = next(iter(_AI_HUB["devices"]))  # device on which AI Hub measured the mIoU
-AI_HUB_CALIBRATION = (100, "train")  # number of images, and their split
 RUNTIMES = {"tflite": "TFLite", "qnn_dlc": "DLC", "onnx": "ONNX"}  # key in ai_hub.json -> name
 
 
@@ -73,8 +72,31 @@ class ImageSetup:
 
 
 PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # for the values in `ffnet.variants`, as the next two lines
-PUBLISHED_CALIBRATION = (500, "val")  # number of images, and their split
+
+
+@dataclass(frozen=True)
+class CalibrationSetup:
+    """What the ranges of activations were found on."""
+
+    number: int  # number of images
+    split: str
+    batch_size: int | None  # TF-Enhanced takes the range of its histograms from the first batch; None if unknown
+
+    def differences(self, published: "CalibrationSetup") -> list[str]:
+        """Return what this calibration has and a published one does not, as phrases that follow "which has"."""
+        images = f"{count(self.number, 'calibration image')} of the {self.split} split"
+        batches = f"calibration batches of {count(self.batch_size or 0, 'image')}"
+        differs = {
+            images: (self.number, self.split) != (published.number, published.split),
+            batches: None not in (self.batch_size, published.batch_size) and self.batch_size != published.batch_size,
+        }
+        return [phrase for phrase, differing in differs.items() if differing]
+
+
+PUBLISHED_CALIBRATION = CalibrationSetup(500, "val", 8)
+AI_HUB_CALIBRATION = CalibrationSetup(100, "train", None)
 PUBLISHED_QUANTIZATION = QuantizationConfig()
+INT8 = BackendNames()  # the published quantized networks are W8A8
 
 
 @dataclass(frozen=True)
@@ -98,16 +120,14 @@ def image_differences(run: ImageSetup, published: ImageSetup) -> list[str]:
 def quantization_differences(
     run: QuantizationConfig,
     equalized: bool = False,
-    calibration: tuple[int, str] | None = None,
-    published_calibration: tuple[int, str] = PUBLISHED_CALIBRATION,
+    calibration: CalibrationSetup | None = None,
+    published_calibration: CalibrationSetup = PUBLISHED_CALIBRATION,
 ) -> list[str]:
     """Return what a run's quantization has and PUBLISHED_QUANTIZATION does not, as phrases that follow "which has".
 
-    The checkpoint may already have been `equalized`. A calibration is the number of images and their split; that of the
-    run is None if all encodings were loaded from a file.
+    The checkpoint may already have been `equalized`. The calibration is None if all encodings were loaded from a file.
     """
     published = PUBLISHED_QUANTIZATION
-    number, split = calibration or published_calibration
     differs = {
         f"{run.param_bw}-bit weights": run.param_bw != published.param_bw,
         f"{run.output_bw}-bit activations": run.output_bw != published.output_bw,
@@ -116,9 +136,9 @@ def quantization_differences(
         f"the quantization configuration {run.config_file}": run.config_file != published.config_file,
         "no cross-layer equalization": not (run.cle or equalized),
         "accuracy recovery": run.recovers,
-        f"{count(number, 'calibration image')} of the {split} split": (number, split) != published_calibration,
     }
-    return [phrase for phrase, differing in differs.items() if differing]
+    phrases = [phrase for phrase, differing in differs.items() if differing]
+    return phrases + (calibration.differences(published_calibration) if calibration else [])
 
 
 def compare_with_published(
@@ -145,26 +165,26 @@ def compare_with_published(
     return Comparison(comparable, [note])
 
 
-def compare_with_variant(config: Config, images: ImageSetup, calibration_images: int, equalized: bool) -> Comparison:
+def compare_with_variant(
+    config: Config, images: ImageSetup, calibration: CalibrationSetup | None, equalized: bool
+) -> Comparison:
     """Compare a run on Cityscapes with what was published for its variant.
 
-    `calibration_images` is 0 if all encodings came from a file. The checkpoint may already have been `equalized`.
+    The calibration is None if all encodings came from a file. The checkpoint may already have been `equalized`.
     """
     published = VARIANTS[config.model.name].published
     return compare_with_published(
-        {FP32: published.fp32, INT8_SIMULATED: published.int8},
+        {FP32: published.fp32, INT8.of(SIMULATED): published.int8},
         image_differences(images, PUBLISHED_IMAGES),
-        quantization_differences(config.quantization, equalized, _calibration(config, calibration_images)),
+        quantization_differences(config.quantization, equalized, calibration),
         "Published mIoU of this model",
         f"on all {PUBLISHED_IMAGES.number} images of Cityscapes val",
     )
 
 
-def _calibration(config: Config, images: int) -> tuple[int, str] | None:
-    return (images, config.data.calibration_split) if images else None
-
-
-def compare_with_ai_hub(config: Config, images: ImageSetup, available: int, calibration_images: int) -> Comparison:
+def compare_with_ai_hub(
+    config: Config, images: ImageSetup, available: int, calibration: CalibrationSetup | None
+) -> Comparison:
     """Compare a run on the NPU with the mIoU that AI Hub published for MIOU_DEVICE.
 
     The images of the run were chosen from the `available` ones of its split. AI Hub does not say which quantization
@@ -177,14 +197,14 @@ def compare_with_ai_hub(config: Config, images: ImageSetup, available: int, cali
     if not by_images and available != PUBLISHED_IMAGES.number:
         by_images = [f"images chosen from {available}"]
     unknown = {name: getattr(PUBLISHED_QUANTIZATION, name) for name in ("quant_scheme", "config_file", "cle")}
-    quantization, calibration = replace(config.quantization, **unknown), _calibration(config, calibration_images)
+    quantization = replace(config.quantization, **unknown)
     return compare_with_published(
-        {FP32: result.float_miou, INT8_NPU: result.w8a8_miou["onnx"]},
+        {FP32: result.float_miou, INT8.of(NPU): result.w8a8_miou["onnx"]},
         by_images,
         quantization_differences(quantization, False, calibration, AI_HUB_CALIBRATION),
         f"{SOURCE}: mIoU of this model on a {MIOU_DEVICE} by ONNX",
         "on {} images of {}x{} pixels, calibrated on {} images of {}".format(
-            result.miou_images, *result.input_size, *AI_HUB_CALIBRATION
+            result.miou_images, *result.input_size, AI_HUB_CALIBRATION.number, AI_HUB_CALIBRATION.split
         ),
     )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,17 +11,19 @@ from typing import Any
 import torch
 
 from ffnet.evaluation import metrics
-from ffnet.evaluation.metrics import Interval, miou_intervals, percent
-from ffnet.evaluation.scores import FP32, Scores
+from ffnet.evaluation.metrics import FEW_IMAGES, Estimate, Interval, Statistics, known, percent, statistics
+from ffnet.evaluation.scores import FP32, BackendNames, Scores
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
-from ffnet.quantization.recovery.search import Recovery
+from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.images import ImageComparison
 from ffnet.system.schema import parse
-from ffnet.system.text import count, list_names
+from ffnet.system.text import count, format_number, list_names
 
 DEMO_NOTE = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
+BUSY = 0.75  # share of the processor time below which the speed is marked as too low
+SCHEMA = 2  # version of the schema of result.json; see docs/results.md
 PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scikit-image")
 
 
@@ -28,18 +31,28 @@ PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scik
 class BackendResult:
     """The metrics of one backend over all images; None for a metric that is undefined."""
 
-    miou: float | None  # percent, mean over the classes that occur
+    miou: float | None  # percent, mean over the classes that occur in labels or predictions
     miou_interval: Interval | None  # 95 % confidence interval of `miou` in percent
-    drop_interval: Interval | None  # mIoU drop against FP32, percentage points; None for FP32 and without FP32
+    labelled_miou: float | None  # percent, mean over the classes that have labelled pixels
+    # Change of `labelled_miou` against FP32 in percentage points, minus is worse; None for FP32 and without FP32.
+    change: float | None
+    change_interval: Interval | None  # paired 95 % confidence interval of `change`
     iou: dict[str, float | None]  # class -> percent; None if the class occurs in neither labels nor predictions
+    iou_interval: dict[str, Interval | None]  # class -> 95 % confidence interval of its IoU
+    iou_change: dict[str, float]  # class with labelled pixels -> change of its IoU; empty where `change` is None
+    iou_change_interval: dict[str, Interval | None]
     pixel_accuracy: float | None  # percent of the scored pixels
     images_per_second: float  # time in the network alone, without decoding and scoring
     confusion_matrix: list[list[int]]  # 19 rows of 19 pixel counts, row = label, column = prediction
 
-    def iou_change(self, base: "BackendResult", label: str) -> float | None:
-        """Return how far a class's IoU is above that in `base`, in percentage points; None if one is undefined."""
-        before, after = base.iou[label], self.iou[label]
-        return None if before is None or after is None else after - before
+
+@dataclass(frozen=True)
+class ClassCount:
+    """What the IoU of a class is based on."""
+
+    images: int  # number of images with labelled pixels of the class
+    labelled_pixels: int
+    few: bool  # whether the images are fewer than FEW_IMAGES
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class Calibration:
     """Where the encodings of the simulation come from."""
 
     images: int  # number of calibration images; 0 if all encodings were loaded from a file
+    batch_size: int | None  # images per batch; None if all encodings were loaded from a file
     description: str  # one or more sentences
 
 
@@ -73,6 +87,7 @@ class NpuResult:
     cpu_nodes: list[str]  # names of the nodes that ran on the CPU
     requested_images: int  # number of images to run; more than `images` if the evaluation ended early
     images: list[str]  # names of the images that were scored
+    classes: dict[str, ClassCount]  # counted on these images
     backends: dict[str, BackendResult]  # evaluation order: the others, then the NPU
     agreement: dict[str, float]  # "FP32|INT8 NPU" -> percent of pixels with equal predictions
     published: dict[str, float]  # backend -> mIoU that Qualcomm AI Hub published if it is comparable, percent
@@ -113,6 +128,7 @@ class Details:
 class Result:
     """The result of one run, written to `result.json` without `details`."""
 
+    schema: int  # version of this schema, SCHEMA
     model: str  # name of the variant, or path of the ONNX file
     dataset: str
     images: int  # number of images scored
@@ -122,9 +138,12 @@ class Result:
     checkpoint: CheckpointInfo | None  # None for --onnx
     calibration: Calibration | None  # None for --onnx
     recovery: Recovery | None  # None without --seq-mse, --adaround and --max-drop
+    precision: str  # bits of the quantized network, as in the names of its backends; "" for --onnx
+    classes: dict[str, ClassCount]
     backends: dict[str, BackendResult]  # evaluation order: FP32 first, or the ONNX file alone
     agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels with equal predictions
     npu: NpuResult | None  # None without --npu, and if the NPU finished no image
+    processor_share: float | None  # see `processor_share`
     stage_seconds: dict[str, float]  # stage -> wall time
     options: dict[str, Any]  # every option by its name with underscores, defaults included
     command: str  # the command line that repeats the run
@@ -143,33 +162,54 @@ class Result:
         return parse(cls, content, details=details)
 
     @property
+    def names(self) -> BackendNames:
+        """The names of the backends of the quantized network."""
+        return BackendNames(self.precision)
+
+    def describe_speed(self) -> str:
+        """Return sentences on what the images per second are."""
+        sentences = [
+            f"Images/s: the network alone, wall time, {self.device}.",
+            "The simulation's speed says nothing about a device.",
+        ]
+        if self.processor_share is not None and self.processor_share < BUSY:
+            sentences.append(
+                f"They are too low: the machine was busy, so that the networks got {100 * self.processor_share:.0f} % "
+                "of the processor time of their threads."
+            )
+        return " ".join(sentences)
+
+    @property
     def base(self) -> BackendResult:
         """The metrics of the first backend, which IoU changes refer to."""
         return next(iter(self.backends.values()))
 
 
-def miou_drop(mious: Mapping[str, float | None], backend: str) -> float | None:
-    """Return how far `backend` is below FP32, in percentage points; None for FP32 and if a value is missing."""
+def miou_change(mious: Mapping[str, float | None], backend: str) -> float | None:
+    """Return how far `backend` is above FP32, in percentage points; None for FP32 and if a value is missing."""
     baseline, miou = mious.get(FP32), mious.get(backend)
-    return None if backend == FP32 or baseline is None or miou is None else baseline - miou
+    return None if backend == FP32 or baseline is None or miou is None else miou - baseline
 
 
-def miou_drops(backends: Mapping[str, BackendResult]) -> dict[str, float | None]:
-    """Return the mIoU drop of every backend against FP32, as `miou_drop` does."""
-    mious = {name: entry.miou for name, entry in backends.items()}
-    return {name: miou_drop(mious, name) for name in backends}
-
-
-def backend_results(scores: Scores) -> dict[str, BackendResult]:
-    """Return the metrics of every backend."""
+def backend_results(scores: Scores, names: BackendNames) -> dict[str, BackendResult]:
+    """Return the metrics of every backend by its name; changes are those against FP32."""
+    estimates = {name: statistics(matrices) for name, matrices in scores.confusion_matrices.items()}
     results = {}
-    for name, intervals in miou_intervals(scores.confusion_matrices, FP32).items():
-        matrix = scores.total(name)
-        results[name] = BackendResult(
+    for name, found in estimates.items():
+        base, matrix = estimates.get(FP32) if name != FP32 else None, scores.total(name)
+        change = found.labelled_miou - base.labelled_miou if base else None
+        ious = dict(zip(CLASSES, found.ious, strict=True))
+        iou_changes = _iou_changes(found, base) if base else {}
+        results[names.of(name)] = BackendResult(
             miou=percent(metrics.mean_iou(matrix)),
-            miou_interval=intervals.miou,
-            drop_interval=intervals.drop,
+            miou_interval=found.miou.share_interval,
+            labelled_miou=known(found.labelled_miou.value),
+            change=known(change.value) if change else None,
+            change_interval=change.interval if change else None,
             iou={label: percent(value) for label, value in zip(CLASSES, metrics.iou(matrix), strict=True)},
+            iou_interval={label: estimate.share_interval for label, estimate in ious.items()},
+            iou_change={label: change.value for label, change in iou_changes.items()},
+            iou_change_interval={label: change.interval for label, change in iou_changes.items()},
             pixel_accuracy=percent(metrics.pixel_accuracy(matrix)),
             images_per_second=scores.images / scores.seconds[name],
             confusion_matrix=matrix.tolist(),
@@ -177,22 +217,71 @@ def backend_results(scores: Scores) -> dict[str, BackendResult]:
     return results
 
 
-def is_counted(found: Result | NpuResult, scores: Scores) -> bool:
+def _iou_changes(found: Statistics, base: Statistics) -> dict[str, Estimate]:
+    """Return the change of the IoU of every class with labelled pixels."""
+    changes = zip(CLASSES, found.ious, base.ious, strict=True)
+    return {label: after - before for label, after, before in changes if after.images}
+
+
+def class_counts(scores: Scores) -> dict[str, ClassCount]:
+    """Return how many images and pixels have the label of each class."""
+    labelled = next(iter(scores.confusion_matrices.values())).sum(2)  # the same for every backend
+    images, pixels = (labelled > 0).sum(0).tolist(), labelled.sum(0).tolist()
+    return {
+        label: ClassCount(number, count, number < FEW_IMAGES)
+        for label, number, count in zip(CLASSES, images, pixels, strict=True)
+    }
+
+
+def is_counted(found: Result | NpuResult, scores: Scores, names: BackendNames) -> bool:
     """Return whether the metrics in a result are those of scores, apart from the times."""
-    expected = backend_results(scores)
+    expected = backend_results(scores, names)
     untimed = [{n: replace(e, images_per_second=0) for n, e in each.items()} for each in (found.backends, expected)]
     images = found.images if isinstance(found.images, int) else len(found.images)
-    return untimed[0] == untimed[1] and found.agreement == agreement(scores) and images == scores.images
+    return untimed[0] == untimed[1] and found.agreement == agreement(scores, names) and images == scores.images
 
 
-def agreement(scores: Scores) -> dict[str, float]:
+def definition_notes(backends: Mapping[str, BackendResult]) -> list[str]:
+    """Return a note if a class that no label has was predicted, which the mIoU counts and changes do not."""
+    if all(entry.miou is None or math.isclose(entry.miou, entry.labelled_miou or 0.0) for entry in backends.values()):
+        return []
+    values = ", ".join(f"{name} {format_number(entry.labelled_miou)}" for name, entry in backends.items())
+    return [
+        "Pixels were predicted as classes that no label has. As in the official script, such a class counts in the "
+        "mIoU with an IoU of 0; changes leave it out. The mIoU over the classes with labelled pixels is, in percent: "
+        f"{values}."
+    ]
+
+
+def recovery_notes(recovery: Recovery | None, simulated: BackendResult | None) -> list[str]:
+    """Return a note if accuracy recovery met its target on the selection images and misses it on the scored ones."""
+    if recovery is None or recovery.target is None or simulated is None or simulated.change is None:
+        return []
+    if not recovery.met or -simulated.change <= recovery.target:
+        return []
+    return [
+        f"The mIoU drop on the scored images, {-simulated.change:.2f} percentage points, exceeds --max-drop "
+        f"{recovery.target:g}, which was met on the selection images. Give more --selection-images or a smaller target."
+    ]
+
+
+def agreement(scores: Scores, names: BackendNames) -> dict[str, float]:
     """Return the prediction agreement of each pair of backends in percent, keyed "FP32|INT8 simulated"."""
-    return {"|".join(pair): scores.agreement(*pair) for pair in scores.agreeing_pixels}
+    return {"|".join(map(names.of, pair)): scores.agreement(*pair) for pair in scores.agreeing_pixels}
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that influence the metrics."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def processor_share(scores: Scores, device: str) -> float | None:
+    """Return the processor time of the networks as a share of wall time times threads; None on a GPU.
+
+    It is well below 1 if other processes used the processor meanwhile.
+    """
+    wall = sum(scores.seconds.values()) * torch.get_num_threads()
+    return scores.processor_seconds / wall if device == "cpu" and wall else None
 
 
 def processor_name(device: str) -> str:

@@ -68,6 +68,6 @@ class Page(HTMLParser):
         assert not self.open, f"never closed: {self.open}"
         assert len(self.ids) == len(set(self.ids))
 
-    def numbers(self, table):
-        """{first cell: the others as numbers or lists, None if empty} of a table's rows below the headings."""
-        return {first: [json.loads(text) if text else None for text in rest] for first, *rest in self.tables[table][1:]}
+    def numbers(self, table, first=1):
+        """{first cell: those from `first` as numbers or lists, None if empty} of a table's rows below the headings."""
+        return {row[0]: [json.loads(text) if text else None for text in row[first:]] for row in self.tables[table][1:]}

@@ -9,17 +9,20 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, Scores
+from ffnet.evaluation.metrics import Estimate
+from ffnet.evaluation.scores import FP32, NPU, ONNX_RUNTIME, SIMULATED, BackendNames, Scores
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.quantization.recovery.search import RaisedQuantizer, Recovery, RecoveryStep
+from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.results import result as results
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.results.images import compare_images, worst_images
 from ffnet.results.published import DeviceResult
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
+from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 
-PAIR = (FP32, INT8_SIMULATED)
+PAIR = (FP32, SIMULATED)
+NAMES = BackendNames()
 CPU = "cpu"
 SIZE = (2, 4)  # height, width of the images
 MIXED = "mixed precision"
@@ -53,6 +56,7 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
     count = scores.images
     names = tuple(f"ulm_{i:06d}_000019" for i in range(count))
     result = Result(
+        schema=results.SCHEMA,
         model="segmentation_ffnet40S_dBBB_mobile",
         dataset="Cityscapes val",
         images=count,
@@ -60,11 +64,14 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
         notes=["a note"],
         published={FP32: 79.2, INT8_SIMULATED: 78.9},
         checkpoint=CheckpointInfo("/weights/a.pth", "0" * 64, "state_dict"),
-        calibration=Calibration(count, "calibrated on the images that are scored"),
+        calibration=Calibration(count, 8, "calibrated on the images that are scored"),
         recovery=None,
-        backends=results.backend_results(scores),
-        agreement=results.agreement(scores),
+        precision=NAMES.precision,
+        classes=results.class_counts(scores),
+        backends=results.backend_results(scores, NAMES),
+        agreement=results.agreement(scores, NAMES),
         npu=None,
+        processor_share=0.9,
         stage_seconds={"load": 1.25, "evaluate": 12.25},
         options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
         command="ffnet_quanteval.py --dataset-path '/a b/c'",
@@ -87,11 +94,15 @@ def small_sensitivity():
 def small_recovery(**changes):
     """Five steps on four images, of which the last one meets the target; three of them cost the same."""
     steps = [
-        RecoveryStep("plain", 78.0, (70.0, 84.0), 2.0, (1.0, 3.0), 0.5, 0.5, 10.0, True),
-        RecoveryStep("sequential MSE", 78.5, (71.0, 84.5), 1.5, (0.5, 2.5), 0.5, 0.5, 20.0, True),
-        RecoveryStep("sequential MSE and AdaRound", 78.25, (70.5, 84.25), 1.75, (0.75, 2.75), 0.5, 0.5, 90.0, False),
-        RecoveryStep(f"{MIXED}, 2 of 10 raised", 79.25, (72.0, 85.0), 0.75, (0.0, 1.5), 0.8125, 0.625, 7.25, False),
-        RecoveryStep(f"{MIXED}, 1 of 10 raised", 79.125, None, 0.875, None, 0.625, 0.5625, 6.0, True),
+        RecoveryStep("plain", 78.0, (70.0, 84.0), -2.0, (-3.0, -1.0), 0.5, 0.5, 10.0, True, False),
+        RecoveryStep("sequential MSE", 78.5, (71.0, 84.5), -1.5, (-2.5, -0.5), 0.5, 0.5, 20.0, True, False),
+        RecoveryStep(
+            "sequential MSE and AdaRound", 78.25, (70.5, 84.25), -1.75, (-2.75, -0.75), 0.5, 0.5, 90.0, False, False
+        ),
+        RecoveryStep(
+            f"{MIXED}, 2 of 10 raised", 79.25, (72.0, 85.0), -0.75, (-1.5, 0.0), 0.8125, 0.625, 7.25, False, True
+        ),
+        RecoveryStep(f"{MIXED}, 1 of 10 raised", 79.125, None, -0.875, None, 0.625, 0.5625, 6.0, True, True),
     ]
     recovery = Recovery(
         target=1.0,
@@ -109,7 +120,7 @@ def small_recovery(**changes):
 def unlabelled_recovery():
     """The same without a labelled pixel on the selection images."""
     recovery = small_recovery()
-    unknown = dict.fromkeys(("miou", "miou_interval", "drop", "drop_interval"))
+    unknown = dict.fromkeys(("miou", "miou_interval", "change", "change_interval"))
     steps = [dataclasses.replace(step, **unknown) for step in recovery.steps]
     return dataclasses.replace(recovery, target=None, fp32_miou=None, steps=steps, raised=[])
 
@@ -128,11 +139,13 @@ def small_npu(**changes):
         cpu_nodes=[],
         requested_images=2,
         images=["ulm_000000_000019", "ulm_000001_000019"],
+        classes=results.class_counts(small_scores()),
         backends=results.backend_results(
             small_scores(
-                confusion_matrices={FP32: matrices[FP32], INT8_NPU: matrices[INT8_SIMULATED]},
-                seconds={FP32: 0.5, INT8_NPU: 8.0},
-            )
+                confusion_matrices={FP32: matrices[FP32], NPU: matrices[SIMULATED]},
+                seconds={FP32: 0.5, NPU: 8.0},
+            ),
+            NAMES,
         ),
         agreement={f"{FP32}|{INT8_NPU}": 93.75},
         published={},
@@ -148,12 +161,13 @@ def small_layers():
 
 
 def noise_result(tree):
-    """A Result with all diagnostics of three backends on the images of `tree`; no pole in INT8 simulated."""
+    """A Result with all diagnostics of three backends on the images of `tree`; no pole in labels and the simulation."""
     images = CityscapesSplit(tree, "val")
-    backends = {FP32: noisy_backend(0), INT8_SIMULATED: noisy_backend(0.5), INT8_ONNX_RUNTIME: noisy_backend(0.6)}
+    backends = {FP32: noisy_backend(0), SIMULATED: noisy_backend(0.5), ONNX_RUNTIME: noisy_backend(0.6)}
     scores = evaluate(backends, images, Runtime(batch_size=2, quiet=True))
-    matrices = scores.confusion_matrices[INT8_SIMULATED]
-    matrices[:, 5] = matrices[:, :, 5] = 0
+    for matrices in scores.confusion_matrices.values():
+        matrices[:, 5] = 0
+    scores.confusion_matrices[SIMULATED][:, :, 5] = 0
     worst = compare_images(worst_images(scores, 2), images, images.names, backends, scores, CPU)
     diagnostics = Diagnostics(tuple(worst), small_sensitivity(), small_layers())
     return small_result(scores, diagnostics, recovery=small_recovery(), npu=small_npu())
@@ -220,7 +234,7 @@ def zoo_comparison(**changes):
     return comparison_of(compared_models(ZOO, (0.87, 0.88, 0.885, 0.875, 0.86), **changes))
 
 
-def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
+def plain_model(name, gmacs, miou, ms=None, replicates=None, **changes):
     """A ComparedModel with a given mIoU in INT8 and one more in FP32; its interval is that mIoU and one less or more.
 
     Args:
@@ -228,14 +242,22 @@ def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
         gmacs: its cost.
         miou: of INT8 simulated in percent; None if it is undefined.
         ms: published latency by DLC for images of 1024x2048.
-        resampled: resamples of `miou`; without them all are `miou`.
+        replicates: `miou` without each image; None if it is the same without any of 500 images.
         changes: to the fields of the Result.
     """
     known = miou is not None
     entry = small_result().backends[INT8_SIMULATED]
-    entry = dataclasses.replace(entry, miou_interval=(miou - 1, miou + 1) if known else None, drop_interval=None)
-    fp32 = dataclasses.replace(entry, miou=miou + 1 if known else None)
-    int8 = dataclasses.replace(entry, miou=miou, drop_interval=(0.5, 1.5) if known else None)
+    entry = dataclasses.replace(entry, miou_interval=(miou - 1, miou + 1) if known else None, change_interval=None)
+    fp32 = dataclasses.replace(entry, miou=miou + 1 if known else None, change=None)
+    int8 = dataclasses.replace(
+        entry,
+        miou=miou,
+        labelled_miou=miou,
+        change=-1.0 if known else None,
+        change_interval=(-1.5, -0.5) if known else None,
+    )
+    replicates = np.full(500, miou or 0.0) if replicates is None else replicates
+    estimate = Estimate(miou or 0.0, replicates, len(replicates))
     fields = {"images": 500, "backends": {FP32: fp32, INT8_SIMULATED: int8}, "published": {}} | changes
     return ComparedModel(
         result=small_result(model=name, size=(1024, 2048), **fields),
@@ -243,7 +265,7 @@ def plain_model(name, gmacs, miou, ms=None, resampled=None, **changes):
         parameters=10**6,
         gmacs=gmacs,
         published=ms and DeviceResult("device", (1024, 2048), 50, 80.0, {}, {"qnn_dlc": ms}),
-        resampled=np.full(2000, miou, float) if resampled is None else resampled,
+        estimate=estimate if known else None,
     )
 
 

@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from ffnet.evaluation.scores import INT8_SIMULATED
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.charts import (
     NOT_ON_FRONT,
@@ -19,6 +18,7 @@ from ffnet.report.charts import (
     spread,
 )
 from ffnet.results.comparison import GMACS, LATENCY
+from tests.helpers.names import INT8_SIMULATED
 from tests.helpers.results import (
     comparison_of,
     plain_model,

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32
 from ffnet.labels import CLASSES
 from ffnet.report.csv_files import (
     class_rows,
@@ -17,6 +17,7 @@ from ffnet.report.csv_files import (
     sensitivity_rows,
     write_csv,
 )
+from tests.helpers.names import INT8_SIMULATED
 from tests.helpers.results import (
     compared_models,
     comparison_of,
@@ -43,10 +44,11 @@ def percent(share):
 
 def test_per_image_agrees_with_the_pixels(tmp_path):
     labels, predictions = labels_and_predictions()
+    names = FP32, INT8_SIMULATED
     rows = read(tmp_path, image_rows(small_result(scores_of(labels, predictions))))
     assert [row["image"] for row in rows] == [f"ulm_{i:06d}_000019" for i in range(5)]
     for row, label, *predicted_by_both in zip(rows, labels, *predictions.values(), strict=True):
-        for name, predicted in zip(predictions, predicted_by_both, strict=True):
+        for name, predicted in zip(names, predicted_by_both, strict=True):
             scored = label != 255
             ious = {}
             for index in np.unique(label[scored]):
@@ -60,16 +62,23 @@ def test_per_image_agrees_with_the_pixels(tmp_path):
 
 
 def test_per_class_agrees_with_the_result(tmp_path):
-    labels, predictions = labels_and_predictions()
+    labels, predictions = labels_and_predictions(count=6)
+    labels[0, :, :8] = 5  # in one image, so it has no interval
     result = small_result(scores_of(labels, predictions))
     rows = read(tmp_path, class_rows(result))
     assert [row["class"] for row in rows] == list(CLASSES)
     for index, row in enumerate(rows):
         ious = {name: entry.iou[row["class"]] for name, entry in result.backends.items()}
         assert {name: row[f"{name} IoU"] for name in ious} == {n: percent(v and v / 100) for n, v in ious.items()}
-        assert row["labelled pixels"] == str((labels == index).sum())
-        change = "" if None in ious.values() else f"{ious[INT8_SIMULATED] - ious[FP32]:.4f}"
-        assert row["INT8 simulated - FP32"] == change
+        counted = labels == index
+        assert (row["images"], row["labelled pixels"]) == (str(counted.any((1, 2)).sum()), str(counted.sum()))
+        change = f"{ious[INT8_SIMULATED] - ious[FP32]:.4f}" if counted.any() else ""
+        assert row["INT8 simulated change"] == change and "FP32 change" not in row
+        for kind, name in (("iou_interval", "IoU"), ("iou_change_interval", "change")):
+            limits = getattr(result.backends[INT8_SIMULATED], kind).get(row["class"])
+            assert bool(limits) == (index in (0, 1, 2, 11, 13))
+            shown = [row[f"INT8 simulated {name} {side}"] for side in ("lower", "upper")]
+            assert shown == ([f"{limit:.4f}" for limit in limits] if limits else ["", ""])
 
 
 def test_sensitivity_keeps_the_order_and_leaves_infinite_ratios_empty(tmp_path):
@@ -86,15 +95,15 @@ def test_sensitivity_keeps_the_order_and_leaves_infinite_ratios_empty(tmp_path):
 def test_recovery_has_a_row_per_step_with_the_limits_of_its_intervals(tmp_path):
     rows = read(tmp_path, recovery_rows(small_recovery()))
     assert list(rows[0]) == [
-        "name", "miou", "miou_lower", "miou_upper", "drop", "drop_lower", "drop_upper", "bit_operations",
+        "name", "miou", "miou_lower", "miou_upper", "change", "change_lower", "change_upper", "bit_operations",
         "weight_bytes", "seconds", "outcome",
     ]  # fmt: skip
     assert list(rows[1].values()) == [
-        "sequential MSE", "78.5000", "71.0000", "84.5000", "1.5000", "0.5000", "2.5000", "0.500000", "0.500000",
+        "sequential MSE", "78.5000", "71.0000", "84.5000", "-1.5000", "-2.5000", "-0.5000", "0.500000", "0.500000",
         "20.0000", "kept",
     ]  # fmt: skip
     assert list(rows[4].values())[1:] == [
-        "79.1250", "", "", "0.8750", "", "", "0.625000", "0.562500", "6.0000", "chosen",
+        "79.1250", "", "", "-0.8750", "", "", "0.625000", "0.562500", "6.0000", "chosen",
     ]  # fmt: skip
     assert [row["outcome"] for row in rows] == ["kept", "kept", "not kept", "not kept", "chosen"]
 
@@ -108,18 +117,18 @@ def test_comparison_has_a_row_per_model_with_its_metrics_and_costs(tmp_path):
     assert [row["model"] for row in rows] == list(names)
     for row, model in zip(rows, comparison.models, strict=True):
         fp32, int8 = model.result.backends.values()
-        assert row["FP32 mIoU"] == f"{fp32.miou:.4f}" and "FP32 drop" not in row
-        limits = [row[f"INT8 simulated {name}"] for name in ("mIoU lower", "mIoU upper", "drop lower", "drop upper")]
-        assert limits == [f"{limit:.4f}" for limit in (*int8.miou_interval, *int8.drop_interval)]
-        assert row["INT8 simulated drop"] == f"{fp32.miou - int8.miou:.4f}"
+        assert row["FP32 mIoU"] == f"{fp32.miou:.4f}" and "FP32 change" not in row
+        limits = [row[f"INT8 simulated {k} {limit}"] for k in ("mIoU", "change") for limit in ("lower", "upper")]
+        assert limits == [f"{limit:.4f}" for limit in (*int8.miou_interval, *int8.change_interval)]
+        assert row["INT8 simulated change"] == f"{int8.miou - fp32.miou:.4f}"
         assert row["report"] == f"{model.result.model}/report.html" and row["images"] == "24"
         assert (row["FP32 published"], row["INT8 simulated published"]) == ("80.8000", "")
         assert (row["parameters"], row["GMACs"]) == (str(model.parameters), f"{model.gmacs:.4f}")
     latencies = [[row[name] for name in ("latency image size", "TFLite ms", "DLC ms", "ONNX ms")] for row in rows]
     assert latencies == [["1024x2048", "4.3870", "7.6050", "5.1730"], ["512x1024", "2.7700", "3.5400", "3.0440"]]
     assert rows[0]["latency device"] == "Samsung Galaxy S25"
-    npu = [[row[f"{name}"] for name in ("NPU images", "INT8 NPU mIoU", "INT8 NPU drop")] for row in rows]
-    assert npu == [["2", "83.7500", "16.2500"], ["", "", ""]]
+    npu = [[row[f"{name}"] for name in ("NPU images", "INT8 NPU mIoU", "INT8 NPU change")] for row in rows]
+    assert npu == [["2", "83.7500", "-16.2500"], ["", "", ""]]
     fronts = [[row[f"on the front by {name}"] for name in ("GMACs", "published latency")] for row in rows]
     assert fronts == [["yes", "yes"], ["no", ""]]
 

@@ -6,15 +6,18 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ffnet.config import COMPARISON_FILES, RESULT_FILES, Config, ModelConfig, OutputConfig
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.report.delivery import deliver
 from ffnet.results.result import Diagnostics
 from ffnet.system.errors import UserError
 from ffnet.system.process import Terminated
+from tests.helpers.names import INT8_SIMULATED
 from tests.helpers.results import (
+    scores_of,
     small_layers,
     small_npu,
     small_recovery,
@@ -25,9 +28,11 @@ from tests.helpers.results import (
 
 
 def result_with_mious(**mious):
-    """A Result whose backends have these mIoU; the names' underscores stand for spaces."""
-    entry = small_result().backends[FP32]
-    backends = {name.replace("_", " "): dataclasses.replace(entry, miou=miou) for name, miou in mious.items()}
+    """A Result whose backends have these mIoU and change accordingly; the names' underscores stand for spaces."""
+    entry, backends = small_result().backends[FP32], {}
+    for name, miou in mious.items():
+        change = None if name == FP32 or miou is None else miou - mious[FP32]
+        backends[name.replace("_", " ")] = dataclasses.replace(entry, miou=miou, change=change)
     return small_result(backends=backends)
 
 
@@ -62,7 +67,7 @@ def test_stale_files_of_an_earlier_run_are_removed_and_other_files_stay(tmp_path
 
 
 def test_the_json_result_is_on_stdout_if_the_disk_is_full(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Path, "write_bytes", disk_is_full)
+    monkeypatch.setattr(Path, "replace", disk_is_full)
     result = small_result()
     assert deliver([result], Config(output=OutputConfig(output_dir=tmp_path))) == 2
     printed = capsys.readouterr()
@@ -194,3 +199,16 @@ def test_result_json_is_there_only_if_all_files_are(tmp_path, monkeypatch):
     monkeypatch.setattr("ffnet.report.delivery.render", lambda result: disk_is_full(tmp_path, None))
     assert deliver([small_result()], Config(output=OutputConfig(output_dir=tmp_path))) == 2
     assert (tmp_path / "per_image.csv").exists() and not (tmp_path / "result.json").exists()
+
+
+def test_one_stray_pixel_of_a_class_that_no_label_has_is_no_drop(capsys):
+    """From the pixels to the exit status: by the official mIoU alone the drop would be 33 points."""
+    labels = np.repeat(np.array([0, 1], np.uint8), 5000).reshape(1, 100, 100)
+    predicted = labels.copy()
+    predicted[0, 0, 0] = 5
+    result = small_result(scores_of(labels, {FP32: labels, SIMULATED: predicted}))
+    entry = result.backends[INT8_SIMULATED]
+    assert entry.miou < 67 and -0.011 < entry.change < 0
+    assert deliver([result], Config(output=OutputConfig(fail_under=1.0))) == 0
+    assert deliver([result], Config(output=OutputConfig(fail_under=0.005))) == 1
+    assert "the mIoU drop of INT8 simulated is 0.01 percentage points" in capsys.readouterr().err

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
+from ffnet.evaluation.scores import FP32, ONNX_FILE, SIMULATED, BackendNames
 from ffnet.labels import CLASSES
-from ffnet.quantization.recovery.search import RaisedQuantizer
+from ffnet.quantization.recovery.outcome import RaisedQuantizer
 from ffnet.report.rendering import render, render_comparison
 from ffnet.results.comparison import excludes_zero
 from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics
@@ -19,6 +19,7 @@ from ffnet.system.files import write_atomically
 from ffnet.variants import VARIANTS
 from tests.helpers.browser import browser
 from tests.helpers.cityscapes_tree import write_tree
+from tests.helpers.names import INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
 from tests.helpers.page import HOSTILE, WINDOWS, Page
 from tests.helpers.results import (
     comparison_of,
@@ -68,16 +69,15 @@ def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
     assert list(page.numbers("backends")) == list(backends)
     for name, cells in page.numbers("backends").items():
         entry, published = backends[name], content["published"].get(name)
-        drop = None if name == FP32 else backends[FP32]["miou"] - entry["miou"]
-        published_drop = None if name == FP32 or published is None else 79.2 - published
-        accuracy = [entry["miou"], entry["miou_interval"], drop, entry["drop_interval"], published, published_drop]
-        assert cells == [*accuracy, entry["pixel_accuracy"], entry["images_per_second"]]
-    classes = page.numbers("classes")
-    assert list(classes) == list(CLASSES)
+        published_change = None if name == FP32 or published is None else published - 79.2
+        accuracy = [entry["miou"], entry["miou_interval"], entry["change"], entry["change_interval"]]
+        assert cells == [*accuracy, published, published_change, entry["pixel_accuracy"], entry["images_per_second"]]
+    rows, classes = page.tables["classes"][1:], page.numbers("classes", first=2)
+    assert [row[:2] for row in rows] == [[name, f"{content['classes'][name]['images']} (few)"] for name in CLASSES]
     for name, cells in classes.items():
-        ious = [entry["iou"][name] for entry in backends.values()]
-        changes = [None if None in (iou, ious[0]) else iou - ious[0] for iou in ious[1:]]
-        assert cells == [ious[0], ious[1], changes[0], ious[2], changes[1]]
+        fp32, *others = backends.values()
+        fields = "iou", "iou_change", "iou_change_interval"
+        assert cells == [fp32["iou"][name], *(entry[field].get(name) for entry in others for field in fields)]
     assert classes["pole"][1] is None
 
     shares = {}
@@ -120,7 +120,7 @@ def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(
     assert [row[:2] for row in steps] == [[str(n), step["name"]] for n, step in enumerate(recovery["steps"], 1)]
     for cells, step in zip(steps, recovery["steps"], strict=True):
         numbers = [json.loads(cell) if cell else None for cell in cells[2:9]]
-        assert numbers[:4] == [step[name] for name in ("miou", "miou_interval", "drop", "drop_interval")]
+        assert numbers[:4] == [step[name] for name in ("miou", "miou_interval", "change", "change_interval")]
         assert numbers[4:] == [100 * step["bit_operations"], 100 * step["weight_bytes"], step["seconds"]]
     assert [row[9] for row in steps] == ["kept", "kept", "not kept", "not kept", "chosen"]
     assert page.tables["raised"][1:] == [["conv0", "weight", "8"], ["relu", "output", "16"]]
@@ -145,7 +145,7 @@ def test_pictures_are_the_panels(result, text):
     for image, panel in zip(shown, panels, strict=True):
         kind, _, content = image["src"].partition(";base64,")
         assert kind == f"data:{panel.mime}" and base64.b64decode(content) == panel.data
-        assert image["alt"].startswith(panel.title)
+        assert image["alt"].startswith(BackendNames().of(panel.title) if panel.title == SIMULATED else panel.title)
 
 
 def test_sections_without_content_are_left_out():
@@ -164,7 +164,7 @@ def test_the_tables_of_a_comparison_have_its_numbers(comparison, comparison_text
     models = comparison.models
     for cells, model in zip(page.tables["models"][1:], models, strict=True):
         assert cells[1] == model.short_name
-        assert cells[2:5] == [str(value) for value in (model.miou(INT8_SIMULATED), model.parameters / 1e6, model.gmacs)]
+        assert cells[2:5] == [str(value) for value in (model.miou, model.parameters / 1e6, model.gmacs)]
         assert cells[5:7] == [model.published.describe_latency(), "x".join(map(str, model.published.input_size))]
     assert [row[7] for row in page.tables["models"][1:]] == ["GMACs, ms", "GMACs, ms", "GMACs, ms", "–", "–"]
     rows = page.tables["backends"][1:]
@@ -173,20 +173,20 @@ def test_the_tables_of_a_comparison_have_its_numbers(comparison, comparison_text
         ["ffnet40S_dBBB_mobile", INT8_NPU, "2"], ["ffnet54S_dBBB_mobile", FP32, "24"],
     ]  # fmt: skip
     entry = models[0].result.backends[INT8_SIMULATED]
-    drop = models[0].miou(FP32) - entry.miou
     assert [json.loads(cell) for cell in rows[1][3:8]] == [
-        entry.miou, [*entry.miou_interval], drop, [*entry.drop_interval], 78.9,
+        entry.miou, [*entry.miou_interval], entry.change, [*entry.change_interval], 78.9,
     ]  # fmt: skip
     for number, front in enumerate(comparison.fronts(), 1):
         for cells, member in zip(page.tables[f"front-{number}"][1:], front.members, strict=True):
             numbers = [json.loads(cell) if cell else None for cell in cells[1:5]]
             limits = member.gain_interval and [*member.gain_interval]
             assert (cells[0], numbers) == (
-                member.model.short_name, [member.cost, member.miou, member.gain, limits],
+                member.model.short_name, [member.cost, member.model.miou, member.gain and member.gain.value, limits],
             )  # fmt: skip
             assert cells[5] == {None: "–", True: "yes", False: "no"}[excludes_zero(member.gain_interval)]
         assert front.describe(24) in comparison_text
-    for label, cells in page.numbers("classes").items():
+    assert {row[1] for row in page.tables["classes"][1:]} == {"24"}
+    for label, cells in page.numbers("classes", first=2).items():
         assert cells == [model.result.backends[INT8_SIMULATED].iou[label] for model in models]
     assert dict(page.tables["settings"][1:])["image size"] == "1024x2048"
     assert dict(page.tables["options"][1:]) == {"--cle": "True", "--limit": "–"}
@@ -224,7 +224,7 @@ def hostile(result, name):
         model=name,
         dataset=name,
         checkpoint=CheckpointInfo(name, "0" * 64, name),
-        calibration=Calibration(1, name),
+        calibration=Calibration(1, 8, name),
         notes=[name],
         recovery=hostile_recovery(name),
         options={"dataset_path": name, "model_name": name},

@@ -1,16 +1,18 @@
 """The tables as the console prints them: worked by hand, and the table of models against the published one."""
 
+import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from ffnet.evaluation.scores import FP32, INT8_NPU
+from ffnet.evaluation.scores import FP32, BackendNames
 from ffnet.report import tables
 from ffnet.report.rendering import LEGEND, format_comparison, format_console, format_models
+from ffnet.results import result as results
 from ffnet.results.result import Diagnostics
 from ffnet.variants import VARIANTS
+from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.results import (
     comparison_of,
     plain_model,
@@ -25,6 +27,12 @@ from tests.helpers.results import (
 DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = json.loads((DATA / "variants.json").read_text())
 GOLDEN = json.loads((DATA / "golden.json").read_text())
+ENTRY = dataclasses.replace(
+    small_result().backends[INT8_SIMULATED],
+    miou_interval=(70.83, 100.0),
+    change_interval=(-29.17, 0.0),
+    iou_change_interval={"road": (-25.0, 0.5), "sidewalk": None},
+)
 
 
 def test_the_heading_names_model_images_and_notes():
@@ -34,33 +42,44 @@ def test_the_heading_names_model_images_and_notes():
     assert " on 1 image of " in format_console(small_result(images=1))
 
 
-def test_tables_show_drops_published_values_and_changes():
-    backends, agreement, classes, stages = format_console(small_result()).split("\n\n")[1:]
+def test_tables_show_changes_published_values_and_intervals():
+    result = small_result(backends=small_result().backends | {INT8_SIMULATED: ENTRY})
+    backends, agreement, classes, stages = format_console(result).split("\n\n")[1:]
     assert backends.splitlines() == [
-        "backend         mIoU %           95 % CI  mIoU drop        95 % CI  published %  drop  "
+        "backend         mIoU %          95 % CI  change         95 % CI  published %  change  "
         "pixel accuracy %  images/s",
-        "FP32            100.00  [100.00, 100.00]          -              -         79.2     -  "
+        "FP32            100.00                -       -               -         79.2       -  "
         "          100.00      4.00",
-        "INT8 simulated   83.75   [70.83, 100.00]      16.25  [0.00, 29.17]         78.9   0.3  "
+        "INT8 simulated   83.75  [70.83, 100.00]  -16.25  [-29.17, 0.00]         78.9    -0.3  "
         "           91.67      2.00",
+        "Images/s: the network alone, wall time, CPU. The simulation's speed says nothing about a device.",
     ]
     assert agreement.splitlines() == [
         "prediction agreement     pixels %",
         "FP32 and INT8 simulated     93.75",
     ]
-    assert classes.splitlines()[:2] == [
-        "IoU % per class    FP32  INT8 simulated  change",
-        "road             100.00           87.50  -12.50",
+    assert classes.splitlines()[:3] == [
+        "IoU % per class   images    FP32  INT8 simulated  change         95 % CI",
+        "road             2 (few)  100.00           87.50  -12.50  [-25.00, 0.50]",
+        "sidewalk         2 (few)  100.00           80.00  -20.00               -",
     ]
-    assert classes.splitlines()[3].split() == ["building", "-", "-", "-"]
+    assert classes.splitlines()[4].split() == ["wall", "0", "(few)", "-", "-", "-", "-"]
     assert stages.splitlines()[1].split() == ["load", "1.2"]
 
 
 def test_columns_of_confidence_intervals_appear_only_if_there_are_any():
-    one_image = small_scores(confusion_matrices={FP32: np.eye(19, dtype=np.int64)[None]}, seconds={FP32: 1.0})
-    assert "CI" not in format_console(small_result(one_image, agreement={}))
-    fp32_alone = {FP32: small_result().backends[FP32]}
-    assert format_console(small_result(backends=fp32_alone)).count("95 % CI") == 1
+    assert "CI" not in format_console(small_result())
+    assert format_console(small_result(backends={INT8_SIMULATED: ENTRY})).count("95 % CI") == 2
+
+
+def test_a_network_that_is_not_w8a8_is_named_after_its_bits():
+    names = BackendNames("W4A8 mixed")
+    backends = results.backend_results(small_scores(), names)
+    text = format_console(small_result(precision=names.precision, backends=backends, published={}))
+    assert "\nW4A8 mixed simulated   83.75  -16.25" in text and "FP32  W4A8 mixed simulated  change" in text
+    models = [plain_model("a", 1.0, 70.0, precision=precision) for precision in ("W4A8", "W4A8", "INT8")]
+    headings = [format_comparison(comparison_of(part)).split("\n\n")[1].split("  ")[2] for part in (models[:2], models)]
+    assert headings == ["W4A8 %", "quantized %"]
 
 
 def test_the_images_of_the_npu_have_their_own_tables():
@@ -68,14 +87,14 @@ def test_the_images_of_the_npu_have_their_own_tables():
     (metrics,) = [part for part in text.split("\n\n") if part.startswith("on the 2 images of the NPU  ")]
     rows = [line.split() for line in metrics.splitlines()[1:]]
     assert [row[0] for row in rows] == ["FP32", "INT8"]
-    assert rows[1][2] == "83.75" and rows[1][-4:] == ["76.5", "0.3", "91.67", "0.25"]
+    assert rows[1][2] == "83.75" and rows[1][-4:] == ["76.5", "-0.3", "91.67", "0.25"]
     assert "prediction agreement on the 2 images of the NPU  pixels %\nFP32 and INT8 NPU" in text
 
 
 def test_a_run_without_published_values_or_a_second_backend_has_no_columns_for_them():
     backends = {"ONNX file": small_result().backends["FP32"]}
     text = format_console(small_result(published={}, agreement={}, backends=backends))
-    assert "published" not in text and "agreement" not in text and "change" not in text
+    assert "published" not in text and "agreement" not in text and text.count("change") == 1
 
 
 def test_the_most_sensitive_quantizers_are_listed_in_order():
@@ -92,13 +111,13 @@ def test_the_steps_of_accuracy_recovery_are_listed_below_fp32():
     parts = format_console(small_result(recovery=small_recovery())).split("\n\n")
     steps, raised = parts[3:5]
     assert [" ".join(line.split()) for line in steps.splitlines()] == [
-        "# recovery, on 4 selection images (FP32: 80.00 %) mIoU % 95 % CI mIoU drop 95 % CI bit ops, % of W8A8 weight "
+        "# recovery, on 4 selection images (FP32: 80.00 %) mIoU % 95 % CI change 95 % CI bit ops, % of W8A8 weight "
         "bytes, % of W8A8 seconds outcome",
-        "1 plain 78.00 [70.00, 84.00] 2.00 [1.00, 3.00] 50.00 50.00 10.0 kept",
-        "2 sequential MSE 78.50 [71.00, 84.50] 1.50 [0.50, 2.50] 50.00 50.00 20.0 kept",
-        "3 sequential MSE and AdaRound 78.25 [70.50, 84.25] 1.75 [0.75, 2.75] 50.00 50.00 90.0 not kept",
-        "4 mixed precision, 2 of 10 raised 79.25 [72.00, 85.00] 0.75 [0.00, 1.50] 81.25 62.50 7.2 not kept",
-        "5 mixed precision, 1 of 10 raised 79.12 - 0.88 - 62.50 56.25 6.0 chosen",
+        "1 plain 78.00 [70.00, 84.00] -2.00 [-3.00, -1.00] 50.00 50.00 10.0 kept",
+        "2 sequential MSE 78.50 [71.00, 84.50] -1.50 [-2.50, -0.50] 50.00 50.00 20.0 kept",
+        "3 sequential MSE and AdaRound 78.25 [70.50, 84.25] -1.75 [-2.75, -0.75] 50.00 50.00 90.0 not kept",
+        "4 mixed precision, 2 of 10 raised 79.25 [72.00, 85.00] -0.75 [-1.50, 0.00] 81.25 62.50 7.2 not kept",
+        "5 mixed precision, 1 of 10 raised 79.12 - -0.88 - 62.50 56.25 6.0 chosen",
     ]
     assert [line.split() for line in raised.splitlines()] == [
         ["raised", "quantizers", "(2)", "tensor", "bits"],
@@ -137,26 +156,26 @@ def test_the_comparison_has_its_models_fronts_and_answers():
         " 2  ffnet_a                    70.00      1.00   10.0           -          -      GMACs",
     ]
     assert backends.splitlines() == [
-        "model           backend  images  mIoU %          95 % CI  mIoU drop        95 % CI  published %  "
+        "model           backend  images  mIoU %         95 % CI  change         95 % CI  published %  "
         "pixel accuracy %  images/s",
-        "ffnet_b            FP32     500   73.00   [71.00, 73.00]          -              -            -  "
+        "ffnet_b            FP32     500   73.00  [71.00, 73.00]       -               -            -  "
         "           91.67      2.00",
-        "ffnet_b  INT8 simulated     500   72.00   [71.00, 73.00]       1.00   [0.50, 1.50]            -  "
+        "ffnet_b  INT8 simulated     500   72.00  [71.00, 73.00]   -1.00  [-1.50, -0.50]            -  "
         "           91.67      2.00",
-        "ffnet_a            FP32     500   71.00   [69.00, 71.00]          -              -         71.5  "
+        "ffnet_a            FP32     500   71.00  [69.00, 71.00]       -               -         71.5  "
         "           91.67      2.00",
-        "ffnet_a  INT8 simulated     500   70.00   [69.00, 71.00]       1.00   [0.50, 1.50]            -  "
+        "ffnet_a  INT8 simulated     500   70.00  [69.00, 71.00]   -1.00  [-1.50, -0.50]            -  "
         "           91.67      2.00",
-        "ffnet_a        INT8 NPU       2   83.75  [70.83, 100.00]      16.25  [0.00, 29.17]            -  "
+        "ffnet_a        INT8 NPU       2   83.75               -  -16.25               -            -  "
         "           91.67      0.25",
     ]
     assert gmacs.splitlines() == [
-        "Pareto front by GMACs  GMACs  INT8 %   gain       95 % CI  excludes 0",
+        "Pareto front by GMACs  GMACs  mIoU %   gain       95 % CI  excludes 0",
         "ffnet_a                 10.0   70.00      -             -           -",
         "ffnet_b                 20.2   72.00  +2.00  [2.00, 2.00]         yes",
     ]
     assert latency.splitlines() == [
-        "Pareto front by published latency   ms  INT8 %  gain  excludes 0",
+        "Pareto front by published latency   ms  mIoU %  gain  excludes 0",
         "ffnet_b                            4.0   72.00     -           -",
     ]
     assert legend == LEGEND

@@ -1,4 +1,4 @@
-"""The comparison of models: fronts against their definition, intervals against scipy, cases worked by hand."""
+"""The comparison of models: fronts and intervals against their definitions, and cases worked by hand."""
 
 import dataclasses
 import json
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from ffnet.config import Config, QuantizationConfig
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED
+from ffnet.evaluation.metrics import Estimate
+from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.model import build_model
 from ffnet.options import option_values
 from ffnet.results.comparison import GMACS, LATENCY, Candidate, compare_model, excludes_zero, pareto_front
+from tests.helpers.names import INT8_SIMULATED
 from tests.helpers.results import (
     ZOO,
     compared_models,
@@ -49,13 +51,16 @@ def test_the_pareto_front_is_what_nothing_beats(seed):
     """By brute force, on few different numbers, so that many are equal."""
     rng = np.random.default_rng(seed)
     costs, values = rng.integers(0, 6, (2, rng.integers(1, 20))).tolist()
-    candidates = [Candidate(index, *pair) for index, pair in enumerate(zip(costs, values, strict=True))]
+    candidates = [
+        Candidate(index, cost, Estimate(value, np.empty(0), 0))
+        for index, (cost, value) in enumerate(zip(costs, values, strict=True))
+    ]
     unbeaten = {
         one.model
         for one in candidates
         if not any(
-            other.cost <= one.cost and other.miou >= one.miou and (other.cost, other.miou) != (one.cost, one.miou)
-            for other in candidates
+            cost <= one.cost and value >= one.estimate.value and (cost, value) != (one.cost, one.estimate.value)
+            for cost, value in zip(costs, values, strict=True)
         )
     }
     front = pareto_front(candidates)
@@ -87,20 +92,18 @@ def test_a_compared_model_has_the_fields_of_its_result_and_no_scores():
     result = small_result(npu=small_npu(), size=FULL)
     model = compare_model(result, "sm8850", None)
     assert model.result == result and model.result.details.scores.confusion_matrices == {}
-    assert (model.short_name, model.latency, model.miou(INT8_SIMULATED)) == ("ffnet40S_dBBB_mobile", 3.05, 83.75)
-    assert model.miou("INT8 ONNX Runtime") is None
+    assert (model.short_name, model.latency, model.miou) == ("ffnet40S_dBBB_mobile", 3.05, 83.75)
+    fp32_alone = dataclasses.replace(result, backends={FP32: result.backends[FP32]})
+    assert dataclasses.replace(model, result=fp32_alone).miou is None
 
 
 def test_gains_are_those_over_the_next_cheaper_member_with_paired_intervals():
-    """Scipy's bootstrap draws other resamples, so limits agree to a tenth of their distance."""
+    """Against a loop that leaves out each image in turn."""
     qualities = (0.87, 0.88)
     comparison = comparison_of(compared_models(ZOO[:2], qualities))
     cheaper, member = comparison.front(GMACS).members
     assert cheaper.gain is cheaper.gain_interval is None
-    assert member.gain == member.miou - cheaper.miou > 0 and excludes_zero(member.gain_interval)
-    matrices = np.array(
-        [random_scores(q, seed=seed).confusion_matrices[INT8_SIMULATED] for seed, q in enumerate(qualities)]
-    )
+    matrices = np.array([random_scores(q, seed=seed).confusion_matrices[SIMULATED] for seed, q in enumerate(qualities)])
 
     def gain(images):
         totals = matrices[:, images].sum(1)
@@ -108,11 +111,26 @@ def test_gains_are_those_over_the_next_cheaper_member_with_paired_intervals():
         first, second = 100 * (hits / (totals.sum(1) + totals.sum(2) - hits)).mean(1)
         return second - first
 
-    drawn = scipy.stats.bootstrap(
-        (np.arange(24),), gain, n_resamples=2000, method="percentile", vectorized=False, random_state=1
-    )
-    assert member.gain_interval == pytest.approx(tuple(drawn.confidence_interval), abs=0.1)
-    assert member.gain_interval[1] - member.gain_interval[0] > 0.4
+    without_one = [gain([image for image in range(24) if image != left_out]) for left_out in range(24)]
+    expected = scipy.stats.t.interval(0.95, 23, gain(range(24)), np.sqrt(23 * np.var(without_one)))
+    assert member.gain.value == pytest.approx(member.model.miou - cheaper.model.miou)
+    assert member.gain_interval == pytest.approx(expected)
+    assert member.gain_interval[1] - member.gain_interval[0] > 0.4 and excludes_zero(member.gain_interval)
+
+
+def test_a_stray_pixel_of_a_class_that_no_label_has_does_not_decide_between_models():
+    """The better model has the lower mIoU by the official definition, because of one pixel."""
+    models = []
+    for name, quality, stray in zip(ZOO[:2], (0.87, 0.88), (0, 1), strict=True):
+        scores = random_scores(quality)
+        for matrices in scores.confusion_matrices.values():
+            matrices[:, 18] = matrices[:, :, 18] = 0
+        scores.confusion_matrices[SIMULATED][0, 0, 18] = stray
+        models.append(compare_model(small_result(scores, model=name, size=FULL), None, None))
+    cheaper, member = comparison_of(models).front(GMACS).members
+    assert member.model.simulated.miou < cheaper.model.simulated.miou - 2 and 0.5 < member.gain.value < 2
+    assert member.gain.value == pytest.approx(member.model.miou - cheaper.model.miou)
+    assert excludes_zero(member.gain_interval)
 
 
 def test_a_latency_for_images_of_another_size_is_not_on_the_front(zoo):
@@ -144,25 +162,25 @@ def test_a_latency_with_other_bit_widths_is_not_on_the_front(changes, w8a8):
     assert any("8-bit weights" in note for note in comparison.notes()) == (not w8a8)
 
 
-def resamples(seed, offset):
-    """Resamples whose differences to those of another seed scatter by 1.4 around the difference of the offsets."""
-    return 80 + offset + np.random.default_rng(seed).normal(0, 1, 2000)
+def replicates(seed, offset):
+    """A mIoU without each of 500 images, whose difference to one of another seed has a standard error of 1.4."""
+    return 80 + offset + np.random.default_rng(seed).normal(0, 499**-0.5, 500)
 
 
 def test_the_choice_is_the_cheapest_model_that_is_not_distinct_from_the_best():
     """Of a to d, d is the best; c and b are within the noise, a is not, and e is beaten."""
     offsets = {"a": -10.0, "b": -1.0, "c": -0.5, "d": 0.0}
     models = [
-        plain_model(name, 10.0 + rank, 80 + offset, resampled=resamples(rank, offset))
+        plain_model(name, 10.0 + rank, 80 + offset, replicates=replicates(rank, offset))
         for rank, (name, offset) in enumerate(offsets.items())
     ]
     front = comparison_of([*models, plain_model("e", 12.5, 70.0)]).front(GMACS)
     assert names(front) == list("abcd") and len(front.candidates) == 5
     assert [excludes_zero(member.gain_interval) for member in front.members] == [None, True, False, False]
     assert front.best.model.short_name == "d" and front.choice.model.short_name == "b"
-    low, high = front.loss_interval(front.choice)
+    low, high = front.loss(front.choice).interval
     assert front.describe(500) == (
-        "By GMACs, of 5 models: d has the highest mIoU of INT8 simulated, 80.00 % at 13.0 GMACs. The cheapest model "
+        "By GMACs, of 5 models: d has the highest mIoU in the simulation, 80.00 % at 13.0 GMACs. The cheapest model "
         "that 500 images cannot distinguish from it is b at 11.0 GMACs, whose mIoU is 1.00 percentage points lower "
         f"(95 % CI [{low:.2f}, {high:.2f}])."
     )
@@ -170,9 +188,9 @@ def test_the_choice_is_the_cheapest_model_that_is_not_distinct_from_the_best():
 
 def test_a_distinct_model_between_cheaper_ones_ends_the_choice():
     """a is so noisy that nothing distinguishes it, but b, which costs more, is distinct from the best."""
-    noisy = plain_model("a", 1.0, 70.0, resampled=70 + 20 * resamples(0, -80.0))
+    noisy = plain_model("a", 1.0, 70.0, replicates=70 + 20 * replicates(0, -80.0))
     front = comparison_of([noisy, plain_model("b", 2.0, 79.0), plain_model("c", 3.0, 80.0)]).front(GMACS)
-    assert front.loss_interval(front.members[0])[0] < 0
+    assert front.loss(front.members[0]).interval[0] < 0
     assert front.choice.model.short_name == "c"
     assert front.describe(500).endswith(
         "The next cheaper model on the Pareto front is b at 2.0 GMACs, whose mIoU is 1.00 percentage points lower "
@@ -180,17 +198,17 @@ def test_a_distinct_model_between_cheaper_ones_ends_the_choice():
     )
 
 
-def test_without_resamples_there_are_no_intervals_and_the_choice_is_the_best():
-    models = [plain_model(name, cost, cost, resampled=np.empty(0)) for name, cost in (("a", 1.0), ("b", 2.0))]
+def test_without_intervals_the_choice_is_the_best():
+    models = [plain_model(name, cost, cost, replicates=np.array([cost])) for name, cost in (("a", 1.0), ("b", 2.0))]
     front = comparison_of(models).front(GMACS)
-    assert front.members[1].gain == 1 and front.members[1].gain_interval is None
+    assert front.members[1].gain.value == 1 and front.members[1].gain_interval is None
     assert front.choice is front.best and front.describe(1).endswith("1.00 percentage points lower.")
 
 
 def test_a_model_that_is_best_and_cheapest_is_alone_on_the_front():
     front = comparison_of([plain_model("a", 2.0, 70.0), plain_model("b", 1.0, 80.0)]).front(GMACS)
     assert front.describe(500) == (
-        "By GMACs, of 2 models: b has the highest mIoU of INT8 simulated, 80.00 % at 1.0 GMACs, and also the fewest "
+        "By GMACs, of 2 models: b has the highest mIoU in the simulation, 80.00 % at 1.0 GMACs, and also the fewest "
         "GMACs."
     )
 

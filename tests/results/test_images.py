@@ -12,7 +12,7 @@ from ffnet.config import Runtime
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import predict
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.labels import COLORS
 from ffnet.results import images as report_images
 from ffnet.results.images import IMPROVED, MARKS, OTHER, REGRESSED, SAME, compare_images, worst_images
@@ -26,8 +26,8 @@ def pixels(panel):
 
 def test_worst_images_are_those_with_the_largest_drop_of_their_own_miou():
     labels, predictions = labels_and_predictions()
-    predictions[INT8_SIMULATED][2] = (labels[2] + 1) % 19  # all wrong
-    predictions[INT8_SIMULATED][0] = predictions[FP32][0]  # no drop
+    predictions[SIMULATED][2] = (labels[2] + 1) % 19  # all wrong
+    predictions[SIMULATED][0] = predictions[FP32][0]  # no drop
     worst = worst_images(scores_of(labels, predictions), 10)
     assert worst[0] == 2 and worst[-1] == 0
     assert sorted(worst) == [0, 1, 2, 3]  # no pixel of the fifth is scored
@@ -55,7 +55,7 @@ def test_disagreement_separates_regressed_improved_and_other_pixels():
 
 def test_comparisons_show_label_predictions_and_disagreement(tree):
     images = CityscapesSplit(tree, "val")
-    backends = {FP32: noisy_backend(0), INT8_SIMULATED: noisy_backend(0.5)}
+    backends = {FP32: noisy_backend(0), SIMULATED: noisy_backend(0.5)}
     scores = evaluate(backends, images, Runtime(batch_size=2, quiet=True))
     comparisons = compare_images([3, 1], images, images.names, backends, scores, CPU)
     for comparison, index in zip(comparisons, (3, 1), strict=True):
@@ -64,7 +64,7 @@ def test_comparisons_show_label_predictions_and_disagreement(tree):
         before, after = (predict(b(normalize(image[None])), labels.shape)[0].numpy() for b in backends.values())
         shown = {panel.title: pixels(panel) for panel in comparison.panels}
         colors = np.vstack([COLORS, np.zeros((237, 3), np.uint8)])  # what is not scored is black
-        for title, expected in (("label", labels), (FP32, before), (INT8_SIMULATED, after)):
+        for title, expected in (("label", labels), (FP32, before), (SIMULATED, after)):
             assert np.array_equal(shown[title], colors[expected])
         marked = shown["disagreement"]
         regressed = (before != after) & (before == labels)
@@ -92,9 +92,9 @@ def test_large_images_are_reduced_and_no_mark_is_lost(tmp_path):
     write_tree(tmp_path, count=1, size=(512, 2048))
     images = CityscapesSplit(tmp_path, "val")
     image, labels = (tensor.numpy() for tensor in images[0])
-    predictions = {FP32: np.zeros_like(labels), INT8_SIMULATED: np.zeros_like(labels)}
+    predictions = {FP32: np.zeros_like(labels), SIMULATED: np.zeros_like(labels)}
     labels[7, 9] = 0
-    predictions[INT8_SIMULATED][7, 9] = 1
+    predictions[SIMULATED][7, 9] = 1
     factor = report_images.reduction_factor(*images.size, 1)
     panels = report_images.draw_panels(image.transpose(1, 2, 0), labels, predictions, factor)
     assert {pixels(panel).shape for panel in panels} == {(256, 1024, 3)}

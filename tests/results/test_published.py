@@ -7,21 +7,28 @@ from pathlib import Path
 import pytest
 
 from ffnet.config import Config, DataConfig, ModelConfig, NpuConfig, QuantizationConfig
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32
 from ffnet.results import published
-from ffnet.results.published import Comparison, DeviceResult, ImageSetup, ai_hub_result
+from ffnet.results.published import CalibrationSetup, Comparison, DeviceResult, ImageSetup, ai_hub_result
 from ffnet.variants import INPUT_SIZE
+from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.results import ZOO
 
 MODEL = "segmentation_ffnet40S_dBBB_mobile"  # published: 79.2 in FP32, 78.9 in INT8
 WITHOUT_INT8 = "segmentation_ffnet46NS_CCC_mobile"  # published: 76.7 in FP32
 
 
-def comparison(number=500, size=INPUT_SIZE, calibrated=500, model=MODEL, equalized=False, data=None, **quantization):
+def comparison(
+    number=500, size=INPUT_SIZE, calibrated=500, batch=8, model=MODEL, equalized=False, data=None, **quantization
+):
     """What is shown beside a run that differs from the published ones in the arguments alone."""
     config = Config(ModelConfig((model,)), DataConfig(**data or {}), QuantizationConfig(**quantization))
     images = ImageSetup(config.data.split, number, size)
-    return published.compare_with_variant(config, images, calibrated, equalized)
+    return published.compare_with_variant(config, images, calibration_of(config, calibrated, batch), equalized)
+
+
+def calibration_of(config, images, batch):
+    return CalibrationSetup(images, config.data.calibration_split, batch) if images else None
 
 
 def test_published_values_stand_beside_a_run_that_was_measured_alike():
@@ -60,6 +67,7 @@ def test_no_published_value_stands_beside_a_run_on_other_images(changes, differe
         ({"seq_mse": True}, "accuracy recovery"),
         ({"adaround": 500}, "accuracy recovery"),
         ({"calibrated": 100}, "100 calibration images of the val split"),
+        ({"batch": 4}, "calibration batches of 4 images"),
         ({"data": {"calibration_split": "train"}}, "500 calibration images of the train split"),
     ),
 )
@@ -91,7 +99,8 @@ def ai_hub_comparison(
 ):
     data = DataConfig(**{"calibration_split": "train"} | (data or {}))
     config = Config(ModelConfig((model,)), data, QuantizationConfig(**quantization), NpuConfig(chip))
-    return published.compare_with_ai_hub(config, ImageSetup(data.split, images, size), available, calibrated)
+    calibration = calibration_of(config, calibrated, batch=4)  # AI Hub does not say its own
+    return published.compare_with_ai_hub(config, ImageSetup(data.split, images, size), available, calibration)
 
 
 def test_ai_hubs_miou_stands_beside_a_run_that_was_measured_in_the_same_way():
