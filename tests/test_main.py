@@ -18,11 +18,12 @@ from skimage.io import imread
 
 import ffnet_quanteval
 from datasets import cityscapes
-from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE
+from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, BackendNames
 from ffnet.labels import CLASSES, LABEL_IDS
 from ffnet.model import FFNet, remove_batch_norms
 from ffnet.quantization.quantsim import quiet_aimet
 from tests.helpers import checkpoint_forms
+from tests.helpers.names import INT8_ONNX_RUNTIME, INT8_SIMULATED
 from tests.helpers.networks import DEMO, TOY, demo_checkpoint, golden_state, toy_model
 from tests.helpers.official_evaluation import official_evaluation
 from tests.helpers.program import SCRIPT, arguments, run_with_result, start_fork
@@ -33,7 +34,7 @@ UNUSUAL = ("--default-param-bw", "4", "--default-output-bw", "16", "--quant-sche
 
 
 def matrix(result, backend):
-    return np.array(result["backends"][backend]["confusion_matrix"])
+    return np.array(result["backends"][BackendNames(result["precision"]).of(backend)]["confusion_matrix"])
 
 
 def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tree, toy_checkpoint, capsys, monkeypatch):
@@ -45,16 +46,17 @@ def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tre
     result = run_with_result(options, out)
     printed = capsys.readouterr()
     assert "No CUDA device found: running on the CPU." in printed.err and result["device"].startswith("CPU")
-    assert list(result["backends"]) == [FP32, INT8_SIMULATED] and result["calibration"]["images"] == 4
+    assert list(result["backends"]) == [FP32, "W4A8 simulated"] and result["calibration"]["images"] == 4
     check_matrices(result, tree, default_param_bw=4)
-    official = official_evaluation(tree, saved / "INT8_simulated")
-    int8 = result["backends"][INT8_SIMULATED]
-    assert int8["miou"] == pytest.approx(100 * official["averageScoreClasses"], abs=1e-10)
-    assert int8["iou"] == pytest.approx({name: 100 * official["classScores"][name] for name in CLASSES}, abs=1e-10)
-    assert (
-        f"{int8['miou']:.2f}" in printed.out
-        and len(list(csv.DictReader((out / "per_image.csv").open(encoding="utf-8-sig")))) == 4
-    )
+    official = official_evaluation(tree, saved / "simulated")
+    w4a8 = result["backends"]["W4A8 simulated"]
+    assert w4a8["miou"] == pytest.approx(100 * official["averageScoreClasses"], abs=1e-10)
+    assert w4a8["iou"] == pytest.approx({name: 100 * official["classScores"][name] for name in CLASSES}, abs=1e-10)
+    assert f"{w4a8['miou']:.2f}" in printed.out and "INT8 simulated" not in printed.out
+    labels = matrix(result, FP32).sum(1).tolist()
+    assert [each["labelled_pixels"] for each in result["classes"].values()] == labels and result["schema"] == 2
+    assert w4a8["change"] == pytest.approx(w4a8["miou"] - result["backends"][FP32]["miou"])
+    assert len(list(csv.DictReader((out / "per_image.csv").open(encoding="utf-8-sig")))) == 4
     for stage in ("load checkpoint", "build QuantSim", "calibrate", "evaluate"):
         assert result["stage_seconds"][stage] > 0 and stage in printed.out
 
@@ -62,6 +64,7 @@ def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tre
 @pytest.mark.slow
 def test_other_quantization_configs_give_what_aimet_gives(tree, toy_checkpoint):
     result = run_with_result(arguments(tree, toy_checkpoint, *UNUSUAL), tree / "out")
+    assert list(result["backends"]) == [FP32, "W4A16 simulated"]
     check_matrices(result, tree, quant_scheme="tf", default_param_bw=4, default_output_bw=16)
     assert result["options"]["cle"] is False
 
@@ -76,7 +79,7 @@ def check_matrices(result, tree, **quantization):
     fp32 = toy_model().to(memory_format=torch.channels_last)
     expected = confusion_matrix(fp32, pairs)
     assert matrix(result, FP32).tolist() == expected.tolist()
-    counts = matrix(result, INT8_SIMULATED)
+    counts = matrix(result, SIMULATED)
     by_aimet = confusion_matrix(aimets_simulation(pairs, **quantization), pairs)
     assert np.abs(counts - by_aimet).sum() / 2 <= 0.001 * counts.sum()
     assert np.abs(counts - expected).sum() > 10 * np.abs(counts - by_aimet).sum()
@@ -156,7 +159,7 @@ def test_all_backends_and_files_come_from_one_run(exported):
 @pytest.mark.slow
 def test_an_exported_file_scores_like_the_backend_that_it_came_from(data, exported, tmp_path, capsys):
     root, first = exported
-    for name, expected in (("model.onnx", INT8_ONNX_RUNTIME), ("model_fp32.onnx", FP32)):
+    for name, expected in (("model.onnx", ONNX_RUNTIME), ("model_fp32.onnx", FP32)):
         given = ["--onnx", root / "export" / name, "--dataset-path", data, "--num-workers", "0"]
         result = run_with_result(given, tmp_path / name)
         counts = matrix(first, expected)
@@ -171,7 +174,7 @@ def test_exported_encodings_are_read_back_and_completed_if_asked_for(data, expor
     given = arguments(data, toy_weights(data))
     again = run_with_result([*given, "--encodings", whole], tmp_path / "again")
     assert again["calibration"]["images"] == 0 and "model.encodings" in again["calibration"]["description"]
-    assert matrix(again, INT8_SIMULATED).tolist() == matrix(first, INT8_SIMULATED).tolist()
+    assert matrix(again, SIMULATED).tolist() == matrix(first, SIMULATED).tolist()
 
     content = json.loads(whole.read_text())
     content["activation_encodings"].pop(3)
@@ -201,7 +204,7 @@ def test_int8_does_not_depend_on_the_files_that_are_written(tree, tmp_path):
         given = arguments(tree, tmp_path / "weights.pth", "--default-output-bw", "16", "--no-cle", *options)
         result = run_with_result(given, tmp_path / f"out {len(options)}")
         assert any("Weight scales were raised" in note for note in result["notes"])
-        counts.append(matrix(result, INT8_SIMULATED).tolist())
+        counts.append(matrix(result, SIMULATED).tolist())
     assert counts[0] == counts[1]
 
 
@@ -218,7 +221,7 @@ def test_operating_system_files_are_counted_in_a_note_and_change_no_result(tree,
     littered = run_with_result(options, tree / "out")
     note = "4 hidden or operating-system files in the dataset folder were ignored."
     assert note in littered["notes"] and set(littered["notes"]) - {note} == set(clean["notes"])
-    assert matrix(littered, INT8_SIMULATED).tolist() == matrix(clean, INT8_SIMULATED).tolist()
+    assert matrix(littered, SIMULATED).tolist() == matrix(clean, SIMULATED).tolist()
 
 
 @pytest.mark.slow
@@ -231,7 +234,7 @@ def test_an_equalized_file_is_not_equalized_again(tree, two_models):
     results = [run_with_result([*given, option], tree / option) for option in ("--cle", "--no-cle")]
     assert results[0]["checkpoint"]["form"] == "equalized"
     assert any("equalization was not applied again" in note for note in results[0]["notes"])
-    assert matrix(results[0], INT8_SIMULATED).tolist() == matrix(results[1], INT8_SIMULATED).tolist()
+    assert matrix(results[0], SIMULATED).tolist() == matrix(results[1], SIMULATED).tolist()
 
 
 def test_a_broken_image_ends_the_run_with_one_line(tree, toy_checkpoint, capsys):

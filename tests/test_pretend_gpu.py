@@ -20,8 +20,9 @@ from ffnet.evaluation.compilation import prepare_backends
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import warm_up
 from ffnet.evaluation.postprocessing import predict
-from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32
 from ffnet.labels import LABEL_IDS
+from tests.helpers.names import INT8_ONNX_RUNTIME, INT8_SIMULATED
 from tests.helpers.networks import TOY, toy_model
 from tests.helpers.pretend_gpu.device import pretend_gpu
 from tests.helpers.pretend_gpu.guard import build_guard, missing_requirement
@@ -29,7 +30,7 @@ from tests.helpers.pretend_gpu.kernels import Memory
 from tests.helpers.pretend_gpu.mistakes import MISTAKES
 from tests.helpers.pretend_gpu.program import failure_of, run_program, run_rank
 from tests.helpers.program import arguments
-from tests.helpers.two_models import NAMES, counts, options_for, read, write_data
+from tests.helpers.two_models import counts, options_for, read, write_data
 
 pytestmark = [
     pytest.mark.slow,
@@ -163,14 +164,14 @@ def test_a_gpu_with_too_little_memory_takes_smaller_batches(processes, guard, da
     gpu = processes.submit(run_program, [*large, "--output-dir", tmp_path / "gpu"], guard, 1, Memory(TOO_SMALL))
     assert cpu.result() == gpu.result() == 0
     result = read(tmp_path / "gpu")
-    assert "batches of 4 images" in result["calibration"]["description"]
+    assert "in batches of 4, channels first. The GPU ran out of memory" in result["calibration"]["description"]
     assert "The GPU ran out of memory: the last batches had 2 images." in result["notes"]
     assert counts(tmp_path / "gpu", (TOY.name,)) == counts(tmp_path / "cpu", (TOY.name,))
 
 
 def test_a_gpu_that_is_too_small_for_a_model_ends_the_run_with_the_remedies(processes, guard, data):
     error = processes.submit(failure_of, options_for(data), guard, memory=Memory(1000)).result()
-    assert f"error: {NAMES[0]}: The GPU's memory does not suffice" in error and "Use --use-cuda false." in error
+    assert "error: The GPU's memory does not suffice" in error and "Use --use-cuda false." in error
 
 
 def inputs_while_warming_up(guard, allow_tf32):

@@ -28,7 +28,7 @@ from ffnet.system.text import count
 from ffnet.variants import VARIANTS, Variant
 
 MOST_DECODED = 2**32  # bytes of decoded images and labels in memory; all 500 of Cityscapes val fit
-MOST_SELECTION_IMAGES = 32  # default of --selection-images, if the split has enough images
+MOST_SELECTION_IMAGES = 64  # default of --selection-images, if the split has enough images
 DEMO_FOLDER = Path(__file__).parents[2] / "demo"
 
 
@@ -119,9 +119,9 @@ def open_images(config: Config) -> CityscapesSplit:
 def selection_indices(number: int, data: DataConfig) -> list[int]:
     """Return which of `number` images recovery measures its steps on, spread evenly.
 
-    Without `data.selection_images` it is a third of the images, at most MOST_SELECTION_IMAGES.
+    Without `data.selection_images` it is half of the images, at most MOST_SELECTION_IMAGES.
     """
-    wanted = data.selection_images or min(max(number // 3, 1), MOST_SELECTION_IMAGES)
+    wanted = data.selection_images or min(max(number // 2, 1), MOST_SELECTION_IMAGES)
     if wanted >= number:
         raise UserError(
             f"--selection-images: {wanted} of the {count(number, 'image')} of the {data.calibration_split} split would "

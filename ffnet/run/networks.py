@@ -4,14 +4,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffnet.checkpoints.loading import Checkpoint
-from ffnet.config import MODEL_FILE, ROUNDED_LAYERS, Config
+from ffnet.config import MODEL_FILE, ROUNDED_LAYERS, Config, Runtime
+from ffnet.evaluation.loading import memory_format
 from ffnet.npu.backend import write_npu_context
 from ffnet.onnx.export import export
 from ffnet.options import option_values
 from ffnet.quantization.encodings import LoadedEncodings, rounded_layers
-from ffnet.quantization.quantize import QuantizedNetwork, quantize
-from ffnet.quantization.recovery.search import Recovery
+from ffnet.quantization.quantize import FoundEncodings, QuantizedNetwork, quantize
+from ffnet.quantization.recovery.outcome import Recovery
+from ffnet.results.published import CalibrationSetup
 from ffnet.results.result import Calibration, versions
 from ffnet.run.inputs import Inputs
 from ffnet.run.session import Run
@@ -43,11 +47,26 @@ def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Mod
         recovery = replace(recovery, selection_images=selection.names, scored_too=scored_too)
         run.notes.append(recovery.describe())
     description = describe_encodings(run.config, found.calibration_images, network.loaded)
+    if found.batch_size is not None:
+        description += f" Calibration took them in file order, in batches of {found.batch_size}{layout(run.runtime)}."
     if found.batch_size is not None and found.batch_size < run.runtime.batch_size:
-        description += f" The GPU ran out of memory, so batches of {count(found.batch_size, 'image')} were used."
-    calibration = Calibration(found.calibration_images, description)
+        description += " The GPU ran out of memory for larger ones."
+    calibration = Calibration(found.calibration_images, found.batch_size, description)
     run.notes += quantization_notes(run.config, checkpoint, network.raised_scales, calibration)
     return Model(checkpoint, network, calibration, recovery)
+
+
+def layout(runtime: Runtime) -> str:
+    """Return the memory layout of the batches as a phrase; it moves the last bits of what a network computes."""
+    channels_last = memory_format(torch.device(runtime.device), runtime.allow_tf32) == torch.channels_last
+    return ", channels last" if channels_last else ", channels first"
+
+
+def calibration_setup(found: FoundEncodings, config: Config) -> CalibrationSetup | None:
+    """Return what a published calibration is compared with; None if all encodings were loaded from a file."""
+    if not found.calibration_images:
+        return None
+    return CalibrationSetup(found.calibration_images, config.data.calibration_split, found.batch_size)
 
 
 def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | None) -> str:

@@ -17,7 +17,7 @@ from ffnet.chips import CHIPS
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
-from ffnet.evaluation.scores import INT8_NPU, Scores
+from ffnet.evaluation.scores import NPU, BackendNames, Scores
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
@@ -27,8 +27,9 @@ from ffnet.quantization.sites import quantizer_sites
 from ffnet.results import result as results
 from ffnet.results.published import Comparison, ImageSetup, ai_hub_notes, compare_with_ai_hub
 from ffnet.results.result import NpuResult
+from ffnet.run.networks import calibration_setup
 from ffnet.run.session import Run
-from ffnet.run.storage import NPU
+from ffnet.run.storage import NPU_IMAGES
 from ffnet.system.errors import UserError
 
 MAX_PROCESSES = 16  # processes that run images at the same time; one takes about 0.4 GB for a large network
@@ -60,13 +61,13 @@ def run_on_npu(
 ) -> NpuOutcome:
     """Score the NPU beside the other backends and, if `network` is given, compare its layers with the simulation's."""
     with run.stage("evaluate on the NPU"):
-        outcome = evaluate_on_npu(backend, prepared, images, run, network.found.calibration_images if network else 0)
+        outcome = evaluate_on_npu(backend, prepared, images, run, network)
     backend.close()
     if outcome.result is None or outcome.failure or network is None:
         return outcome
     with run.stage("compare layers with the NPU"):
         outcome = run.once(_with_layers, outcome, backend.target, network, images)
-    run.notes += [] if outcome.failure else divergence_notes(outcome.layers)
+    run.notes += [] if outcome.failure else divergence_notes(outcome.layers, network.names.of(NPU))
     return outcome
 
 
@@ -79,11 +80,17 @@ def _with_layers(
     except KeyboardInterrupt as interrupt:
         return replace(outcome, failure=interrupt)
     except Exception as error:
-        return replace(outcome, failure=UserError(f"The layers of {INT8_NPU} could not be compared: {error}"))
+        return replace(
+            outcome, failure=UserError(f"The layers of {network.names.of(NPU)} could not be compared: {error}")
+        )
 
 
 def evaluate_on_npu(
-    backend: NpuBackend, prepared: PreparedBackends, images: CityscapesSplit, run: Run, calibration_images: int
+    backend: NpuBackend,
+    prepared: PreparedBackends,
+    images: CityscapesSplit,
+    run: Run,
+    network: QuantizedNetwork | None,
 ) -> NpuOutcome:
     """Score all backends and the NPU on the same images, every n-th of those that are scored.
 
@@ -91,36 +98,45 @@ def evaluate_on_npu(
     to be saved.
     """
     indices = every_nth(len(images), run.config.npu.images)
-    both = replace(prepared, backends={**prepared.backends, INT8_NPU: backend})
+    backend_names = network.names if network else BackendNames("")
+    name = backend_names.of(NPU)
+    both = replace(prepared, backends={**prepared.backends, NPU: backend})
     failures: list[BaseException] = []
 
     def batches(own: np.ndarray) -> Iterator[ScoredBatch]:
         try:
             backend.start_processes(min(torch.get_num_threads(), MAX_PROCESSES, max(1, len(own))))
             runtime = replace(run.runtime, batch_size=len(backend.processes), num_workers=0)
-            yield from score_batches(both, images.select(own.tolist()), runtime, f"evaluate {INT8_NPU}")
+            yield from score_batches(both, images.select(own.tolist()), runtime, f"evaluate {name}")
         except KeyboardInterrupt as interrupt:
             failures.append(interrupt)
         except Exception as error:
-            failures.append(UserError(f"The other results are complete, but {INT8_NPU} is not: {error}"))
+            failures.append(UserError(f"The other results are complete, but {name} is not: {error}"))
 
-    shard = run.saved_per_image(NPU, indices, both.backends, batches)
+    shard = run.saved_per_image(NPU_IMAGES, indices, both.backends, batches)
     failure = next((each for found in run.ranks.all_gather(failures) for each in found), None)
     scores = shard.scores
     if scores.unsaved and not failure:
-        failure = UserError(f"{scores.unsaved}. The images of {INT8_NPU} from this one on are not saved for --resume.")
+        failure = UserError(f"{scores.unsaved}. The images of {name} from this one on are not saved for --resume.")
     if not scores.images:
         return NpuOutcome(failure=failure)
     setup = ImageSetup(run.config.data.split, scores.images, images.size)
-    published = compare_with_ai_hub(run.config, setup, len(images), calibration_images)
+    calibration = calibration_setup(network.found, run.config) if network else None
+    published = compare_with_ai_hub(run.config, setup, len(images), calibration)
     names = images.select(shard.indices.tolist()).names
-    result = npu_result(backend, run.ranks.world_size, scores, names, len(indices), published)
-    run.notes += [f"{INT8_NPU}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
+    result = npu_result(backend, run.ranks.world_size, scores, names, len(indices), published, backend_names)
+    run.notes += [f"{name}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
     return NpuOutcome(result, failure=failure)
 
 
 def npu_result(
-    backend: NpuBackend, ranks: int, scores: Scores, names: list[str], requested_images: int, published: Comparison
+    backend: NpuBackend,
+    ranks: int,
+    scores: Scores,
+    names: list[str],
+    requested_images: int,
+    published: Comparison,
+    backend_names: BackendNames,
 ) -> NpuResult:
     """Return the result of the NPU on the images with these names; `ranks`: number of ranks with such a backend."""
     chip = backend.target.chip
@@ -135,8 +151,9 @@ def npu_result(
         cpu_nodes=list(backend.session.cpu_nodes),
         requested_images=requested_images,
         images=names,
-        backends=results.backend_results(scores),
-        agreement=results.agreement(scores),
+        classes=results.class_counts(scores),
+        backends=results.backend_results(scores, backend_names),
+        agreement=results.agreement(scores, backend_names),
         published=dict(published.mious),
     )
 
@@ -152,17 +169,17 @@ def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: Citys
     return compare_layers(network.lowered, quantizer_sites(network.sim), target.path, image, execute)
 
 
-def divergence_notes(layers: Sequence[LayerDivergence]) -> list[str]:
-    """Return notes that name the first divergent layer, and the one that adds most to the divergence."""
+def divergence_notes(layers: Sequence[LayerDivergence], name: str) -> list[str]:
+    """Return notes on the first divergent layer, and on the one that adds most to the divergence."""
     first, largest = first_divergence(layers), largest_divergence(layers)
     if first is None or largest is None:
-        return [f"{INT8_NPU}: on the first image, all quantized values equal those of the simulation."]
+        return [f"{name}: on the first image, all quantized values equal those of the simulation."]
     differences = [
         f"{100 * layer.own.differing:.2f} % of its values differ for the same input, by "
         f"{layer.own.mean_steps:.4f} quantization steps on average and at most {layer.own.largest_steps}"
         for layer in (first, largest)
     ]
     return [
-        f"{INT8_NPU}: on the first image, the first layer that diverges from the simulation is {first.layer} "
+        f"{name}: on the first image, the first layer that diverges from the simulation is {first.layer} "
         f"({differences[0]}), and {largest.layer} adds most ({differences[1]})."
     ]

@@ -15,7 +15,7 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.config import RESULT_FILE, Config, Runtime
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Backend, Scores
+from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, BackendNames, Scores
 from ffnet.onnx.input_format import InputFormat, choose_input
 from ffnet.onnx.reading import read_onnx
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
@@ -26,12 +26,12 @@ from ffnet.results.images import compare_images, worst_images
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
 from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult, Result
 from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
-from ffnet.run.networks import Model, export_network, quantize_checkpoint
+from ffnet.run.networks import Model, calibration_setup, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
 from ffnet.run.ranks import Ranks
 from ffnet.run.scoring import measure_sensitivity, onnx_runtime_notes, prepare, score
 from ffnet.run.session import Run, timed
-from ffnet.run.storage import IMAGES, NPU, damage_named
+from ffnet.run.storage import IMAGES, NPU_IMAGES, damage_named
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, sha256_of
 
@@ -80,9 +80,9 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
         return finished_result(run.storage.output_dir, run, images)
     model = quantize_checkpoint(checkpoint, inputs, run)
     exported = export_network(model, dataset_name(run.config), images.size, run)
-    backends: dict[str, Backend] = {FP32: checkpoint.model, INT8_SIMULATED: model.network.lowered}
+    backends: dict[str, Backend] = {FP32: checkpoint.model, SIMULATED: model.network.lowered}
     if exported and output.execute:
-        backends[INT8_ONNX_RUNTIME] = OnnxBackend(exported)
+        backends[ONNX_RUNTIME] = OnnxBackend(exported)
     npu = open_npu(exported, run) if exported and run.config.npu.chip else None
     prepared = prepare(backends, images, run)
     scores = score(prepared, images, run)
@@ -125,20 +125,27 @@ def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, m
     """Return the Result of a variant or, without a model, of an ONNX file, whose path is its name."""
     config = run.config
     published = _published(model, details, config) if model and not config.data.demo else Comparison()
-    checkpoint = model.checkpoint if model else None
+    recovery = model.recovery if model else None
+    checkpoint, names = (model.checkpoint, model.network.names) if model else (None, BackendNames(""))
+    backends = results.backend_results(details.scores, names)
+    found = results.definition_notes(backends) + results.recovery_notes(recovery, backends.get(names.of(SIMULATED)))
     return Result(
+        schema=results.SCHEMA,
         model=name,
         dataset=dataset_name(config),
         images=len(details.image_names),
         device=results.device_name(run.runtime.device),
-        notes=[*([results.DEMO_NOTE] if config.data.demo else []), *published.notes, *run.notes],
+        notes=[*([results.DEMO_NOTE] if config.data.demo else []), *published.notes, *run.notes, *found],
         published=dict(published.mious),
         checkpoint=CheckpointInfo(str(checkpoint.path), checkpoint.sha256, checkpoint.form) if checkpoint else None,
         calibration=model.calibration if model else None,
-        recovery=model.recovery if model else None,
-        backends=results.backend_results(details.scores),
-        agreement=results.agreement(details.scores),
+        recovery=recovery,
+        precision=names.precision,
+        classes=results.class_counts(details.scores),
+        backends=backends,
+        agreement=results.agreement(details.scores, names),
         npu=npu,
+        processor_share=results.processor_share(details.scores, run.runtime.device),
         stage_seconds=run.stage_seconds,
         options=option_values(config),
         command=config.command,
@@ -150,7 +157,8 @@ def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, m
 def _published(model: Model, details: Details, config: Config) -> Comparison:
     """Return the published mIoU that is comparable with the run's, and a note if it is not."""
     images = ImageSetup(config.data.split, len(details.image_names), details.image_size)
-    return compare_with_variant(config, images, model.calibration.images, model.checkpoint.equalized)
+    calibration = calibration_setup(model.network.found, config)
+    return compare_with_variant(config, images, calibration, model.checkpoint.equalized)
 
 
 def dataset_name(config: Config) -> str:
@@ -170,8 +178,10 @@ def finished_result(folder: Path, run: Run, images: CityscapesSplit) -> Result:
     details = details_of(saved[IMAGES].scores, images, written=True)
     with damage_named(path):
         result = Result.from_json(json.loads(read_utf8(path)), details)
-        pairs = [(IMAGES, result)] + ([(NPU, result.npu)] if result.npu else [])
-        if not all(kind in saved and results.is_counted(each, saved[kind].scores) for kind, each in pairs):
+        pairs = [(IMAGES, result)] + ([(NPU_IMAGES, result.npu)] if result.npu else [])
+        if not all(
+            kind in saved and results.is_counted(each, saved[kind].scores, result.names) for kind, each in pairs
+        ):
             raise ValueError("its metrics are not those of the records in the folder beside it")
         return result
 

@@ -1,25 +1,25 @@
 """The predictions that --save-predictions writes, image by image."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ffnet.config import Config
-from ffnet.evaluation.scores import INT8_SIMULATED, ONNX_FILE, short_name
 from ffnet.labels import LABEL_IDS
 from ffnet.system.files import write_atomically
 
 Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
 
+PREDICTION_FOLDERS = ("simulated", "ONNX_file")  # without and with --onnx
 BYTES_PER_PIXEL = 1 / 8  # upper bound of a PNG file of predictions
 
 
-def saved_backend(config: Config) -> str:
-    """Return the backend whose predictions --save-predictions writes."""
-    return ONNX_FILE if config.model.onnx else INT8_SIMULATED
+def predictions_folder(folder: Path, config: Config) -> Path:
+    """Return the folder in that of --save-predictions that gets the predictions of the one backend that is saved."""
+    return folder / PREDICTION_FOLDERS[config.model.onnx is not None]
 
 
 def predictions_megabytes(images: int, size: tuple[int, int]) -> float:
@@ -30,18 +30,23 @@ def predictions_megabytes(images: int, size: tuple[int, int]) -> float:
 def prediction_writer(folder: Path, names: Sequence[str], backend: str) -> Writer:
     """Return a function that writes the predictions of one image, given its index in `names` and its train ids.
 
-    The official script takes the folder of the backend as CITYSCAPES_RESULTS.
+    The official script takes the folder as CITYSCAPES_RESULTS. The files are
+    `<city>_<sequence>_<frame>_pred_labelIds.png`.
     """
-    (folder / short_name(backend)).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def write(index: int, predictions: Mapping[str, np.ndarray]) -> None:
         file = io.BytesIO()
         Image.fromarray(LABEL_IDS[predictions[backend]]).save(file, "PNG")
-        write_atomically(prediction_file(folder, names[index], backend), file.getvalue())
+        write_atomically(_prediction_file(folder, names[index]), file.getvalue())
 
     return write
 
 
-def prediction_file(folder: Path, name: str, backend: str) -> Path:
-    """Return the path of the predictions for the image `<city>_<sequence>_<frame>`."""
-    return folder / short_name(backend) / f"{name}_pred_labelIds.png"
+def missing_predictions(folder: Path, names: Sequence[str], indices: Iterable[int]) -> list[int]:
+    """Return the `indices` of the images whose predictions are not in the folder."""
+    return [index for index in indices if not _prediction_file(folder, names[index]).is_file()]
+
+
+def _prediction_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}_pred_labelIds.png"

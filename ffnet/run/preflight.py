@@ -15,8 +15,8 @@ from ffnet.config import (
     RESULT_FILES,
     Config,
 )
-from ffnet.evaluation.scores import SAVED_BACKENDS, short_name
 from ffnet.options import FLAGS, lookup
+from ffnet.run.predictions import PREDICTION_FOLDERS
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder, check_plain_file
 from ffnet.variants import VARIANTS
@@ -82,7 +82,7 @@ def _check_output_folders(config: Config) -> None:
     of_several: dict[str, Collection[str]] = {"output.export": VARIANTS}
     if resume:
         of_one_model["output.output_dir"] = (*RESULT_FILES, PROGRESS_FOLDER)
-        of_one_model["output.save_predictions"] = [short_name(backend) for backend in SAVED_BACKENDS]
+        of_one_model["output.save_predictions"] = PREDICTION_FOLDERS
         of_several["output.output_dir"] = (*VARIANTS, *COMPARISON_FILES)
         of_several["output.save_predictions"] = VARIANTS
     checks = [(config, of_several)] if len(names) > 1 else []

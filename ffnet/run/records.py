@@ -67,6 +67,7 @@ def _records(indices: Iterable[int], scores: Scores) -> Iterator[dict[str, Any]]
             "agreeing": [[*pair, int(counts[position])] for pair, counts in scores.agreeing_pixels.items()],
             "seconds": {name: seconds / scores.images for name, seconds in scores.seconds.items()},
             "scoring_seconds": scores.scoring_seconds / scores.images,
+            "processor_seconds": scores.processor_seconds / scores.images,
         }
 
 
@@ -80,6 +81,7 @@ class _Record:
     agreeing: list[tuple[str, str, int]]
     seconds: dict[str, float]
     scoring_seconds: float
+    processor_seconds: float
 
     def scores(self) -> Scores:
         shape = (1, NUM_CLASSES, NUM_CLASSES)
@@ -89,6 +91,7 @@ class _Record:
             self.pixels,
             self.seconds,
             self.scoring_seconds,
+            self.processor_seconds,
         )
 
 
@@ -141,7 +144,10 @@ def _is_plausible(scores: Scores, images: RecordedImages) -> bool:
         and scores.pixels_per_image == pixels
         and all(((each >= 0) & (each <= pixels)).all() for each in counts)
         and all(np.array_equal(each, labels[0]) and each.sum() <= pixels for each in labels)
-        and all(0 <= each < math.inf for each in (*scores.seconds.values(), scores.scoring_seconds))
+        and all(
+            0 <= each < math.inf
+            for each in (*scores.seconds.values(), scores.scoring_seconds, scores.processor_seconds)
+        )
     )
 
 

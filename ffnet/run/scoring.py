@@ -7,16 +7,17 @@ import numpy as np
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.evaluation.compilation import PreparedBackends, choose_compilation, prepare_backends
-from ffnet.evaluation.loading import normalize
+from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
-from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED, Backend, Scores
+from ffnet.evaluation.metrics import statistics
+from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, Scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import prediction_writer, saved_backend
+from ffnet.run.predictions import prediction_writer, predictions_folder
 from ffnet.run.session import Run
 from ffnet.run.storage import IMAGES
 from ffnet.system.text import count
@@ -32,7 +33,7 @@ def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) 
         prepared = prepare_backends(backends, run.runtime, compiled)
         warm_up(prepared, images.size, run.runtime)
     if FP32 in backends:
-        run.notes.append(f"{FP32} and {INT8_SIMULATED}: {reason}.")
+        run.notes.append(f"{FP32} and the simulation: {reason}.")
     return prepared
 
 
@@ -41,8 +42,8 @@ def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scor
     runtime = run.runtime
     if not runtime.on_gpu:  # backends take single images anyway, and less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
-    folder = run.config.output.save_predictions
-    write = prediction_writer(folder, images.names, saved_backend(run.config)) if folder else None
+    folder, saved = run.config.output.save_predictions, ONNX_FILE if run.config.model.onnx else SIMULATED
+    write = prediction_writer(predictions_folder(folder, run.config), images.names, saved) if folder else None
 
     def batches(indices: np.ndarray) -> Iterator[ScoredBatch]:
         return score_batches(prepared, images.select(indices.tolist()), runtime)
@@ -71,7 +72,7 @@ def measure_sensitivity(network: QuantizedNetwork, inputs: Inputs, run: Run) -> 
     output, images = run.config.output, inputs.calibration_images
     if not output.sensitivity or images is None:
         return None
-    indices = range(min(output.sensitivity_images, len(images)))
+    indices = evenly_spaced(len(images), output.sensitivity_images).tolist()
     batches = [normalize(images[index][0][None].to(run.runtime.device)) for index in indices]
     return analyze_sensitivity(network.sim, network.float_network, network.lowered, batches, not run.runtime.quiet)
 
@@ -80,13 +81,15 @@ def onnx_runtime_notes(
     network: QuantizedNetwork, backends: Mapping[str, Backend], images: CityscapesSplit, scores: Scores
 ) -> list[str]:
     """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
-    backend = backends.get(INT8_ONNX_RUNTIME)
+    executed_name = network.names.of(ONNX_RUNTIME)
+    backend = backends.get(ONNX_RUNTIME)
     if not isinstance(backend, OnnxBackend):
         return []
-    notes = [f"{INT8_ONNX_RUNTIME}: {line}" for line in inspect_onnx(backend.path).kernel_lines()]
-    mious = scores.miou(INT8_SIMULATED), scores.miou(INT8_ONNX_RUNTIME)
-    agreement = scores.agreement(INT8_SIMULATED, INT8_ONNX_RUNTIME)
-    if not differ(mious, agreement):
+    notes = [f"{executed_name}: {line}" for line in inspect_onnx(backend.path).kernel_lines()]
+    matrices = (scores.confusion_matrices[name] for name in (SIMULATED, ONNX_RUNTIME))
+    simulated, executed = (statistics(each).labelled_miou.value for each in matrices)
+    agreement = scores.agreement(SIMULATED, ONNX_RUNTIME)
+    if not differ((simulated, executed), agreement):
         return notes
     image = normalize(images[0][0][None])
     layers = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, image)
@@ -94,8 +97,8 @@ def onnx_runtime_notes(
     where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
     return [
         *notes,
-        f"{INT8_ONNX_RUNTIME} is far from {INT8_SIMULATED}: {mious[1]:.2f} and {mious[0]:.2f} mIoU, prediction "
-        f"agreement {agreement:.2f} %. {where} (Compared on the first image.)",
+        f"{executed_name} is far from {network.names.of(SIMULATED)}: {executed:.2f} and {simulated:.2f} mIoU, "
+        f"prediction agreement {agreement:.2f} %. {where} (Compared on the first image.)",
     ]
 
 

@@ -18,7 +18,7 @@ from ffnet.evaluation.scores import Shard, merge_shards, no_scores, without
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.quantization.sites import SimState
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import Writer, prediction_file, saved_backend
+from ffnet.run.predictions import Writer, missing_predictions, predictions_folder
 from ffnet.run.ranks import Ranks
 from ffnet.run.records import RecordedImages, RecordFile
 from ffnet.run.storage import IMAGES, Storage, conditions, scored_backends
@@ -90,12 +90,9 @@ class Run(Execution, contextlib.ExitStack):
             {k: RecordedImages(v, len(images), height * width) for k, v in scored_backends(self.config).items()},
         )
         if IMAGES in scores and output.save_predictions:
-            names, backend = images.names, saved_backend(self.config)
-            paths = {
-                index: prediction_file(output.save_predictions, names[index], backend)
-                for index in scores[IMAGES].indices.tolist()
-            }
-            if missing := [index for index, path in paths.items() if not path.is_file()]:
+            folder = predictions_folder(output.save_predictions, self.config)
+            missing = missing_predictions(folder, images.names, scores[IMAGES].indices.tolist())
+            if missing:
                 logger.warning(
                     f"--save-predictions {output.save_predictions}: the files of {count(len(missing), 'image')} that "
                     "the earlier run wrote are missing; these images are evaluated again."

@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 
 from ffnet import __version__
 from ffnet.config import PROGRESS_FOLDER, RESULT_FILE, RESULT_FILES, Config
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED, ONNX_FILE, Shard
+from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Shard
 from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.sites import SavedStates, SimState, load_state, save_state, without_parameters
-from ffnet.results.result import processor_name, versions
+from ffnet.results.result import SCHEMA, processor_name, versions
 from ffnet.run.records import RecordedImages, RecordFile, read_records
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, write_atomically
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
 RECOVERY = "recovery-*.safetensors"
-IMAGES, NPU = "images", "npu"  # kinds of record files
+IMAGES, NPU_IMAGES = "images", "npu"  # kinds of record files
 RECORDS = ("images-[0-9]*.jsonl", "npu-[0-9]*.jsonl")
 FILES = (SETTINGS, NETWORK, FINISHED, RECOVERY, *RECORDS)
 
@@ -71,6 +71,7 @@ def conditions(config: Config, weights: str, images: str, device: str) -> dict[s
         "sha256 of the images and labels": images,
         "device": processor_name(device),
         "version of this program": __version__,
+        "schema of result.json": SCHEMA,
         **{f"version of {name}": version for name, version in packages.items()},
     }
 
@@ -87,9 +88,9 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def scored_backends(config: Config) -> dict[str, tuple[str, ...]]:
     """Return the names of the backends whose scores the records of each kind hold."""
-    runtime = (INT8_ONNX_RUNTIME,) if config.output.execute else ()
-    backends = (ONNX_FILE,) if config.model.onnx else (FP32, INT8_SIMULATED, *runtime)
-    return {IMAGES: backends, NPU: (*backends, INT8_NPU)}
+    runtime = (ONNX_RUNTIME,) if config.output.execute else ()
+    backends = (ONNX_FILE,) if config.model.onnx else (FP32, SIMULATED, *runtime)
+    return {IMAGES: backends, NPU_IMAGES: (*backends, NPU)}
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ import torch
 
 from demo.ill_conditioned import ill_conditioned
 from ffnet.checkpoints.loading import load_checkpoint
-from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32
 from ffnet.variants import DEMO_VARIANTS
 from tests.helpers.browser import browser
+from tests.helpers.names import INT8_ONNX_RUNTIME, INT8_SIMULATED
 from tests.helpers.networks import DEMO, demo_checkpoint, random_batches
 from tests.helpers.program import run_with_result
 

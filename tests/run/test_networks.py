@@ -10,7 +10,7 @@ from ffnet.results.result import Calibration
 from ffnet.run.networks import describe_encodings, quantization_notes
 
 CHECKPOINT = Checkpoint(None, "state_dict", equalized=False, sha256="0" * 64, path=Path("a.pth"))
-CALIBRATION = Calibration(4, "Calibrated on 4 images.")
+CALIBRATION = Calibration(4, 8, "Calibrated on 4 images.")
 FROM_FILE = Config(quantization=QuantizationConfig(encodings=Path("a.encodings")))
 ON_VAL = (
     "of the split that is scored, as the published results were; with --calibration-split train no calibration image "

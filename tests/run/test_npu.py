@@ -11,11 +11,12 @@ import pytest
 
 import ffnet_quanteval
 from ffnet.config import MODEL_FILE
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_SIMULATED, ONNX_FILE
+from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.run.npu import divergence_notes
 from tests.helpers.cityscapes_tree import SIZE
+from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.program import arguments, run_with_result
 
 
@@ -112,7 +113,7 @@ def test_a_crash_of_the_library_costs_no_other_result(tree, toy_checkpoint, read
     end_at_second_image(monkeypatch, crash)
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--npu")) == 2
     printed = capsys.readouterr()
-    assert "INT8 NPU is not: INT8 NPU: the process that runs" in printed.err and "SIGSEGV" in printed.err
+    assert "INT8 NPU is not: --npu: the process that runs" in printed.err and "SIGSEGV" in printed.err
     assert "mIoU %" in printed.out and "ran 1 of 4 images" in printed.out
 
 
@@ -121,15 +122,16 @@ def test_a_crash_of_the_library_costs_no_other_result(tree, toy_checkpoint, read
 def test_an_onnx_file_is_scored_on_the_npu(tree, small_export):
     options = ["--dataset-path", tree, "--onnx", small_export.folder / MODEL_FILE, "--npu", "--npu-images", "2"]
     npu = run_with_result([*options, "--num-workers", "0"], tree / "out")["npu"]
-    assert list(npu["backends"]) == [ONNX_FILE, INT8_NPU] and npu["agreement"][f"{ONNX_FILE}|{INT8_NPU}"] > 97
+    assert list(npu["backends"]) == [ONNX_FILE, NPU] and npu["agreement"][f"{ONNX_FILE}|{NPU}"] > 97
 
 
 def test_the_layers_that_diverge_first_and_most_are_named():
     layers = [LayerDivergence(name, Difference(*own), Difference(*own)) for name, own in {
         "image": (0.0, 0.0, 0), "conv": (0.02, 0.02, 1), "logits": (0.05, 0.06, 2),
     }.items()]  # fmt: skip
-    (note,) = divergence_notes(layers)
-    assert "the first layer that diverges from the simulation is conv (2.00 % of its values differ" in note
+    (note,) = divergence_notes(layers, "W4A8 NPU")
+    assert note.startswith("W4A8 NPU: on the first image, the first layer that diverges from the simulation is conv (")
+    assert "conv (2.00 % of its values differ" in note
     assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
-    (note,) = divergence_notes(layers[:1])
+    (note,) = divergence_notes(layers[:1], "W4A8 NPU")
     assert "all quantized values equal those of the simulation" in note

@@ -135,13 +135,12 @@ def test_a_softmax_that_is_resized_is_reported(colored):
         assert sum("probabilities (softmax, Softmax)" in text for text in notes) == expected
 
 
-@pytest.mark.parametrize("channels", (3, 300))
-def test_a_file_that_returns_other_classes_than_it_declares_is_an_error_of_the_program(tree, channels, capsys):
-    proto = convolution_network(channels)
+def test_a_file_that_returns_other_classes_than_it_declares_is_an_error_of_the_program(tree, capsys):
+    proto = convolution_network(300)
     proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 19, 8, 8)))
     path = save(tree / "other.onnx", proto)
     assert main([str(option) for option in ("--dataset-path", tree, "--onnx", path, "--num-workers", "0")]) == 2
-    error = f"ONNX file: for 1 image this backend returned float32 [1, {channels}, 8, 8] in place of logits, float"
+    error = "ONNX file: for 1 image this backend returned float32 [1, 300, 8, 8] in place of logits, float"
     assert error in capsys.readouterr().err
 
 

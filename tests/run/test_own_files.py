@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import safetensors
 import safetensors.torch
 
-from ffnet.evaluation.scores import Shard
+from ffnet.evaluation.scores import FP32, NPU, Shard
 from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.recovery.search import Measurement
 from ffnet.quantization.sites import read_state
@@ -18,7 +18,7 @@ from ffnet.report.rendering import format_console
 from ffnet.run.pipeline import finished_result
 from ffnet.run.records import RecordFile, read_records
 from ffnet.run.session import Saved
-from ffnet.run.storage import IMAGES, NPU, Storage
+from ffnet.run.storage import IMAGES, NPU_IMAGES, Storage
 from ffnet.system.errors import UserError
 from tests.helpers.mutations import changed, random_changes
 from tests.helpers.results import PAIR, small_npu, small_recovery, small_result, small_scores
@@ -78,12 +78,13 @@ def test_no_edited_record_is_used(tmp_path):
     content = json.loads(original[9:])
     one_more = copy.deepcopy(content)
     one_more["confusion"]["FP32"][0] += 1  # the backends count different labels
-    for changed in (one_more, *(mutated(content, rng) for _ in range(4 * TIMES))):
-        line = json.dumps(changed).encode()
+    for edited in (one_more, *(mutated(content, rng) for _ in range(4 * TIMES))):
+        line = json.dumps(edited).encode()
         path.write_bytes(b"%08x %s\n" % (zlib.crc32(line), line))
         shard, dropped = read_records([path], RECORDED)
-        times = {**changed, "seconds": 0, "scoring_seconds": 0} == {**content, "seconds": 0, "scoring_seconds": 0}
-        assert (shard is None) == (dropped == {path: 1}) and (shard is None or times), changed
+        times = dict.fromkeys(("seconds", "scoring_seconds", "processor_seconds"), 0)
+        same = {**edited, **times} == {**content, **times}
+        assert (shard is None) == (dropped == {path: 1}) and (shard is None or same), edited
 
 
 def test_records_that_contradict_each_other_about_the_labels_are_dropped_from_both_files(tmp_path):
@@ -155,11 +156,11 @@ def test_an_edited_result_is_refused_by_name_or_its_metrics_are_those_of_the_rec
     content, rng, path = json.loads(json.dumps(expected.to_json())), random.Random(0), tmp_path / "result.json"
     matrices = scores.confusion_matrices
     of_npu = small_scores(
-        confusion_matrices=dict(zip(npu.backends, matrices.values(), strict=True)),
-        seconds=dict.fromkeys(npu.backends, 1.0),
-        agreeing_pixels={tuple(npu.backends): scores.agreeing_pixels[PAIR]},
+        confusion_matrices=dict(zip((FP32, NPU), matrices.values(), strict=True)),
+        seconds=dict.fromkeys((FP32, NPU), 1.0),
+        agreeing_pixels={(FP32, NPU): scores.agreeing_pixels[PAIR]},
     )
-    shards = {IMAGES: Shard([0, 1], scores), NPU: Shard([0, 1], of_npu)}
+    shards = {IMAGES: Shard([0, 1], scores), NPU_IMAGES: Shard([0, 1], of_npu)}
     run = SimpleNamespace(saved_work=Saved(shards))
     images = SimpleNamespace(names=expected.details.image_names, size=expected.details.image_size)
     refused = 0

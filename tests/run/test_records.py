@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ffnet.evaluation.scores import Scores
+from ffnet.evaluation.scores import FP32, SIMULATED, Scores
 from ffnet.run.records import RecordedImages, RecordFile, read_records
 
-PAIR = ("FP32", "INT8 simulated")
+PAIR = (FP32, SIMULATED)
 
 
 PIXELS = 64 * 128

@@ -2,7 +2,6 @@
 
 import pytest
 
-from ffnet.evaluation.scores import INT8_SIMULATED
 from ffnet.quantization.recovery import search as recovery_search
 from ffnet.quantization.recovery.search import PLAIN, Candidate
 from tests.helpers.program import arguments, run_with_result
@@ -22,7 +21,7 @@ def test_what_a_recovered_run_exports_is_read_back_bit_for_bit(tree, toy_checkpo
     assert recovery["chosen"] in [step["name"] for step in recovery["steps"]]
     load = "--encodings", first / "model.encodings", "--export", second
     loaded = run_with_result(arguments(tree, toy_checkpoint, *load), tree / "out2")
-    backends = [result["backends"][INT8_SIMULATED]["confusion_matrix"] for result in (searched, loaded)]
+    backends = [result["backends"]["W4A8 mixed simulated"]["confusion_matrix"] for result in (searched, loaded)]
     assert backends[0] == backends[1]
     for name in ("model.onnx", "model_fp32.onnx"):
         assert (first / name).read_bytes() == (second / name).read_bytes()

@@ -23,7 +23,7 @@ from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.quantsim import build_quantsim, equalize
 from ffnet.quantization.sites import read_state, write_state
 from ffnet.run.records import RecordFile
-from ffnet.run.storage import IMAGES, MAY_DIFFER, NPU, Storage, conditions, differences
+from ffnet.run.storage import IMAGES, MAY_DIFFER, NPU_IMAGES, Storage, conditions, differences
 from ffnet.system.errors import UserError
 from tests.helpers.networks import random_batches, toy_model
 from tests.helpers.results import small_recovery
@@ -53,7 +53,7 @@ def begin(opened, tmp_path):
     def begin(now=NOW, resume=False):
         storage = Storage(tmp_path)
         opened.append(storage)
-        return storage, storage.begin(now, resume, dict.fromkeys((IMAGES, NPU), RECORDED))
+        return storage, storage.begin(now, resume, dict.fromkeys((IMAGES, NPU_IMAGES), RECORDED))
 
     return begin
 
@@ -95,7 +95,9 @@ def test_options_that_change_no_result_may_differ():
 def test_weights_images_files_and_versions_are_compared_but_not_the_code(tmp_path, monkeypatch):
     before = conditions_of()
     others = {name for name in before if not name.startswith(("--", "version of "))}
-    assert others == {"sha256 of the weights", "sha256 of the images and labels", "device"}
+    assert others == {"sha256 of the weights", "sha256 of the images and labels", "device", "schema of result.json"}
+    older = {name: value for name, value in before.items() if name != "schema of result.json"}
+    assert differences(older, before) == ["schema of result.json was None and is 2"]
     assert differences(before, conditions_of(weights="other")) == ["the sha256 of the weights"]
     assert differences(before, conditions_of(images="other")) == ["the sha256 of the images and labels"]
     monkeypatch.setattr("ffnet.run.storage.__version__", "0.1")
@@ -113,11 +115,11 @@ def test_a_run_continues_with_the_images_of_all_ranks_of_an_earlier_one(begin, t
     begin()[0].close()
     save_images(tmp_path, IMAGES, 0, [0, 2])
     save_images(tmp_path, IMAGES, 1, [5, 1])
-    save_images(tmp_path, NPU, 0, [5, 0])
+    save_images(tmp_path, NPU_IMAGES, 0, [5, 0])
     path = tmp_path / PROGRESS_FOLDER / "images-1.jsonl"
     path.write_bytes(path.read_bytes().replace(b'{"image":1', b'{"image":7'))  # its checksum is wrong
     storage, scores = begin(resume=True)
-    assert {kind: shard.indices.tolist() for kind, shard in scores.items()} == {IMAGES: [0, 2, 5], NPU: [0, 5]}
+    assert {kind: shard.indices.tolist() for kind, shard in scores.items()} == {IMAGES: [0, 2, 5], NPU_IMAGES: [0, 5]}
     assert f"{path}: dropped 1 record, torn when the earlier run stopped or damaged since; its image" in caplog.text
     for position, index in enumerate((0, 2, 5)):
         expected = random_scores(1, seed=index).confusion_matrices["FP32"][0]
@@ -228,7 +230,7 @@ def test_a_pipe_among_the_saved_work_is_refused_by_name(begin, opened, tmp_path)
     storage, folder = begin()[0], tmp_path / PROGRESS_FOLDER
     uses = {
         "network.safetensors": lambda: storage.load_network({}),
-        "npu-0.jsonl": lambda: storage.open_records(NPU, 0).__enter__(),
+        "npu-0.jsonl": lambda: storage.open_records(NPU_IMAGES, 0).__enter__(),
         "images-1.jsonl": lambda: begin(resume=True),
         "settings.json": lambda: begin(resume=True),
     }
