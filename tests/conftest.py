@@ -106,7 +106,11 @@ def small_export():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect tests that need a GPU or the NPU's runtime where there is none; pytest reports their number."""
+    """Deselect tests that need a GPU or the NPU's runtime where there is none; pytest reports their number.
+
+    Tests in forks come first: torch's autograd refuses to run in a fork of a process that has used it.
+    """
+    items.sort(key=lambda item: not {"run_on_ranks", "run_in_fork"} & vars(item.module).keys())
     available = {"cuda": torch.cuda.is_available(), "npu": importlib.util.find_spec("onnxruntime_qnn")}
     missing = [marker for marker, found in available.items() if not found]
     elsewhere = [item for item in items if any(map(item.get_closest_marker, missing))]
