@@ -198,7 +198,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                "number of calibration images for sequential MSE and AdaRound, spread evenly", COUNT),
         Option("--selection-images", "data.selection_images",
                "number of images of --calibration-split on which recovery measures its steps; none of them is used for "
-               "calibration (default: a third, at most 32)", COUNT),
+               "calibration (default: half, at most 64)", COUNT),
     ),
     "NPU": (
         Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
@@ -213,7 +213,9 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}),
         Option("--allow-tf32", "runtime.allow_tf32", "on a GPU, compute FP32 in TF32: faster and less exact", FLAG),
         Option("--compile", "runtime.compile", "compile the networks (default: if the run is long enough)", SWITCH),
-        Option("--batch-size", "runtime.batch_size", "images per batch", {"type": _integer(1, 4096), "metavar": "N"}),
+        Option("--batch-size", "runtime.batch_size", "images per batch; the encodings depend on it, because "
+               "TF-Enhanced takes the range of its histograms from the first batch",
+               {"type": _integer(1, 4096), "metavar": "N"}),
         Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread (default: up to "
                "4, with a GPU up to 16, at most one per processor)", {"type": _integer(0, 256), "metavar": "N"}),
         Option("--quiet", "runtime.quiet", "show no progress on stderr", FLAG),
