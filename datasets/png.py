@@ -20,7 +20,7 @@ ADAM7 = (  # first column, first row and steps of both, of each pass through an 
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
 )  # fmt: skip
 MAX_PIXELS = 2**26
-MAX_OTHER_BYTES = 2**24  # of chunks beside the pixels, such as color profiles
+MAX_OTHER_BYTES = 2**24  # size of the chunks beside the pixels, such as color profiles
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ RELEASES = "https://github.com/Qualcomm-AI-research/FFNet/releases/download/mode
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
-MAX_SECONDS = 7200.0  # of an attempt; the largest release zip takes half an hour at 5 Mbit/s
+MAX_SECONDS = 7200.0  # limit on an attempt; the largest release zip takes half an hour at 5 Mbit/s
 
 
 class RefusedDownload(OSError):

@@ -31,11 +31,11 @@ SCRIPT_REMEDY = "Save its weights alone: torch.save(torch.jit.load(FILE).state_d
 STORAGES = {  # torch's own table, as "FloatStorage": torch.float32
     f"torch.{name}": dtype for name, dtype in torch.storage._storage_type_to_dtype_map().items()
 } | {"torch.storage.UntypedStorage": torch.uint8}
-TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2)?")  # of a storage, an offset, a size and strides
-PARAMETERS = re.compile(  # of a tensor
+TENSORS = re.compile(r"torch\._utils\._rebuild_tensor(_v2)?")  # arguments: storage, offset, size, strides
+PARAMETERS = re.compile(  # argument: a tensor
     r"torch\._utils\._rebuild_(parameter(_with_state)?|device_tensor_from_cpu_tensor)"
 )
-TENSOR_SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # of a function, a class and the function's arguments
+TENSOR_SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # arguments: function, class, its arguments
 DICTIONARY = "collections.OrderedDict"
 FX_MODULE = "torch.fx.graph_module.reduce_graph_module"
 # Layers of torch and AIMET that may be in a pickled FFNet; others could compute something else from the same weights.
@@ -84,7 +84,7 @@ class Stub(dict[Any, Any]):
     It is a dictionary because files subclass OrderedDict; the items of other containers are dropped.
     """
 
-    name = ""  # of the class or function, set by StubUnpickler
+    name = ""  # name of the class or function, set by StubUnpickler
     args: tuple[Any, ...]
     state: Any
     __slots__ = ("args", "state")

@@ -18,7 +18,7 @@ from ffnet.system.files import read_utf8
 
 SECTIONS = ("encodings", "activation_encodings", "param_encodings")
 LARGEST_FILE = 60 << 20  # bytes; the 55,123 channels of the largest FFNet take 15 MB as AIMET 1.x writes them
-MOST_VALUES = 1_600_000  # of 7 per channel; short ones take much more memory and time than their bytes
+MOST_VALUES = 1_600_000  # a channel has 7; short values take much more memory and time than their bytes
 
 
 @dataclass(frozen=True)

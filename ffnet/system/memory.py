@@ -7,10 +7,12 @@ from pathlib import Path
 
 # Files in which Linux states the memory limit of a container: control groups of version 2 and of version 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-CPU_MESSAGES = re.compile(  # of torch, Python, C++, ONNX Runtime and the linker, which have no class for these errors
-    r"(can't|cannot|failed to) allocate memory|can't start new thread|bad_alloc|bad allocation|"
-    r"failed to map segment from shared object$",
-    re.IGNORECASE | re.MULTILINE,
+CPU_MESSAGES = (
+    re.compile(  # messages of torch, Python, C++, ONNX Runtime and the linker, which have no class for these errors
+        r"(can't|cannot|failed to) allocate memory|can't start new thread|bad_alloc|bad allocation|"
+        r"failed to map segment from shared object$",
+        re.IGNORECASE | re.MULTILINE,
+    )
 )
 GPU_MESSAGES = (
     "CUDA out of memory",

@@ -196,11 +196,6 @@ def test_layers_that_no_ffnet_has_are_refused_with_a_remedy(demo, tmp_path):
     assert "torch.save(model.state_dict(), 'weights.pth')" in message
 
 
-def test_a_torchscript_file_is_refused_with_its_remedy(tmp_path):
-    torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 2, 2)), tmp_path / "x")
-    assert "TorchScript file. Save its weights alone: torch.save(torch.jit.load(" in refusal(DEMO, tmp_path / "x")
-
-
 @pytest.mark.parametrize("head", [b"", b"PK\3\4", (2**62).to_bytes(8, "little") + b"{"])
 def test_a_file_of_sixty_gigabytes_is_refused_by_its_size(head, tmp_path):
     (tmp_path / "x.pth").write_bytes(head)
@@ -212,13 +207,15 @@ def test_a_file_of_sixty_gigabytes_is_refused_by_its_size(head, tmp_path):
     assert time.monotonic() - start < 5
 
 
-def test_folders_pipes_missing_files_and_git_lfs_pointers_are_refused(tmp_path):
+def test_what_is_often_given_by_mistake_is_refused_with_its_remedy(tmp_path):
     assert "it is a folder, not a file" in refusal(DEMO, tmp_path)
     os.mkfifo(tmp_path / "fifo")
     assert "it is a pipe, not a file" in refusal(DEMO, tmp_path / "fifo")
     assert "No such file" in refusal(DEMO, tmp_path / "none")
     (tmp_path / "x").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "Fetch it with `git lfs pull`" in refusal(DEMO, tmp_path / "x")
+    torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 2, 2)), tmp_path / "x")
+    assert "TorchScript file. Save its weights alone: torch.save(torch.jit.load(" in refusal(DEMO, tmp_path / "x")
 
 
 def test_command_says_what_a_file_is_and_saves_it(demo_pre_down, tmp_path, capsys):

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import shutil
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
 from ffnet.labels import TRAIN_IDS
 from tests.helpers.cityscapes_tree import write_tree
-from tests.helpers.png_files import END, header, png_file
 
 
 def test_items_are_sorted_pairs_of_an_image_and_its_train_ids(tree):
@@ -53,35 +51,16 @@ def to_pipe(path):
 BROKEN_FOLDERS = {  # what is done to the folder, given its first image and label, and what the error names
     "no folder": (lambda root, image, label: shutil.rmtree(root), "{root}: "),
     "no labels": (lambda root, image, label: shutil.rmtree(root / "gtFine" / "val"), "{root}/gtFine/val: "),
-    "no images": (
-        lambda root, image, label: [path.unlink() for path in root.glob("leftImg8bit/val/*/*")],
-        "has no <city>_",
-    ),
     "image without label": (lambda root, image, label: label.unlink(), "{label}: "),
     "label without image": (lambda root, image, label: image.unlink(), "{label}: "),
-    "file between cities": (
-        lambda root, image, label: (image.parents[1] / "notes").touch(),
-        "/val/notes: ",
-    ),
+    "file between cities": (lambda root, image, label: (image.parents[1] / "notes").touch(), "/val/notes: "),
     "file with another name": (lambda root, image, label: (image.parent / "a.jpg").touch(), "/a.jpg: "),
     "label of another size": (lambda root, image, label: rewrite(label, lambda pixels: pixels[:32]), "{label}: "),
     "image of another size": (lambda root, image, label: write_tree(root, count=2, size=(64, 64)), "but {image} has"),
     "grey image": (lambda root, image, label: rewrite(image, lambda pixels: pixels[..., 0]), "{image}: "),
-    "transparent image": (lambda root, image, label: rewrite(image, lambda p: np.dstack([p, p[..., 0]])), "{image}: "),
     "color label": (lambda root, image, label: rewrite(label, lambda pixels: np.dstack(3 * [pixels])), "{label}: "),
-    "image of 16 bits": (lambda root, image, label: image.write_bytes(png_file(header(128, 64, depth=16))), "16-bit"),
-    "pipe in place of an image": (
-        lambda root, image, label: to_pipe(image),
-        "{image}: this file can't be read (it is a",
-    ),
-    "pipe in place of a label": (
-        lambda root, image, label: to_pipe(label),
-        "{label}: this file can't be read (it is a",
-    ),
-    "the same name twice": (
-        lambda root, image, label: shutil.copy(image, image.with_suffix(".PNG")),
-        "another image has this name in upper or lower case",
-    ),
+    "pipe": (lambda root, image, label: to_pipe(image), "{image}: this file can't be read (it is a pipe, not"),
+    "the same name twice": (lambda root, image, label: shutil.copy(image, image.with_suffix(".PNG")), "another image"),
     "empty file": (lambda root, image, label: image.write_bytes(b""), "{image}: "),
 }
 
@@ -106,7 +85,6 @@ def test_broken_folders_are_refused_before_any_pixel_is_read(tree, first, fault)
     ("kind", "usual", "suffix"),
     (
         ("leftImg8bit", "_leftImg8bit.png", "_leftImg8bit_foggy_beta_0.02.png"),
-        ("leftImg8bit", "_leftImg8bit.png", "_leftImg8bit.jpg"),
         ("gtFine", "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"),
     ),
 )
@@ -120,17 +98,16 @@ def test_a_folder_with_other_names_is_described(tree, kind, usual, suffix):
 
 @pytest.mark.parametrize("changed", ((0, 0), (0, 1), (1, 0), (1, 1)))
 def test_suffixes_may_be_in_upper_case(tree, first, changed):
-    expected = [split.names for split in [CityscapesSplit(tree, "val")]]
+    expected = CityscapesSplit(tree, "val").names
     for path, change in zip(first, changed, strict=True):
         path.rename(path.with_name(path.name.replace(".png", ".PNG")) if change else path)
     split = CityscapesSplit(tree, "val")
-    assert [split.names] == expected and [len(sample) for sample in split] == [2] * 4
+    assert split.names == expected and len(list(split)) == 4
 
 
 IMAGE_FAULTS = {
     "truncated": lambda data: data[:2000],
     "flipped bytes": lambda data: data[:1000] + b"0123456789" + data[1010:],
-    "missing rows": lambda data: png_file(header(128, 64), (b"IDAT", zlib.compress(bytes(385 * 32))), END),
 }
 LABEL_FAULTS = {
     "train ids with void": lambda pixels: np.append(TRAIN_IDS, np.zeros(221, np.uint8))[pixels],

@@ -121,13 +121,8 @@ def test_what_is_no_plain_file_is_refused_without_waiting_for_it(tmp_path, monke
         opened.bind("socket")
         os.mkfifo("pipe")
         Path("link").symlink_to("pipe")
-        for name, kind in {
-            "pipe": "pipe",
-            "link": "pipe",
-            ".": "folder",
-            "socket": "socket",
-            "/dev/zero": "device",
-        }.items():
+        kinds = {"pipe": "pipe", "link": "pipe", ".": "folder", "socket": "socket", "/dev/zero": "device"}
+        for name, kind in kinds.items():
             with pytest.raises(OSError, match=rf"it is a .*{kind}.*, not a file: '{re.escape(name)}'"):
                 read(Path(name))
     check_plain_file(tmp_path / "missing")
