@@ -32,7 +32,7 @@ from ffnet.chips import CHIPS, DEFAULT_CHIP, check_npu_package
 from ffnet.config import MODEL_FILE, QuantizationConfig, Runtime
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.scores import FP32, INT8_NPU
+from ffnet.evaluation.scores import FP32, NPU
 from ffnet.model import FFNet
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
@@ -131,8 +131,8 @@ def score_file(path: Path, images: Images, title: str) -> Mious:
     processes = torch.get_num_threads()
     try:
         with NpuBackend(NpuTarget(path, CHIPS[DEFAULT_CHIP], fallback=True), processes) as npu:
-            scores = evaluate({INT8_NPU: npu}, images.npu, replace(RUNTIME, batch_size=processes))
-            mious["NPU", len(images.npu)] = scores.miou(INT8_NPU)
+            scores = evaluate({NPU: npu}, images.npu, replace(RUNTIME, batch_size=processes))
+            mious["NPU", len(images.npu)] = scores.miou(NPU)
             if nodes := npu.session.cpu_nodes:
                 print(f"{title}: {count(len(nodes), 'node')} on the CPU, {list_names(nodes)}")
     except UserError as error:

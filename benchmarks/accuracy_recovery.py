@@ -21,7 +21,7 @@ from benchmarks.program import run_program
 from demo.ill_conditioned import ill_conditioned
 from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import DEFAULT_CHIP, check_npu_package
-from ffnet.evaluation.scores import FP32, INT8_NPU, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, NPU, ONNX_RUNTIME, SIMULATED, BackendNames
 from ffnet.system.text import format_interval, format_number, format_table
 from ffnet.variants import DEMO_VARIANTS
 
@@ -36,7 +36,7 @@ RUNS = (  # bit widths and options
     ("W8A8", "--max-drop 0"),
 )
 COLUMNS = (
-    "network", "bits", "options", "FP32 mIoU %", "simulated", "drop", "95 % CI", "ONNX Runtime", "NPU",
+    "network", "bits", "options", "FP32 mIoU %", "simulated", "change", "95 % CI", "ONNX Runtime", "NPU",
     "simulated on NPU images", "nodes on CPU", "bit operations", "weight bytes", "recovery s",
 )  # fmt: skip
 
@@ -79,17 +79,17 @@ def write_checkpoints(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
 def result_cells(result: dict[str, Any]) -> list[str]:
     """Return the cells of COLUMNS from the fourth on; `result` is the content of result.json."""
     backends, npu, recovery = result["backends"], result["npu"], result["recovery"]
-    on_npu = npu["backends"] if npu else {}
-    simulated, nodes = backends[INT8_SIMULATED], npu and len(npu["cpu_nodes"])
+    on_npu, names = npu["backends"] if npu else {}, BackendNames(result["precision"])
+    simulated, nodes = backends[names.of(SIMULATED)], npu and len(npu["cpu_nodes"])
     steps = {step["name"]: step for step in recovery["steps"]} if recovery else {}
     chosen = steps[recovery["chosen"]] if recovery else {}
     return [
         format_number(backends[FP32]["miou"]),
         format_number(simulated["miou"]),
-        format_number(backends[FP32]["miou"] - simulated["miou"]),
-        format_interval(simulated["drop_interval"]),
-        format_number(backends[INT8_ONNX_RUNTIME]["miou"]),
-        *(format_number(on_npu.get(name, {}).get("miou")) for name in (INT8_NPU, INT8_SIMULATED)),
+        format_number(simulated["change"], sign="+"),
+        format_interval(simulated["change_interval"]),
+        format_number(backends[names.of(ONNX_RUNTIME)]["miou"]),
+        *(format_number(on_npu.get(names.of(each), {}).get("miou")) for each in (NPU, SIMULATED)),
         format_number(nodes, 0),
         *(format_number(chosen.get(cost), 3) for cost in ("bit_operations", "weight_bytes")),
         format_number(result["stage_seconds"].get("recover accuracy"), 0),

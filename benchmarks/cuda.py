@@ -31,7 +31,7 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, Runtime
 from ffnet.evaluation.loading import load_batches, normalize, synchronized_clock
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
-from ffnet.evaluation.scores import FP32, INT8_ONNX_RUNTIME, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
@@ -154,7 +154,7 @@ def measure_backends(bench: Bench) -> Iterator[Row]:
     """Yield the speed of every backend, eager and in strict FP32, at every batch size."""
     yield "backend", "batch size", *SPEED_COLUMNS
     quantized = bench.quantized
-    networks = {FP32: bench.model, INT8_SIMULATED: quantized.lowered, "AIMET's simulation": quantized.sim.model}
+    networks = {FP32: bench.model, SIMULATED: quantized.lowered, "AIMET's simulation": quantized.sim.model}
     for batch_size in BATCH_SIZES:
         inputs = bench.inputs(batch_size)
         calls = {name: functools.partial(network, inputs) for name, network in networks.items()}
@@ -167,7 +167,7 @@ def measure_executions(bench: Bench, executions: Sequence[tuple[bool, torch.memo
     yield "backend", "batch size", "TF32", "layout", "mode", "first call, s", *SPEED_COLUMNS
     batch_size, calls, first = BATCH_SIZES[-1], {}, {}
     for execution in executions:
-        for name, network in {FP32: bench.model, INT8_SIMULATED: bench.quantized.lowered}.items():
+        for name, network in {FP32: bench.model, SIMULATED: bench.quantized.lowered}.items():
             call = calls[name, execution] = prepare(network, bench.inputs(batch_size), *execution)
             begin = synchronized_clock(DEVICE)
             call()
@@ -225,7 +225,7 @@ def measure_onnx(bench: Bench) -> Iterator[Row]:
     """Yield the speed of the exported files in ONNX Runtime on the CPU, one image at a time."""
     yield "backend", "batch size", *SPEED_COLUMNS
     exported = export(bench.quantized.sim, INPUT_SIZE, bench.folder / "onnx", {})
-    files = {INT8_ONNX_RUNTIME: MODEL_FILE, "FP32 ONNX Runtime": FLOAT_MODEL_FILE}
+    files = {ONNX_RUNTIME: MODEL_FILE, "FP32 ONNX Runtime": FLOAT_MODEL_FILE}
     image = bench.inputs(1).cpu()
     calls = {name: functools.partial(OnnxBackend(exported / file), image) for name, file in files.items()}
     for name, seconds in median_seconds(calls).items():

@@ -27,7 +27,7 @@ from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, pre
 from ffnet.evaluation.loading import load_batches, synchronized_clock
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
-from ffnet.evaluation.scores import FP32, INT8_SIMULATED
+from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
@@ -83,7 +83,7 @@ def measure(images: CityscapesSplit, model: FFNet, runtime: Runtime, folder: Pat
     size = images.size
     network = quantize(model, images.select([0]), runtime=runtime)
     sim = build_quantsim(equalize(model), QuantizationConfig())
-    backends = {FP32: model, INT8_SIMULATED: network.lowered}
+    backends = {FP32: model, SIMULATED: network.lowered}
     prepared = prepare_backends(backends, runtime, compiled=compiler_problem(runtime.device) is None)
     image, label = first_image(images, runtime.device), images[0][1][None].to(runtime.device)
 
@@ -101,7 +101,7 @@ def measure(images: CityscapesSplit, model: FFNet, runtime: Runtime, folder: Pat
 
     calls = {
         "fp32": lambda: prepared.backends[FP32](image),
-        "simulated": lambda: prepared.backends[INT8_SIMULATED](image),
+        "simulated": lambda: prepared.backends[SIMULATED](image),
         "aimet": lambda: network.sim.model(image),
         "calibration on one image": lambda: calibrate(sim, [image]),
         "scoring": lambda: confusion_matrices(label, predict(logits, size, prepared.kernel)),
