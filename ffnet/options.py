@@ -198,7 +198,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                "number of calibration images for sequential MSE and AdaRound, spread evenly", COUNT),
         Option("--selection-images", "data.selection_images",
                "number of images of --calibration-split on which recovery measures its steps; none of them is used for "
-               "calibration (default: half, at most 64)", COUNT),
+               "calibration (default: a third, at most 64)", COUNT),
     ),
     "NPU": (
         Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "

@@ -119,9 +119,9 @@ def open_images(config: Config) -> CityscapesSplit:
 def selection_indices(number: int, data: DataConfig) -> list[int]:
     """Return which of `number` images recovery measures its steps on, spread evenly.
 
-    Without `data.selection_images` it is half of the images, at most MOST_SELECTION_IMAGES.
+    Without `data.selection_images` it is a third of the images, at most MOST_SELECTION_IMAGES.
     """
-    wanted = data.selection_images or min(max(number // 2, 1), MOST_SELECTION_IMAGES)
+    wanted = data.selection_images or min(max(number // 3, 1), MOST_SELECTION_IMAGES)
     if wanted >= number:
         raise UserError(
             f"--selection-images: {wanted} of the {count(number, 'image')} of the {data.calibration_split} split would "

@@ -33,7 +33,7 @@ def test_a_missing_gpu_is_an_error_if_an_option_needs_one(monkeypatch):
 def test_selection_images_are_spread_evenly_and_not_calibrated_on():
     chosen = selection_indices(10, DataConfig(selection_images=3))
     assert chosen == [0, 4, 9]
-    assert len(selection_indices(10, DataConfig())) == 5 and len(selection_indices(500, DataConfig())) == 64
+    assert len(selection_indices(10, DataConfig())) == 3 and len(selection_indices(500, DataConfig())) == 64
     assert calibration_indices(10, chosen, DataConfig()) == [1, 2, 3, 5, 6, 7, 8]
     some = calibration_indices(10, chosen, DataConfig(calibration_images=4, seed=1))
     assert some == sorted(set(some)) and len(some) == 4 and not set(some) & set(chosen)
