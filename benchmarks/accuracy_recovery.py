@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = option_parser("accuracy_recovery", __doc__)
     parser.add_argument("--model-name", action="append", choices=DEMO_VARIANTS, help="only this network; default both")
     parser.add_argument("--limit", type=int, metavar="N", help="number of val images to score; default all")
-    npu_help = "number of these images, spread evenly, that the NPU runs; 0: without the NPU (default: %(default)s)"
+    npu_help = "number of these images, every n-th, that the NPU runs; 0: without the NPU (default: %(default)s)"
     parser.add_argument("--npu-images", type=int, default=8, metavar="N", help=npu_help)
     args = parser.parse_args(argv)
     if args.npu_images:

@@ -19,7 +19,7 @@ CHANNELS = {"gray": 1, "RGB": 3}
 ADAM7 = (  # first column, first row and steps of both, of each pass through an interlaced image
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
 )  # fmt: skip
-MAX_PIXELS = 2**26
+MAX_PIXELS = 2**26  # 32 times those of a Cityscapes image
 MAX_OTHER_BYTES = 2**24  # size of the chunks beside the pixels, such as color profiles
 
 

@@ -15,12 +15,14 @@ from ffnet.report import charts, tables
 from ffnet.report.tables import Value
 from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
-from ffnet.results.published import MIOU_DEVICE, SOURCE
+from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES, SOURCE
 from ffnet.results.result import Result
 from ffnet.system.text import count, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
-S25_NOTE = f"S25: on a {MIOU_DEVICE}, from {SOURCE}; mIoU on 50 images (W8A8 by ONNX), latency by TFLite/DLC/ONNX."
+S25_NOTE = (
+    f"S25: on a {MIOU_DEVICE}, from {SOURCE}; mIoU on {MIOU_IMAGES} images (W8A8 by ONNX), latency by TFLite/DLC/ONNX."
+)
 LEGEND = """\
 Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published
 latency) and at least the same mIoU in the simulation.
@@ -119,6 +121,7 @@ def _render_page(
         charts=charts,
         tables=tables,
         few_images=FEW_IMAGES,
+        ai_hub=f"{MIOU_DEVICE} and {MIOU_IMAGES} images",
         options={f"--{name.replace('_', '-')}": value for name, value in options.items()},
         **values,
     )

@@ -19,6 +19,7 @@ from ffnet.variants import INPUT_SIZE, VARIANTS
 _AI_HUB = json.loads(Path(__file__).with_name("ai_hub.json").read_text("utf-8"))  # written by ffnet.results.ai_hub
 SOURCE: str = _AI_HUB["source"]
 MIOU_DEVICE: str = next(iter(_AI_HUB["devices"]))  # device on which AI Hub measured the mIoU
+MIOU_IMAGES: int = next(iter(_AI_HUB["models"].values()))["miou_images"]  # number of images that it was measured on
 RUNTIMES = {"tflite": "TFLite", "qnn_dlc": "DLC", "onnx": "ONNX"}  # key in ai_hub.json -> name
 
 

@@ -143,7 +143,7 @@ class Result:
     backends: dict[str, BackendResult]  # evaluation order: FP32 first, or the ONNX file alone
     agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels with equal predictions
     npu: NpuResult | None  # None without --npu, and if the NPU finished no image
-    processor_share: float | None  # see `processor_share`
+    processor_share: float | None  # processor time of the networks over wall time times threads; None on a GPU
     stage_seconds: dict[str, float]  # stage -> wall time
     options: dict[str, Any]  # every option by its name with underscores, defaults included
     command: str  # the command line that repeats the run
