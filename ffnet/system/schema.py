@@ -37,6 +37,8 @@ def parse(hint: Any, value: Any, name: str = "the content", **given: Any) -> Any
         return {key: parse(arguments[1], each, key) for key, each in value.items()}
     if origin is list and isinstance(value, list):
         return [parse(arguments[0], each, name) for each in value]
+    if origin is tuple and isinstance(value, list) and arguments[-1] is Ellipsis:
+        return tuple(parse(arguments[0], each, name) for each in value)
     if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
         return tuple(parse(each, item, name) for each, item in zip(arguments, value, strict=True))
     raise ValueError(f"{name} can't be {str(value)[:40]}")
