@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from ffnet.chips import format_chips
-from ffnet.config import Config
+from ffnet.config import LIST_CHIPS, Config
 from ffnet.options import PROGRAM, parse_args
 from ffnet.run import preflight
 from ffnet.system.errors import UserError
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """Do what the configuration asks for, and return the exit status."""
-    if config.npu.chip and config.lists:
+    if LIST_CHIPS in config.npu.chips:
         print_lines(format_chips())
         return 0
     if not config.lists:

@@ -1,7 +1,8 @@
 """The Qualcomm chips that --npu can name, and the optional package that runs their NPU (Hexagon Tensor Processor).
 
-Sources: ExecuTorch's qc_schema.py for the chip numbers; for SC8380XP, SA8540, SA8797 and QCS6490, which it lacks, and
-for the aliases of parts, Qualcomm's QAIRT documentation (2.47); Qualcomm's product pages for the marketing names.
+Sources of the numbers: ExecuTorch's qc_schema.py; QAIRT's QnnTypes.h and documentation (2.47) for SC8380XP, QCS6490,
+QCS8550, SM8635 and QCS8300; the devices_and_chipsets.yaml of Qualcomm AI Hub Models 0.65 for QCM6690, SA7255P, SM7750,
+SC8480XP, SM8950, SM8975 and the aliases. The names are those of Qualcomm's product pages.
 """
 
 import difflib
@@ -28,36 +29,70 @@ class Chip:
 
 
 _CHIPS = (
+    Chip("sm8975", "Snapdragon 8 Elite Extreme Gen 6", 103, "v85"),
+    Chip("sm8950", "Snapdragon 8 Elite Gen 6", 113, "v85"),
     Chip("sm8850", "Snapdragon 8 Elite Gen 5", 87, "v81"),
     Chip("sm8750", "Snapdragon 8 Elite", 69, "v79"),
     Chip("sm8845", "Snapdragon 8 Gen 5", 97, "v81"),
     Chip("sm8650", "Snapdragon 8 Gen 3", 57, "v75"),
+    Chip("sm8635", "Snapdragon 8s Gen 3", 68, "v73"),
     Chip("sm8550", "Snapdragon 8 Gen 2", 43, "v73"),
     Chip("sm8475", "Snapdragon 8+ Gen 1", 42, "v69"),
     Chip("sm8450", "Snapdragon 8 Gen 1", 36, "v69"),
     Chip("sm8350", "Snapdragon 888", 30, "v68"),
+    Chip("sm7750", "Snapdragon 7 Gen 4", 86, "v73"),
+    Chip("sc8480xp", "Snapdragon X2 Elite", 88, "v81"),
     Chip("sc8380xp", "Snapdragon X Elite", 60, "v73"),
     Chip("sa8797", "automotive", 72, "v81"),
     Chip("sa8255", "automotive", 52, "v73"),
+    Chip("sa7255", "automotive", 67, "v75"),
     Chip("sa8295", "automotive", 39, "v68"),
     Chip("sa8540", "automotive", 62, "v68"),
     Chip("qcs9100", "embedded", 77, "v73"),
-    Chip("qcs6490", "embedded; also SM7325, Snapdragon 778G", 35, "v68"),
+    Chip("qcs8550", "embedded", 66, "v73"),
+    Chip("qcs8300", "embedded", 82, "v75"),
+    Chip("qcs6490", "embedded", 35, "v68"),
+    Chip("qcm6690", "embedded", 78, "v73"),
     Chip("qcm6490", "embedded", 93, "v68"),
     Chip("sxr2330p", "XR headset", 75, "v79"),
     Chip("sxr2230p", "Snapdragon XR2 Gen 2", 53, "v69"),
     Chip("sxr1230p", "XR headset", 45, "v73"),
     Chip("ssg2115p", "smart glasses", 46, "v73"),
     Chip("ssg2125p", "smart glasses", 58, "v73"),
+    Chip("sar2230p", "smart glasses", 95, "v81"),
+    Chip("sw6100", "wearable", 96, "v81"),
 )
 CHIPS = {chip.part: chip for chip in _CHIPS}
-ALIASES = {  # further part and marketing names, and the part whose chip they are
+ALIASES = {  # further part, marketing and device names, and the part whose chip they are
+    "dragonwing-iq-8275": "qcs8300",
+    "dragonwing-iq-9075": "qcs9100",
+    "dragonwing-iq-x5121": "sc8380xp",
+    "dragonwing-iq-x7181": "sc8380xp",
+    "dragonwing-q-6690": "qcm6690",
+    "dragonwing-q-7790": "sm7750",
+    "dragonwing-q-8750": "sm8750",
+    "galaxy-s21": "sm8350",
+    "galaxy-s22": "sm8450",
+    "galaxy-s23": "sm8550",
+    "galaxy-s24": "sm8650",
+    "galaxy-s25": "sm8750",
+    "galaxy-s26": "sm8850",
+    "qcs5121": "sc8380xp",
+    "qcs7181": "sc8380xp",
+    "qcs7790": "sm7750",
+    "qcs8275": "qcs8300",
+    "qcs8450": "sm8450",
+    "qcs8750": "sm8750",
     "qcs9075": "qcs9100",
+    "sa7255p": "sa7255",
     "sa8255p": "sa8255",
     "sa8295p": "sa8295",
+    "sa8650p": "sa8255",
     "sa8775p": "sa8255",
+    "sc8340xp": "sc8380xp",
     "sm7325": "qcs6490",
     "snapdragon-778g": "qcs6490",
+    "snapdragon-x-plus": "sc8380xp",
 }
 
 
@@ -78,9 +113,17 @@ def find_chip(text: str) -> Chip:
 
 
 def format_chips() -> str:
-    """Return the table of chips: part name, name, number and architecture."""
-    rows = [(chip.part, chip.name, str(chip.soc_model), chip.architecture) for chip in CHIPS.values()]
-    return format_table([("part", "name", "soc_model", "architecture"), *rows])
+    """Return the table of chips: part name, name, number, architecture and aliases."""
+    rows = [
+        (chip.part, chip.name, str(chip.soc_model), chip.architecture, ", ".join(aliases_of(chip.part)))
+        for chip in CHIPS.values()
+    ]
+    return format_table([("part", "name", "soc_model", "architecture", "also"), *rows])
+
+
+def aliases_of(part: str) -> list[str]:
+    """Return the further names of a chip."""
+    return [alias for alias, meant in ALIASES.items() if meant == part]
 
 
 def _hyphenated(name: str) -> str:

@@ -34,7 +34,7 @@ ROUNDED_LAYERS = "rounded_layers"  # key of the manifest: layers whose weights i
 NPU_FOLDER = "npu"  # holds a folder with CONTEXT_FILE and its binary for each chip
 CONTEXT_FILE = "model_ctx.onnx"  # the network as compiled for a chip
 
-LIST_CHIPS = "list"  # in place of a chip: print the table of chips
+LIST_CHIPS, ALL_CHIPS = "list", "all"  # in place of a chip: print the table of chips; every chip
 VALUE_RANGES = ("normalized", "0-1", "0-255")  # ranges of the values that an ONNX file takes
 CHANNEL_ORDERS = ("rgb", "bgr")
 ADAROUND_ITERATIONS = 500  # per layer
@@ -106,7 +106,7 @@ class QuantizationConfig:
 class NpuConfig:
     """The evaluation on Qualcomm's NPU."""
 
-    chip: str | None = None  # key of CHIPS, or LIST_CHIPS; None: no evaluation on the NPU
+    chips: tuple[str, ...] = ()  # keys of CHIPS, or LIST_CHIPS; empty: no evaluation on the NPU
     images: int | Literal["all"] = 50  # number of images, every n-th of the scored ones
     fallback: bool = False  # nodes that the NPU refuses may run on the CPU
 
@@ -167,7 +167,7 @@ class Config:
     @property
     def lists(self) -> bool:
         """Whether the run only prints a table."""
-        return self.list_models or self.npu.chip == LIST_CHIPS
+        return self.list_models or LIST_CHIPS in self.npu.chips
 
     def for_model(self, name: str) -> "Config":
         """Return the configuration of one model; if there are several, each has a subfolder of every output folder."""

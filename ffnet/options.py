@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ffnet import __version__
-from ffnet.chips import DEFAULT_CHIP, find_chip
-from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, SEQ_MSE_BITS, VALUE_RANGES, Config
+from ffnet.chips import CHIPS, DEFAULT_CHIP, find_chip
+from ffnet.config import (
+    ADAROUND_ITERATIONS,
+    ALL_CHIPS,
+    CHANNEL_ORDERS,
+    LIST_CHIPS,
+    SEQ_MSE_BITS,
+    VALUE_RANGES,
+    Config,
+)
 from ffnet.system.errors import UserError
 from ffnet.system.process import print_lines
 from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, find_variant
@@ -44,8 +52,8 @@ REQUIRES = {  # option -> options; it has no effect without at least one of them
     "output.resume": ("output.output_dir",),
     "model.onnx_input": ("model.onnx",),
     "model.onnx_channels": ("model.onnx",),
-    "npu.images": ("npu.chip",),
-    "npu.fallback": ("npu.chip",),
+    "npu.images": ("npu.chips",),
+    "npu.fallback": ("npu.chips",),
     "quantization.recovery_images": RECOVERY,
     "data.selection_images": RECOVERY,
 }
@@ -61,10 +69,11 @@ def _model_names(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _chip(text: str) -> str:
-    """Return the part name of a chip, or LIST_CHIPS."""
+def _chips(text: str) -> tuple[str, ...]:
+    """Return the part name of a chip, or of all of them, or LIST_CHIPS."""
+    words = {LIST_CHIPS: (LIST_CHIPS,), ALL_CHIPS: tuple(CHIPS)}
     try:
-        return LIST_CHIPS if text.lower() == LIST_CHIPS else find_chip(text).part
+        return words.get(text.lower()) or (find_chip(text).part,)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -201,9 +210,9 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                "calibration (default: a third, at most 64)", COUNT),
     ),
     "NPU": (
-        Option("--npu", "npu.chip", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
-               f"one; `--npu {LIST_CHIPS}` prints the chips (without a name: {DEFAULT_CHIP})",
-               {"type": _chip, "nargs": "?", "const": DEFAULT_CHIP, "metavar": "CHIP"}),
+        Option("--npu", "npu.chips", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
+               f"one; several chips, or `{ALL_CHIPS}`, are compared; `--npu {LIST_CHIPS}` prints the chips (without a "
+               f"name: {DEFAULT_CHIP})", {"type": _chips, "nargs": "*", "metavar": "CHIP"}),
         Option("--npu-images", "npu.images", "number of images for --npu, every n-th of those scored, or `all`",
                {"type": _integer(1, word="all"), "metavar": "N"}),
         Option("--npu-fallback", "npu.fallback", "run nodes that the NPU refuses on the CPU, and name them", FLAG),
@@ -251,7 +260,7 @@ def plain_value(value: Any) -> Any:
     """Return the value of an option as JSON can hold it: a path or a list of names as text."""
     if isinstance(value, Path):
         return str(value)
-    return " ".join(value) if isinstance(value, tuple) else value
+    return (" ".join(value) or None) if isinstance(value, tuple) else value
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Config:
@@ -267,7 +276,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
         _check_combinations(set(given), config)
         _check_recovery(config)
         _check_images(config)
-        if config.output.export or config.output.execute or config.npu.chip:
+        if config.output.export or config.output.execute or config.npu.chips:
             check_bit_widths(config.quantization.param_bw, config.quantization.output_bw)
     return config
 
@@ -308,8 +317,8 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
         defaults = {"data.dataset_path": Path(os.environ[DATASET_VARIABLE])}
     config = Config(command=command)
     for target, value in (defaults | dict(given)).items():
-        if target == "model.names":  # a tuple for each name that was given
-            value = tuple(dict.fromkeys(itertools.chain(*value)))
+        if target in ("model.names", "npu.chips"):  # a tuple for each name that was given
+            value = tuple(dict.fromkeys(itertools.chain(*value))) or (DEFAULT_CHIP,)
         section, _, name = target.rpartition(".")
         if section:
             name, value = section, replace(getattr(config, section), **{name: value})
@@ -342,8 +351,8 @@ def _check_combinations(given: set[str], config: Config) -> None:
 
 
 def _is_set(config: Config, target: str) -> bool:
-    """Return whether an option has a value other than None and False; 0 is a value."""
-    return not any(lookup(config, target) is unset for unset in (None, False))
+    """Return whether an option has a value other than None, False and (); 0 is a value."""
+    return not any(lookup(config, target) is unset for unset in (None, False, ()))
 
 
 def _check_recovery(config: Config) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffnet.chips import CHIPS
+from ffnet.chips import CHIPS, Chip
 from ffnet.config import CONTEXT_FILE, MODEL_FILE, NPU_FOLDER, NpuConfig
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.worker import NpuSession, NpuTarget
@@ -124,14 +124,31 @@ def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
         return process.call(npu_worker.run, image)
 
 
-def write_npu_context(work: Path, npu: NpuConfig) -> dict[str, Any]:
-    """Compile the `model.onnx` of an export in the folder `work` for a chip, and return the entry of the manifest."""
-    chip = CHIPS[str(npu.chip)]
+def write_npu_contexts(work: Path, npu: NpuConfig) -> dict[str, Any]:
+    """Compile the `model.onnx` of an export in `work` for the chips that take it; return entries of the manifest.
+
+    Raises:
+        UserError: If no chip takes the file.
+    """
+    entries, errors = [], []
+    for part in npu.chips:
+        try:
+            entries.append(_write_npu_context(work, CHIPS[part], npu.fallback))
+        except UserError as error:
+            errors.append(error)
+    if not entries:
+        raise errors[0]
+    return {"npu": entries[0], **({"npu_others": entries[1:]} if len(npu.chips) > 1 else {})}
+
+
+def _write_npu_context(work: Path, chip: Chip, fallback: bool) -> dict[str, Any]:
+    """Compile the file for a chip, and return what the manifest says about the result."""
     file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
-    file.parent.mkdir(parents=True)
-    with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
+    with NpuProcess(NpuTarget(work / MODEL_FILE, chip, fallback)) as process:
+        process.call(npu_worker.describe_session)  # creates no folder for a chip that refuses the file
+        file.parent.mkdir(parents=True)
         description = dataclasses.asdict(process.call(npu_worker.describe_session, file))
     versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
     versions["qairt"] = description.pop("qairt")
     entry = {"chip": dataclasses.asdict(chip), "file": file.relative_to(work).as_posix(), "versions": versions}
-    return {"npu": {**entry, **description}}
+    return {**entry, **description}

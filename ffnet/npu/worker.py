@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +28,14 @@ from ffnet.system.text import count, list_names, runtime_reason
 PLUGIN = "QNNExecutionProvider"
 # What the plugin logs for a node that the NPU refuses; Conv and Resize get the suffix from ONNX Runtime.
 REFUSED = re.compile(r"failed for node `(.+?)(?:_token_\d+|_\d+)?` of type `(\w+)`")
+
+
+class NodesRefusedError(UserError):
+    """An error about nodes that the NPU can't run; it can be sent to another process."""
+
+    def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.nodes = list(nodes)
 
 
 @dataclass(frozen=True)
@@ -105,13 +114,14 @@ def _compile(target: NpuTarget, context: Path | None, log: BinaryIO) -> tuple[on
         session = onnxruntime.InferenceSession(str(target.path), options)
     except Exception as error:  # onnxruntime's exceptions share no base class
         log.seek(begin)
-        raise UserError(_refusal(target, log.read().decode(errors="replace"), error)) from error
+        raise _refusal(target, log.read().decode(errors="replace"), error) from error
     groups = session.get_provider_graph_assignment_info()
     cpu_nodes = tuple(node.name for group in groups if group.ep_name != PLUGIN for node in group.get_nodes())
     if cpu_nodes and not target.fallback:
-        raise UserError(
+        raise NodesRefusedError(
             f"--npu {target.chip.part}: {count(len(cpu_nodes), 'node')} of {target.path} can't run on this NPU: "
-            f"{list_names(cpu_nodes)}. Add --npu-fallback to run them on the CPU, or name another chip."
+            f"{list_names(cpu_nodes)}. Add --npu-fallback to run them on the CPU, or name another chip.",
+            cpu_nodes,
         )
     qairt = _qnn().build_and_package_info.qnn_version
     inputs, outputs = (
@@ -121,15 +131,17 @@ def _compile(target: NpuTarget, context: Path | None, log: BinaryIO) -> tuple[on
     return session, NpuSession(hardware, qairt, cpu_nodes, inputs, outputs)
 
 
-def _refusal(target: NpuTarget, log: str, error: Exception) -> str:
-    """Return the message for a file that can't be compiled; `log`: what the plugin printed meanwhile."""
+def _refusal(target: NpuTarget, log: str, error: Exception) -> UserError:
+    """Return the error for a file that can't be compiled; `log`: what the plugin printed meanwhile."""
     refused = list(dict.fromkeys(f"{name} ({operator})" for name, operator in REFUSED.findall(log)))
     subject = f"--npu {target.chip.part}: {target.path} can't be compiled for this NPU"
     if not refused:
-        return f"{subject}: onnxruntime-qnn says {runtime_reason(error)!r}. Name another chip; --npu list prints them."
-    return (
+        reason = f"onnxruntime-qnn says {runtime_reason(error)!r}. Name another chip; --npu list prints them."
+        return UserError(f"{subject}: {reason}")
+    return NodesRefusedError(
         f"{subject}, which refuses {count(len(refused), 'node')}: {list_names(refused)}. ONNX Runtime can't move them "
-        "to the CPU either, because the nodes around them are already laid out for the NPU. Name another chip."
+        "to the CPU either, because the nodes around them are already laid out for the NPU. Name another chip.",
+        refused,
     )
 
 

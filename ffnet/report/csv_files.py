@@ -94,11 +94,14 @@ def recovery_rows(recovery: Recovery) -> list[Row]:
     ]
 
 
-def npu_layer_rows(layers: Sequence[LayerDivergence]) -> list[Row]:
-    """Return the rows of npu_layers.csv: how far the NPU is from the simulation at each quantized activation."""
+def npu_layer_rows(layers: Mapping[str, Sequence[LayerDivergence]]) -> list[Row]:
+    """Return the rows of npu_layers.csv: how far the NPU is from the simulation at each quantized activation.
+
+    Several groups of chips are told apart by a first column.
+    """
     rows = []
-    for layer in layers:
-        row: Row = {"layer": layer.layer}
+    for chip, layer in ((chip, layer) for chip, each in layers.items() for layer in each):
+        row: Row = {"chip": chip, "layer": layer.layer} if len(layers) > 1 else {"layer": layer.layer}
         for suffix, difference in (("", layer.total), (", same input", layer.own)):
             row[f"differing %{suffix}"] = 100 * difference.differing
             row[f"mean difference in steps{suffix}"] = f"{difference.mean_steps:.6f}"
@@ -114,17 +117,19 @@ def comparison_rows(comparison: ModelComparison) -> list[Row]:
     cell is empty if it cannot be on it.
     """
     backends = dict.fromkeys(name for model in comparison.models for name in model.result.backends)
-    on_npu = dict.fromkeys(model.result.names.of(NPU) for model in comparison.models if model.result.npu)
+    on_npu = dict.fromkeys(label for model in comparison.models for label in model.result.npus)
     words = {None: None, True: "yes", False: "no"}
     fronts = [comparison.front(cost) for cost in COSTS]
     rows = []
     for model in comparison.models:
-        result, npu = model.result, model.result.npu
+        result = model.result
         row: Row = {"model": result.model, "report": model.link, "images": result.images}
         for name in backends:
             row |= _backend(name, result.backends)
-        for name in on_npu:
-            row |= {"NPU images": npu and len(npu.images), **_backend(name, npu.backends if npu else {})}
+        for label in on_npu:
+            npu = result.npus.get(label)
+            found = {label: npu.backends[result.names.of(NPU)]} if npu else {}
+            row |= {"NPU images": npu and len(npu.images), **_backend(label, found)}
         row |= {f"{name} published": result.published.get(name) for name in (FP32, INT8.of(SIMULATED))}
         row |= {"parameters": model.parameters, "GMACs": model.gmacs}
         published = model.published

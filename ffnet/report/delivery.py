@@ -16,7 +16,7 @@ from ffnet.results.result import DEMO_NOTE, Result
 from ffnet.system.errors import UserError
 from ffnet.system.files import write_atomically
 from ffnet.system.process import interrupt_status, print_lines
-from ffnet.system.text import format_number, printable
+from ffnet.system.text import count, format_number, list_names, printable
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def deliver(results: Iterable[Result], config: Config) -> int:
         for result in results:
             statuses.append(deliver_result(result, config))
             link = f"{result.model}/{REPORT}" if config.output.output_dir else None
-            models.append(compare_model(result, config.npu.chip, link))
+            models.append(compare_model(result, next(iter(config.npu.chips), None), link))
     except KeyboardInterrupt as interrupt:
         statuses.append(interrupt_status(interrupt))
     finally:
@@ -74,6 +74,10 @@ def deliver_result(result: Result, config: Config) -> int:
         )
     if failure and not isinstance(failure, KeyboardInterrupt):
         errors.append(str(failure))
+    refused = [each.chip for each in result.npu_chips if each.error]
+    if refused and config.output.fail_under is not None and not failure:
+        chips = f"{len(refused)} of {count(len(result.npu_chips), 'chip')} can't run the file: {list_names(refused, 50)}"
+        errors.append(f"--fail-under and --npu: {chips}. Name other chips, or remove --fail-under.")
     drops = [] if errors or failure else excessive_drops(result, config.output.fail_under)
     _print_errors(errors, drops, f"{result.model}: " if several else "")
     if isinstance(failure, KeyboardInterrupt) and not errors:
@@ -162,12 +166,9 @@ def excessive_drops(result: Result, fail_under: float | None) -> list[str]:
     """
     if fail_under is None:
         return []
-    entries = dict(result.backends)
-    if result.npu:
-        name = result.names.of(NPU)
-        entries[name] = result.npu.backends[name]
+    on_npu = {label: npu.backends[result.names.of(NPU)] for label, npu in result.npus.items()}
     messages = []
-    for name, entry in entries.items():
+    for name, entry in (result.backends | on_npu).items():
         if name != FP32 and (entry.change is None or -entry.change > fail_under):
             text = (
                 "unknown, because no pixel is labelled"

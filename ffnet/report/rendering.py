@@ -36,15 +36,14 @@ ENVIRONMENT = Environment(
 
 def format_console(result: Result) -> str:
     """Return the report on a run: heading and notes, and the tables."""
-    recovery, npu, sensitivity = result.recovery, result.npu, result.details.diagnostics.sensitivity
+    recovery, sensitivity = result.recovery, result.details.diagnostics.sensitivity
     parts = [
         f"{tables.result_table(result).format()}\n{result.describe_speed()}",
         tables.agreement_table("agreement", result.agreement).format(),
     ]
     if recovery:
         parts += [tables.recovery_table(recovery).format(), tables.raised_table(recovery).format(RAISED_QUANTIZERS)]
-    if npu:
-        parts += [table.format() for table in tables.npu_tables(npu)]
+    parts += [table.format() for table in tables.npu_tables(result)]
     parts.append(tables.classes_table(result).format())
     if sensitivity:
         parts.append(tables.sensitivity_table(sensitivity).format(SENSITIVE_QUANTIZERS))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ffnet.evaluation.metrics import Interval
-from ffnet.evaluation.scores import FP32, NPU
+from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, SIMULATED
 from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.onnx.divergence import LayerDivergence
@@ -16,7 +16,7 @@ from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison, excludes_zero
 from ffnet.results.published import ai_hub_result
-from ffnet.results.result import BackendResult, ClassCount, NpuResult, Result, miou_change
+from ffnet.results.result import BackendResult, ChipResult, ClassCount, NpuResult, Result, miou_change
 from ffnet.system.text import count, format_interval, format_number, format_table
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
 
@@ -88,6 +88,7 @@ class BackendRow:
     result: Result | NpuResult
     model: str = ""
     images: int | None = None
+    label: str = ""  # name to show; "": that of the backend
 
     @property
     def entry(self) -> BackendResult:
@@ -103,7 +104,7 @@ def result_table(result: Result | NpuResult, name: str = "backends", heading: st
 def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading: str = "backend") -> Table:
     columns = (
         Column("model", lambda row: row.model, kind=MODEL, optional=True),
-        Column(heading, lambda row: row.backend, kind=TEXT),
+        Column(heading, lambda row: row.label or row.backend, kind=TEXT),
         Column("images", lambda row: row.images, optional=True),
         Column("mIoU %", lambda row: row.entry.miou),
         Column("95 % CI", lambda row: row.entry.miou_interval, optional=True),
@@ -134,10 +135,43 @@ def agreement_table(name: str, agreement: Mapping[str, float], where: str = "") 
     return pairs_table(name, (heading, "pixels %"), pairs)
 
 
-def npu_tables(npu: NpuResult) -> tuple[Table, Table]:
-    """Return the metrics and the agreement of every backend on the images that the NPU ran."""
-    where = f"on the {count(len(npu.images), 'image')} of the NPU"
-    return result_table(npu, "npu-backends", where), agreement_table("npu-agreement", npu.agreement, where)
+def npu_tables(result: Result) -> list[Table]:
+    """Return, for each group of chips, the metrics and the agreement of every backend on the images of the NPU.
+
+    If there are several chips, the table of all comes first.
+    """
+    tables = [chips_table(result)] if len(result.npu_chips) > 1 else []
+    for npu in result.npus.values():
+        where, suffix = f"on the {count(len(npu.images), 'image')} of the NPU", ""
+        if result.other_npus:
+            where, suffix = f"{where}, {npu.chip}", f"-{npu.chip}"
+        tables.append(result_table(npu, f"npu-backends{suffix}", where))
+        tables.append(agreement_table(f"npu-agreement{suffix}", npu.agreement, where))
+    return tables
+
+
+def chips_table(result: Result) -> Table:
+    """Return what each chip makes of the file, and beside it what Qualcomm AI Hub measured on a device with it."""
+    npus, name = {npu.chip: npu for npu in result.npus.values()}, result.names.of(NPU)
+    simulated = f"{result.names.of(ONNX_FILE if ONNX_FILE in result.backends else SIMULATED)}|{name}"
+
+    def entry(chip: ChipResult) -> BackendResult | None:
+        return npus[chip.group].backends[name] if chip.group in npus else None
+
+    columns = (
+        Column("chip", lambda row: row.chip, kind=TEXT),
+        Column("NPU", lambda row: row.architecture, kind=TEXT),
+        Column("computes as", lambda row: row.group or "-", kind=TEXT),
+        Column("mIoU %", lambda row: (found := entry(row)) and found.miou),
+        Column("95 % CI", lambda row: (found := entry(row)) and found.miou_interval, optional=True),
+        Column("change", lambda row: (found := entry(row)) and found.change, kind=CHANGE),
+        Column("95 % CI", lambda row: (found := entry(row)) and found.change_interval, optional=True),
+        Column("change on a device (AI Hub)", lambda row: row.measured_change, 1, CHANGE, optional=True),
+        Column("agreement %", lambda row: npus[row.group].agreement.get(simulated) if row.group in npus else None),
+        Column("latency ms (AI Hub)", lambda row: row.latency, kind=TEXT, optional=True),
+        Column("nodes not on the NPU", lambda row: row.describe_nodes(), kind=TEXT),
+    )
+    return Table("chips", columns, result.npu_chips)
 
 
 def recovery_table(recovery: Recovery) -> Table:
@@ -230,7 +264,7 @@ def _matrix_table(title: str, matrix: np.ndarray, shades: np.ndarray) -> Table:
     return Table(title.partition(",")[0].replace(" ", "-"), columns, range(len(CLASSES)), dense=True)
 
 
-def npu_layers_table(layers: Sequence[LayerDivergence]) -> Table:
+def npu_layers_table(layers: Sequence[LayerDivergence], name: str = "npu-layers") -> Table:
     """Return how far each quantized activation of the NPU is from the simulation's, in graph order."""
     columns = (
         Column("layer", lambda layer: layer.layer, kind=TEXT),
@@ -241,7 +275,7 @@ def npu_layers_table(layers: Sequence[LayerDivergence]) -> Table:
         Column("mean, steps", lambda layer: layer.own.mean_steps, 4),
         Column("largest, steps", lambda layer: layer.own.largest_steps),
     )
-    return Table("npu-layers", columns, layers, numbered=True)
+    return Table(name, columns, layers, numbered=True)
 
 
 def sensitivity_table(sensitivity: Sensitivity) -> Table:
@@ -277,9 +311,12 @@ def compared_backends_table(comparison: ModelComparison) -> Table:
     """Return the metrics of every backend of every model; those of the NPU on the images that it ran."""
     rows: list[BackendRow] = []
     for model in comparison.models:
-        result, npu = model.result, model.result.npu
+        result = model.result
         rows += [BackendRow(name, result, model.short_name, result.images) for name in result.backends]
-        rows += [BackendRow(result.names.of(NPU), npu, model.short_name, len(npu.images))] if npu else []
+        rows += [
+            BackendRow(result.names.of(NPU), npu, model.short_name, len(npu.images), label)
+            for label, npu in result.npus.items()
+        ]
     return _backends_table(rows)
 
 

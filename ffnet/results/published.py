@@ -39,6 +39,11 @@ class DeviceResult:
         """The latency of the fastest runtime; None if none was published."""
         return min(self.latency.values(), default=None)
 
+    @property
+    def measured_change(self) -> float:
+        """How far the W8A8 network is above the float network on MIOU_DEVICE by ONNX, in percentage points."""
+        return round(self.w8a8_miou["onnx"] - self.float_miou, 1)
+
     def describe_latency(self) -> str:
         """Return the latency of each runtime with one decimal and slashes between them."""
         return "/".join(format_number(self.latency.get(key), 1) for key in RUNTIMES)
@@ -61,6 +66,12 @@ def ai_hub_result(name: str, chip: str | None = None) -> DeviceResult | None:
     device = next((device for device in devices_with(chip) if device in latency), MIOU_DEVICE)
     size, mious = tuple(model["input_size"]), (model["float_miou"], model["w8a8_miou"])
     return DeviceResult(device, size, model["miou_images"], *mious, latency[device])
+
+
+def ai_hub_result_on(chip: str, config: Config) -> DeviceResult | None:
+    """Return what AI Hub published for the model of a run; None if it measured it on no device with this chip."""
+    result = None if config.model.onnx else ai_hub_result(config.model.name, chip)
+    return result if result and result.device in devices_with(chip) else None
 
 
 @dataclass(frozen=True)
@@ -184,15 +195,16 @@ def compare_with_variant(
 
 
 def compare_with_ai_hub(
-    config: Config, images: ImageSetup, available: int, calibration: CalibrationSetup | None
+    config: Config, chips: Sequence[str], images: ImageSetup, available: int, calibration: CalibrationSetup | None
 ) -> Comparison:
-    """Compare a run on the NPU with the mIoU that AI Hub published for MIOU_DEVICE.
+    """Compare a result of the NPU of some chips with the mIoU that AI Hub published for MIOU_DEVICE.
 
     The images of the run were chosen from the `available` ones of its split. AI Hub does not say which quantization
     scheme it uses, so only the bit widths and the calibration images are compared.
     """
     result = ai_hub_result(config.model.name)
-    if result is None or MIOU_DEVICE not in devices_with(config.npu.chip) or config.model.onnx or config.data.demo:
+    on_device = any(MIOU_DEVICE in devices_with(chip) for chip in chips)
+    if result is None or not on_device or config.model.onnx or config.data.demo:
         return Comparison()
     by_images = image_differences(images, ImageSetup("val", result.miou_images, result.input_size))
     if not by_images and available != PUBLISHED_IMAGES.number:
@@ -211,11 +223,18 @@ def compare_with_ai_hub(
 
 
 def ai_hub_notes(config: Config) -> list[str]:
-    """Return a note on the latency that AI Hub published for the model and the chip of a run, if it did."""
-    result = ai_hub_result(config.model.name, config.npu.chip)
-    if result is None or result.device not in devices_with(config.npu.chip) or config.model.onnx:
+    """Return a note on what AI Hub measured with the model and the chip of a run; of several chips, a table shows it."""
+    result = ai_hub_result_on(config.npu.chips[0], config) if len(config.npu.chips) == 1 else None
+    if result is None:
         return []
+    measured = (
+        f" The change of the mIoU measured there, W8A8 by ONNX against float: {result.measured_change:+.1f} percentage "
+        f"points on {count(result.miou_images, 'image')}."
+        if result.device == MIOU_DEVICE
+        else ""
+    )
     return [
         f"{SOURCE}: latency of this model, W8A8 at {'{}x{}'.format(*result.input_size)}, on a {result.device} by "
         f"{'/'.join(RUNTIMES.values())}: {result.describe_latency()} ms. An emulation tells nothing about latency."
+        + measured
     ]

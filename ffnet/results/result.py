@@ -12,7 +12,7 @@ import torch
 
 from ffnet.evaluation import metrics
 from ffnet.evaluation.metrics import FEW_IMAGES, Estimate, Interval, Statistics, known, percent, statistics
-from ffnet.evaluation.scores import FP32, BackendNames, Scores
+from ffnet.evaluation.scores import FP32, NPU, BackendNames, Scores
 from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.outcome import Recovery
@@ -78,6 +78,7 @@ class NpuResult:
     """The evaluation on the NPU. All backends were scored again on the images that the NPU ran."""
 
     chip: str  # part name
+    same_chips: list[str]  # part names of chips that computed the same logits of the first image; not run on the others
     name: str  # marketing name
     soc_model: int  # Qualcomm's number of the chip
     architecture: str  # Hexagon architecture, such as "v79"
@@ -94,13 +95,38 @@ class NpuResult:
 
     def describe(self) -> str:
         """Return a sentence on what ran the network, on how many images and with which nodes on the CPU."""
-        how = "this PC's NPU, driven" if self.hardware else f"the NPU of {self.chip} ({self.name}), emulated"
+        how = "this PC's NPU" if self.hardware else f"Qualcomm's compiler and emulator for {self.chip} ({self.name})"
         early = ", and then ended early" if len(self.images) < self.requested_images else ""
         nodes = f"Nodes that ran on the CPU: {list_names(self.cpu_nodes, most=50) or 'none'}."
-        return (
-            f"{how} by onnxruntime-qnn {self.version}, ran {len(self.images)} of "
-            f"{count(self.requested_images, 'image')}{early}. {nodes}"
+        same = (
+            f" The result also counts for {list_names(self.same_chips, most=50)}, which computed the same logits of 1 "
+            "image, the first."
         )
+        return (
+            f"{how}, in onnxruntime-qnn {self.version}, ran {len(self.images)} of "
+            f"{count(self.requested_images, 'image')}{early}. {nodes}{same if self.same_chips else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class ChipResult:
+    """What one chip of --npu makes of the file."""
+
+    chip: str  # part name
+    architecture: str  # Hexagon architecture, such as "v79"
+    error: str | None  # why the file can't be compiled for the chip or run; None if it can
+    refused: list[str]  # names of the nodes that the chip refuses, if the error names any
+    cpu_nodes: list[str]  # names of the nodes that run on the CPU
+    group: str | None  # chip whose NpuResult counts for this one; None if there is an error
+    device: str | None  # device with this chip on which Qualcomm AI Hub measured the model
+    latency: str | None  # AI Hub's W8A8 latency there by TFLite/DLC/ONNX in milliseconds
+    measured_change: float | None  # AI Hub's mIoU change there by ONNX in percentage points
+
+    def describe_nodes(self) -> str:
+        """Return what keeps the chip from running all nodes on its NPU."""
+        if self.error is None:
+            return f"{count(len(self.cpu_nodes), 'node')} on the CPU: {list_names(self.cpu_nodes)}" * bool(self.cpu_nodes)
+        return f"refuses {list_names(self.refused)}" if self.refused else "can't run the file"
 
 
 @dataclass(frozen=True)
@@ -109,7 +135,7 @@ class Diagnostics:
 
     worst_images: tuple[ImageComparison, ...] = ()
     sensitivity: Sensitivity | None = None
-    npu_layers: tuple[LayerDivergence, ...] = ()
+    npu_layers: Mapping[str, tuple[LayerDivergence, ...]] = field(default_factory=dict)  # chip of NpuResult -> layers
 
 
 @dataclass(frozen=True)
@@ -143,6 +169,8 @@ class Result:
     backends: dict[str, BackendResult]  # evaluation order: FP32 first, or the ONNX file alone
     agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels with equal predictions
     npu: NpuResult | None  # None without --npu, and if the NPU finished no image
+    other_npus: list[NpuResult]  # the same for further groups of chips; those of a group compute the same
+    npu_chips: list[ChipResult]  # every chip of --npu
     processor_share: float | None  # processor time of the networks over wall time times threads; None on a GPU
     stage_seconds: dict[str, float]  # stage -> wall time
     options: dict[str, Any]  # every option by its name with underscores, defaults included
@@ -178,6 +206,13 @@ class Result:
                 "of the processor time of their threads."
             )
         return " ".join(sentences)
+
+    @property
+    def npus(self) -> dict[str, NpuResult]:
+        """The results on the NPU by the name of the backend, which ends in a chip if there are several."""
+        name = self.names.of(NPU)
+        found = [npu for npu in (self.npu, *self.other_npus) if npu]
+        return {f"{name}, {npu.chip}" if self.other_npus else name: npu for npu in found}
 
     @property
     def base(self) -> BackendResult:

@@ -9,7 +9,7 @@ import torch
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import MODEL_FILE, ROUNDED_LAYERS, Config, Runtime
 from ffnet.evaluation.loading import memory_format
-from ffnet.npu.backend import write_npu_context
+from ffnet.npu.backend import write_npu_contexts
 from ffnet.onnx.export import export
 from ffnet.options import option_values
 from ffnet.quantization.encodings import LoadedEncodings, rounded_layers
@@ -118,10 +118,10 @@ def export_network(model: Model, dataset: str, size: tuple[int, int], run: Run) 
     """
     output, npu = run.config.output, run.config.npu
     named = output.export if run.ranks.is_main else None
-    if output.export is None and not output.execute and npu.chip is None:
+    if output.export is None and not output.execute and not npu.chips:
         return None
     folder = named or run.temporary_folder() / "export"
-    compiled_too = npu.chip is not None and named is not None
+    compiled_too = bool(npu.chips) and named is not None
     try:
         with run.stage("export"):
             export(
@@ -130,7 +130,7 @@ def export_network(model: Model, dataset: str, size: tuple[int, int], run: Run) 
                 folder,
                 _provenance(model, dataset, run),
                 output.force,
-                (lambda work: write_npu_context(work, npu)) if compiled_too else None,
+                (lambda work: write_npu_contexts(work, npu)) if compiled_too else None,
             )
     except OSError as error:
         option = f"--export {named}" if named else f"--execute and --npu: the temporary folder {folder}"

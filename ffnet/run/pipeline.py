@@ -24,7 +24,7 @@ from ffnet.options import option_values
 from ffnet.results import result as results
 from ffnet.results.images import compare_images, worst_images
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
-from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult, Result
+from ffnet.results.result import CheckpointInfo, Details, Diagnostics, Result
 from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
 from ffnet.run.networks import Model, calibration_setup, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
@@ -83,7 +83,7 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
     backends: dict[str, Backend] = {FP32: checkpoint.model, SIMULATED: model.network.lowered}
     if exported and output.execute:
         backends[ONNX_RUNTIME] = OnnxBackend(exported)
-    npu = open_npu(exported, run) if exported and run.config.npu.chip else None
+    npu = open_npu(exported, run) if exported and run.config.npu.chips else None
     prepared = prepare(backends, images, run)
     scores = score(prepared, images, run)
     with run.stage("diagnose"):
@@ -94,7 +94,7 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
         outcome = run_on_npu(npu, prepared, images, run, model.network)
     diagnostics = replace(diagnosis.diagnostics, npu_layers=outcome.layers)
     details = details_of(scores, images, diagnostics=diagnostics, failure=diagnosis.failure or outcome.failure)
-    return build_result(run.config.model.name, details, outcome.result, run, model)
+    return build_result(run.config.model.name, details, outcome, run, model)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def diagnose(model: Model, backends: Mapping[str, Backend], inputs: Inputs, scor
     return Diagnosis(Diagnostics(tuple(compared), sensitivity), tuple(notes))
 
 
-def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, model: Model | None = None) -> Result:
+def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, model: Model | None = None) -> Result:
     """Return the Result of a variant or, without a model, of an ONNX file, whose path is its name."""
     config = run.config
     published = _published(model, details, config) if model and not config.data.demo else Comparison()
@@ -144,7 +144,9 @@ def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, m
         classes=results.class_counts(details.scores),
         backends=backends,
         agreement=results.agreement(details.scores, names),
-        npu=npu,
+        npu=next(iter(outcome.results), None),
+        other_npus=list(outcome.results[1:]),
+        npu_chips=list(outcome.chips),
         processor_share=results.processor_share(details.scores, run.runtime.device),
         stage_seconds=run.stage_seconds,
         options=option_values(config),
@@ -178,7 +180,7 @@ def finished_result(folder: Path, run: Run, images: CityscapesSplit) -> Result:
     details = details_of(saved[IMAGES].scores, images, written=True)
     with damage_named(path):
         result = Result.from_json(json.loads(read_utf8(path)), details)
-        pairs = [(IMAGES, result)] + ([(NPU_IMAGES, result.npu)] if result.npu else [])
+        pairs = [(IMAGES, result), *((NPU_IMAGES.format(npu.chip), npu) for npu in result.npus.values())]
         if not all(
             kind in saved and results.is_counted(each, saved[kind].scores, result.names) for kind, each in pairs
         ):
@@ -231,11 +233,11 @@ def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result:
         model = run.config.model
         backend, notes = open_onnx(path, images, run.runtime, (model.onnx_input, model.onnx_channels))
     run.notes += notes
-    npu = open_npu(path, run, backend.input_format) if run.config.npu.chip else None
+    npu = open_npu(path, run, backend.input_format) if run.config.npu.chips else None
     prepared = prepare({ONNX_FILE: backend}, images, run)
     scores = score(prepared, images, run)
     outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
-    return build_result(str(path), details_of(scores, images, failure=outcome.failure), outcome.result, run)
+    return build_result(str(path), details_of(scores, images, failure=outcome.failure), outcome, run)
 
 
 def open_onnx(

@@ -31,7 +31,7 @@ def check(config: Config) -> None:
     _check_input_files(config)
     _check_nesting(_output_folders(config))
     _check_output_folders(config)
-    if config.npu.chip:
+    if config.npu.chips:
         check_npu_package()
 
 

@@ -139,6 +139,11 @@ class Run(Execution, contextlib.ExitStack):
 
         return self.once(find_and_save)
 
+    def missing(self, kind: str, indices: np.ndarray) -> np.ndarray:
+        """Return this rank's share of the images without saved scores of a kind."""
+        earlier = self.saved_work.scores.get(kind)
+        return self.ranks.share_of(indices if earlier is None else np.setdiff1d(indices, earlier.indices))
+
     def saved_per_image(
         self,
         kind: str,
@@ -158,8 +163,7 @@ class Run(Execution, contextlib.ExitStack):
             score: Yields the scores of the images with the given indices, a share of this rank.
             write: Writes the predictions of an image, before its scores are saved.
         """
-        earlier = self.saved_work.scores.get(kind)
-        own = self.ranks.share_of(indices if earlier is None else np.setdiff1d(indices, earlier.indices))
+        earlier, own = self.saved_work.scores.get(kind), self.missing(kind, indices)
         pieces = [Shard(np.empty(0, np.int64), no_scores(backends))]
         unsaved: str | None = None
         with self.storage.open_records(kind, self.ranks.rank) if self.storage else contextlib.nullcontext() as records:

@@ -4,7 +4,8 @@
     recovery-*.safetensors  finished parts of the accuracy recovery, until the network is saved
     network.safetensors     ranges, bit widths and rounded weights of the simulation, once they are found
     images-0.jsonl          scores of the images that rank 0 has run through the backends; see `RecordFile`
-    npu-0.jsonl             the same for the NPU
+    npu-sm8750-0.jsonl      the same for the NPU of a chip
+    npu-chips.json          which of several chips take the file, and the digest of what each computed for one image
     finished                names of the result files, once all are written
 
 Every rank appends to record files of its own; the main process writes everything else.
@@ -38,8 +39,9 @@ logger = logging.getLogger(__name__)
 
 SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
 RECOVERY = "recovery-*.safetensors"
-IMAGES, NPU_IMAGES = "images", "npu"  # kinds of record files
-RECORDS = ("images-[0-9]*.jsonl", "npu-[0-9]*.jsonl")
+IMAGES, NPU_IMAGES = "images", "npu-{}"  # kinds of record files; with the part name of a chip
+NPU_CHIPS = "npu-chips.json"
+RECORDS = ("images-[0-9]*.jsonl", "npu-*-[0-9]*.jsonl", NPU_CHIPS)
 FILES = (SETTINGS, NETWORK, FINISHED, RECOVERY, *RECORDS)
 
 # Options that change nothing in the saved work, or whose files are compared by their content.
@@ -62,7 +64,7 @@ def conditions(config: Config, weights: str, images: str, device: str) -> dict[s
     values = {flag: plain_value(lookup(config, target)) for target, flag in FLAGS.items() if target not in MAY_DIFFER}
     files = {"--encodings": config.quantization.encodings, "--config-file": Path(config.quantization.config_file)}
     packages = versions()
-    if config.npu.chip:
+    if config.npu.chips:
         packages["onnxruntime-qnn"] = importlib.metadata.version("onnxruntime-qnn")
     return {
         **values,
@@ -90,7 +92,7 @@ def scored_backends(config: Config) -> dict[str, tuple[str, ...]]:
     """Return the names of the backends whose scores the records of each kind hold."""
     runtime = (ONNX_RUNTIME,) if config.output.execute else ()
     backends = (ONNX_FILE,) if config.model.onnx else (FP32, SIMULATED, *runtime)
-    return {IMAGES: backends, NPU_IMAGES: (*backends, NPU)}
+    return {IMAGES: backends, **{NPU_IMAGES.format(chip): (*backends, NPU) for chip in config.npu.chips}}
 
 
 @contextlib.contextmanager
@@ -196,6 +198,20 @@ class Storage(SavedStates):
         """Save a finished part of the recovery."""
         with self.errors_named():
             write_atomically(self.folder / RECOVERY.replace("*", name), save_state(state, description))
+
+    def load_chips(self, form: Any) -> dict[str, Any]:
+        """Return what `save_chips` saved, as instances of the dataclass `form` by chip."""
+        path = self.folder / NPU_CHIPS
+        if not path.exists():
+            return {}
+        with damage_named(path):
+            return dict(parse(dict[str, form], json.loads(read_utf8(path))))
+
+    def save_chips(self, checks: Mapping[str, Any]) -> None:
+        """Save what is known of each chip, a dataclass."""
+        content = {chip: dataclasses.asdict(check) for chip, check in checks.items()}
+        with self.errors_named():
+            write_atomically(self.folder / NPU_CHIPS, json.dumps(content, indent=1) + "\n")
 
     @property
     def is_finished(self) -> bool:
