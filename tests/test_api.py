@@ -78,7 +78,7 @@ def test_a_wrong_argument_gets_one_line_that_names_it(call, message):
     "sample", ["x", (IMAGE,), (IMAGE / 255, LABEL), (IMAGE[:1], LABEL), (IMAGE.permute(1, 2, 0), LABEL), (IMAGE, 7)]
 )
 def test_a_data_set_of_other_samples_is_refused(sample, batch_size):
-    with pytest.raises(UserError, match="images: samples are .*. Each must be an image and its train ids"):
+    with pytest.raises(UserError, match="images: a sample is .*. Each must be an image and its train ids"):
         ffnet.evaluate({"FP32": toy_model()}, [sample] * 2, ffnet.Runtime(batch_size=batch_size, quiet=True))
 
 
