@@ -48,6 +48,7 @@ WRONG = {
     "load_checkpoint: name": (lambda model: ffnet.load_checkpoint("ffnet40S", "x"), "mean segmentation_ffnet40S_dBBB"),
     "load_checkpoint: path": (lambda model: ffnet.load_checkpoint(DEMO, None), "path: this is of type NoneType. Give"),
     "build_model": (lambda model: ffnet.build_model("ffnet78"), "Did you mean segmentation_ffnet78S_dBBB_mobile"),
+    "build_model: classes": (lambda model: ffnet.build_model(DEMO, classes=1), "classes: this is 1. Give a number"),
     "quantize: checkpoint": (lambda model: ffnet.quantize("x.pth", SAMPLES), "model: this is of type str"),
     "quantize: training": (lambda model: ffnet.quantize(model.train(), SAMPLES), "model: .* Call its eval"),
     "quantize: no images": (lambda model: ffnet.quantize(model, None), "images: calibration needs images"),
