@@ -17,9 +17,11 @@ from torch import nn
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import QuantizationConfig
 from ffnet.evaluation.loading import MEAN, STD
-from ffnet.labels import IGNORED, NUM_CLASSES, TRAIN_IDS
+from ffnet.labels import CITYSCAPES, IGNORED
 from ffnet.model import FFNet
 from ffnet.quantization.quantsim import build_quantsim, equalize, quiet_aimet
+
+CLASSES = len(CITYSCAPES.classes)
 
 
 def run(images: CityscapesSplit, model: FFNet, sim: QuantizationSimModel, device: torch.device) -> list[np.ndarray]:
@@ -37,7 +39,7 @@ def load(images: CityscapesSplit) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
         normalized = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         label_ids = np.asarray(Image.open(label_path))
         train_ids = np.full(label_ids.shape, IGNORED, np.uint8)
-        for label_id, train_id in enumerate(TRAIN_IDS):
+        for label_id, train_id in enumerate(CITYSCAPES.train_ids[:34]):
             train_ids[label_ids == label_id] = train_id
         class_borders(train_ids)
         yield torch.from_numpy(normalized.transpose(2, 0, 1).copy())[None], train_ids
@@ -46,7 +48,7 @@ def load(images: CityscapesSplit) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
 def class_borders(train_ids: np.ndarray, radius: int = 2) -> np.ndarray:
     """Return which pixels (H, W) are near the border of a class, by 19 pairs of distance transforms."""
     near = np.zeros(train_ids.shape, bool)
-    for train_id in range(NUM_CLASSES):
+    for train_id in range(CLASSES):
         mask = train_ids == train_id
         near |= distance_transform_edt(mask) + distance_transform_edt(~mask) <= radius
     return near
@@ -55,12 +57,12 @@ def class_borders(train_ids: np.ndarray, radius: int = 2) -> np.ndarray:
 @torch.no_grad()
 def score(network: nn.Module, images: CityscapesSplit, device: torch.device) -> np.ndarray:
     """Return the IoU per class (19,) of a network over all images."""
-    matrix = np.zeros((NUM_CLASSES, NUM_CLASSES))
+    matrix = np.zeros((CLASSES, CLASSES))
     for image, labels in load(images):
         logits = network(image.to(device))
         full = F.interpolate(logits, labels.shape, mode="bilinear", align_corners=False)
         predictions = F.softmax(full, dim=1).max(1).indices[0].cpu().numpy()
-        scored = labels < NUM_CLASSES
-        codes = NUM_CLASSES * labels[scored].astype(int) + predictions[scored]
-        matrix += np.histogram(codes, bins=NUM_CLASSES**2, range=(0, NUM_CLASSES**2))[0].reshape(NUM_CLASSES, -1)
+        scored = labels < CLASSES
+        codes = CLASSES * labels[scored].astype(int) + predictions[scored]
+        matrix += np.histogram(codes, bins=CLASSES**2, range=(0, CLASSES**2))[0].reshape(CLASSES, -1)
     return np.diag(matrix) / np.maximum(matrix.sum(0) + matrix.sum(1) - np.diag(matrix), 1)

@@ -35,6 +35,7 @@ NPU_FOLDER = "npu"  # holds a folder with CONTEXT_FILE and its binary for each c
 CONTEXT_FILE = "model_ctx.onnx"  # the network as compiled for a chip
 
 LIST_CHIPS, ALL_CHIPS = "list", "all"  # in place of a chip: print the table of chips; every chip
+ONE_SPLIT = "kitti"  # layout whose only part stands for every split
 VALUE_RANGES = ("normalized", "0-1", "0-255")  # ranges of the values that an ONNX file takes
 CHANNEL_ORDERS = ("rgb", "bgr")
 ADAROUND_ITERATIONS = 500  # per layer
@@ -65,13 +66,26 @@ class DataConfig:
     """Which images are scored and which are used for calibration."""
 
     demo: bool = False  # render the demo's street scenes instead of reading `dataset_path`
-    dataset_path: Path | None = None  # folder that holds leftImg8bit and gtFine
+    dataset: str = "cityscapes"  # name of the layout of `dataset_path`, and a variant of Cityscapes after a colon
+    dataset_path: Path | None = None  # folder that holds the data set
+    classes: Path | None = None  # file of a label set; None: that of the layout
+    input_size: tuple[int, int] | None = None  # height and width to which images are resized; None: their own
     split: str = "val"  # split that is scored
     limit: int | None = None  # score only the first `limit` images; None: all
     calibration_split: str = "val"
     calibration_images: int | None = None  # number of images drawn for calibration; None: all
     seed: int = 0  # seed of that draw
     selection_images: int | None = None  # number of images for the choice of recovery steps; None: see run.inputs
+
+    @property
+    def is_cityscapes(self) -> bool:
+        """Whether the images and classes are those of Cityscapes, so that published metrics may be comparable."""
+        return not self.demo and self.dataset == "cityscapes" and self.classes is None
+
+    @property
+    def scores_calibration_images(self) -> bool:
+        """Whether calibration images are taken from those that can be scored."""
+        return self.calibration_split == self.split or self.dataset == ONE_SPLIT
 
 
 @dataclass(frozen=True)

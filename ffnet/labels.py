@@ -129,7 +129,3 @@ def _cityscapes(train_ids: bool = False) -> LabelSet:
 
 CITYSCAPES = _cityscapes()  # source: cityscapesScripts, cityscapesscripts/helpers/labels.py
 CITYSCAPES_TRAIN_IDS = _cityscapes(train_ids=True)  # as in BDD100K
-
-CLASSES, COLORS, LABEL_IDS = CITYSCAPES.names, CITYSCAPES.colors, CITYSCAPES.label_ids
-TRAIN_IDS, NUM_CLASSES = CITYSCAPES.train_ids, len(CITYSCAPES.names)
-LABELS = range(34)

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from ffnet.labels import NUM_CLASSES
+from ffnet.labels import CITYSCAPES, UNKNOWN
+from ffnet.system.errors import UserError
 from ffnet.variants import SegHead, Variant, find_variant
 
+PUBLISHED_CLASSES = len(CITYSCAPES.classes)  # of the published weights
 EXPANSION = 4  # ratio of a Bottleneck block's output channels to its inner ones
 
 
@@ -224,49 +226,50 @@ class UpsampleConcat(nn.Module):
 class SegmentationHead(nn.Module):
     """A 3x3 convolution, a batch norm, a ReLU and the convolution that classifies; both convolutions have a bias."""
 
-    def __init__(self, inputs: int, head: SegHead) -> None:
+    def __init__(self, inputs: int, head: SegHead, classes: int) -> None:
         super().__init__()
         self.last_layer = nn.Sequential(
             nn.Conv2d(inputs, head.middle, 3, padding=1),
             nn.BatchNorm2d(head.middle),
             nn.ReLU(),
-            nn.Conv2d(head.middle, NUM_CLASSES, head.last_kernel, padding=head.last_kernel // 2),
+            nn.Conv2d(head.middle, classes, head.last_kernel, padding=head.last_kernel // 2),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, 19, h, w)."""
+        """Return logits (N, classes, h, w)."""
         return self.last_layer(x)
 
 
 class Head(nn.Module):
-    """Adapter, up-branch, concatenation and classifier: four feature maps -> logits (N, 19, h, w)."""
+    """Adapter, up-branch, concatenation and classifier: four feature maps -> logits (N, classes, h, w)."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant, classes: int) -> None:
         super().__init__()
         head = variant.up_head
         self.layers = nn.Sequential(
             Adapter(feature_channels(variant), head.adapter),
             UpBranch(head.adapter, head.up, variant.upsampling),
             UpsampleConcat(variant.upsampling),
-            SegmentationHead(sum(head.up), variant.seg_head),
+            SegmentationHead(sum(head.up), variant.seg_head, classes),
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return logits (N, 19, h, w) of the four feature maps, finest first."""
+        """Return logits (N, classes, h, w) of the four feature maps, finest first."""
         return self.layers(maps)
 
 
 class FFNet(nn.Module):
-    """The network: normalized RGB images (N, 3, H, W), float32 -> logits (N, 19, h, w).
+    """The network: normalized RGB images (N, 3, H, W), float32 -> logits (N, classes, h, w).
 
     h and w are a quarter or an eighth of the backbone's input, which a pre_down variant halves first.
     """
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant, classes: int = PUBLISHED_CLASSES) -> None:
         super().__init__()
+        self.classes = classes
         self.smoothing = GaussianConv2D() if variant.pre_down else None
         self.backbone_model = (PlainBackbone if variant.stem == "A" else ConvBackbone)(variant)
-        self.head = Head(variant)
+        self.head = Head(variant, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
@@ -276,15 +279,17 @@ class FFNet(nn.Module):
         return self.head(self.backbone_model(x))
 
 
-def build_model(name: str) -> FFNet:
-    """Return the FFNet of a variant, in eval mode, with torch's initial weights."""
-    return FFNet(find_variant(name)).eval()
+def build_model(name: str, classes: int = PUBLISHED_CLASSES) -> FFNet:
+    """Return the FFNet of a variant for a number of classes, in eval mode, with torch's initial weights."""
+    if not (isinstance(classes, int) and 2 <= classes <= UNKNOWN):
+        raise UserError(f"classes: this is {classes!r}. Give a number from 2 to {UNKNOWN}.")
+    return FFNet(find_variant(name), classes).eval()
 
 
-def build_without_weights(name: str) -> FFNet:
+def build_without_weights(name: str, classes: int = PUBLISHED_CLASSES) -> FFNet:
     """Return the FFNet of a variant on the meta device, which takes no memory for its weights."""
     with torch.device("meta"):
-        return build_model(name)
+        return build_model(name, classes)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -100,6 +100,14 @@ def _integer(least: int, most: int = 10**9, word: str = "") -> Callable[[str], i
     return number
 
 
+def _size(text: str) -> tuple[int, int]:
+    """Return height and width of "512x1024"."""
+    height, _, width = text.lower().partition("x")
+    if not all(side.isascii() and side.isdecimal() and 32 <= int(side[:6]) <= 8192 for side in (height, width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width from 32 to 8192, such as 512x1024.")
+    return int(height), int(width)
+
+
 def _text(text: str) -> str:
     """Accept text that is not empty and that every library can open as a file name."""
     if not text:
@@ -173,8 +181,14 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
     ),
     "images": (
         Option("--demo", "data.demo", "evaluate a small FFNet on rendered street scenes; needs no data set", FLAG),
-        Option("--dataset-path", "data.dataset_path",
-               f"folder that holds leftImg8bit and gtFine (default: ${DATASET_VARIABLE})", FOLDER),
+        Option("--dataset-path", "data.dataset_path", "folder that holds the data set, for Cityscapes leftImg8bit and "
+               f"gtFine (default: ${DATASET_VARIABLE})", FOLDER),
+        Option("--dataset", "data.dataset", "layout of --dataset-path: cityscapes, kitti, bdd100k, or folders for your "
+               "own data; cityscapes:foggy_beta_0.02 and the like for foggy and rainy variants",
+               {"type": _text, "metavar": "LAYOUT"}),
+        Option("--classes", "data.classes", "JSON file of the label set (default: that of --dataset)", FILE),
+        Option("--input-size", "data.input_size", "resize the images to height x width, as Qualcomm AI Hub does "
+               "(default: their own size)", {"type": _size, "metavar": "HxW"}),
         Option("--split", "data.split", "the split that is scored", SPLIT),
         Option("--limit", "data.limit", "score only the first N images of --split", COUNT),
     ),
@@ -257,10 +271,12 @@ def option_values(config: Config) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """Return the value of an option as JSON can hold it: a path or a list of names as text."""
+    """Return the value of an option as JSON can hold it: a path, a size or a list of names as text."""
     if isinstance(value, Path):
         return str(value)
-    return (" ".join(value) or None) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return "x".join(map(str, value)) if isinstance(next(iter(value), ""), int) else " ".join(value) or None
+    return value
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Config:
@@ -313,7 +329,7 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
     defaults: dict[str, Any] = {}
     if given.get("data.demo"):
         defaults = {"model.names": [DEMO_VARIANTS[:1]], "output.execute": "model.onnx" not in given}
-    elif os.environ.get(DATASET_VARIABLE):
+    elif os.environ.get(DATASET_VARIABLE) and given.get("data.dataset", "cityscapes").startswith("cityscapes"):
         defaults = {"data.dataset_path": Path(os.environ[DATASET_VARIABLE])}
     config = Config(command=command)
     for target, value in (defaults | dict(given)).items():
@@ -377,16 +393,18 @@ def _check_recovery(config: Config) -> None:
 
 def _check_images(config: Config) -> None:
     """Raise UserError unless it is clear which images are evaluated."""
-    if config.data.demo and config.data.dataset_path:
-        raise UserError("--demo renders its own images and cannot be combined with --dataset-path. Remove one of them.")
+    for target in ("data.dataset_path", "data.dataset", "data.classes"):
+        if config.data.demo and lookup(config, target) != lookup(Config(), target):
+            flag = FLAGS[target]
+            raise UserError(f"--demo renders its own images and cannot be combined with {flag}. Remove one of them.")
     others = [name for name in config.model.names if name not in DEMO_VARIANTS]
     if config.data.demo and not config.model.onnx and others:
         names = " and ".join(DEMO_VARIANTS)
         raise UserError(f"--model-name {others[0]}: --demo has weights for {names} only. Name one of these or both.")
     if not config.data.demo and config.data.dataset_path is None:
         raise UserError(
-            f"--dataset-path is missing. Give the folder that holds leftImg8bit and gtFine, or set {DATASET_VARIABLE} "
-            "to it; --demo needs neither."
+            f"--dataset-path is missing. Give the folder that holds the data set, or set {DATASET_VARIABLE} to that of "
+            "Cityscapes; --demo needs neither."
         )
 
 

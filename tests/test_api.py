@@ -48,6 +48,7 @@ WRONG = {
     "load_checkpoint: name": (lambda model: ffnet.load_checkpoint("ffnet40S", "x"), "mean segmentation_ffnet40S_dBBB"),
     "load_checkpoint: path": (lambda model: ffnet.load_checkpoint(DEMO, None), "path: this is of type NoneType. Give"),
     "build_model": (lambda model: ffnet.build_model("ffnet78"), "Did you mean segmentation_ffnet78S_dBBB_mobile"),
+    "build_model: classes": (lambda model: ffnet.build_model(DEMO, classes=1), "classes: this is 1. Give a number"),
     "quantize: checkpoint": (lambda model: ffnet.quantize("x.pth", SAMPLES), "model: this is of type str"),
     "quantize: training": (lambda model: ffnet.quantize(model.train(), SAMPLES), "model: .* Call its eval"),
     "quantize: no images": (lambda model: ffnet.quantize(model, None), "images: calibration needs images"),
@@ -78,7 +79,7 @@ def test_a_wrong_argument_gets_one_line_that_names_it(call, message):
     "sample", ["x", (IMAGE,), (IMAGE / 255, LABEL), (IMAGE[:1], LABEL), (IMAGE.permute(1, 2, 0), LABEL), (IMAGE, 7)]
 )
 def test_a_data_set_of_other_samples_is_refused(sample, batch_size):
-    with pytest.raises(UserError, match="images: samples are .*. Each must be an image and its train ids"):
+    with pytest.raises(UserError, match="images: a sample is .*. Each must be an image and its train ids"):
         ffnet.evaluate({"FP32": toy_model()}, [sample] * 2, ffnet.Runtime(batch_size=batch_size, quiet=True))
 
 

@@ -19,7 +19,7 @@ from skimage.io import imread
 import ffnet_quanteval
 from datasets import cityscapes
 from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, BackendNames
-from ffnet.labels import CLASSES, LABEL_IDS
+from ffnet.labels import CITYSCAPES
 from ffnet.model import FFNet, remove_batch_norms
 from ffnet.quantization.quantsim import quiet_aimet
 from tests.helpers import checkpoint_forms
@@ -51,7 +51,9 @@ def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tre
     official = official_evaluation(tree, saved / "simulated")
     w4a8 = result["backends"]["W4A8 simulated"]
     assert w4a8["miou"] == pytest.approx(100 * official["averageScoreClasses"], abs=1e-10)
-    assert w4a8["iou"] == pytest.approx({name: 100 * official["classScores"][name] for name in CLASSES}, abs=1e-10)
+    assert w4a8["iou"] == pytest.approx(
+        {name: 100 * official["classScores"][name] for name in CITYSCAPES.names}, abs=1e-10
+    )
     assert f"{w4a8['miou']:.2f}" in printed.out and "INT8 simulated" not in printed.out
     labels = matrix(result, FP32).sum(1).tolist()
     assert [each["labelled_pixels"] for each in result["classes"].values()] == labels and result["schema"] == 2
@@ -88,7 +90,7 @@ def check_matrices(result, tree, **quantization):
 def read_pairs(tree):
     """Return the normalized images (1, 3, H, W) and the train ids (H, W) of the val split, read with scikit-image."""
     lookup = np.full(256, 255, np.uint8)
-    lookup[LABEL_IDS] = range(19)
+    lookup[CITYSCAPES.label_ids] = range(19)
     pairs = []
     for path in sorted(tree.glob("gtFine/val/*/*.png")):
         image = tree / "leftImg8bit" / "val" / path.parent.name / path.name.replace("gtFine_labelIds", "leftImg8bit")

@@ -21,7 +21,7 @@ from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import warm_up
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.scores import FP32
-from ffnet.labels import LABEL_IDS
+from ffnet.labels import CITYSCAPES
 from tests.helpers.names import INT8_ONNX_RUNTIME, INT8_SIMULATED
 from tests.helpers.networks import TOY, toy_model
 from tests.helpers.pretend_gpu.device import pretend_gpu
@@ -53,7 +53,7 @@ def data(tmp_path_factory):
     for path, (image, labels) in zip(images.targets, images, strict=True):
         with torch.no_grad():
             ids = predict(model(normalize(image[None])), labels.shape)[0]
-        imsave(path, LABEL_IDS[ids.numpy()].astype(np.uint8), check_contrast=False)
+        imsave(path, CITYSCAPES.label_ids[ids.numpy()].astype(np.uint8), check_contrast=False)
     return root
 
 
@@ -178,6 +178,7 @@ def inputs_while_warming_up(guard, allow_tf32):
     """Return for each call of a network the number of images, and whether they and the weights are channels_last."""
     calls = []
     runtime = Runtime("cuda", batch_size=3, quiet=True, allow_tf32=allow_tf32)
+    images = [(torch.zeros(3, 16, 32, dtype=torch.uint8), torch.zeros(16, 32, dtype=torch.uint8))]
     with pretend_gpu(guard):
         network = torch.nn.Conv2d(3, 19, 4, stride=4).cuda()
 
@@ -187,7 +188,7 @@ def inputs_while_warming_up(guard, allow_tf32):
             calls.append((len(arguments[0]), *formats))
 
         network.register_forward_pre_hook(record)
-        warm_up(prepare_backends({FP32: network}, runtime), (16, 32), runtime)
+        warm_up(prepare_backends({FP32: network}, runtime), images, runtime)
     return calls
 
 

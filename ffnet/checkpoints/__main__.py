@@ -1,7 +1,7 @@
 """Describe a checkpoint file without running anything in it: `python -m ffnet.checkpoints FILE`.
 
-It prints the form, the variants that the file matches, the keys, the sha256, and what loading the file without these
-precautions would have imported.
+It prints the form, the variants that the file matches, its number of classes, the keys, the sha256, and what loading
+the file without these precautions would have imported.
 """
 
 import argparse
@@ -23,8 +23,11 @@ def describe(path: Path, contents: CheckpointContents, sha256: str) -> Iterator[
     """Yield the lines that the command prints."""
     yield f"{path}: {contents.form}"
     yield f"sha256 {sha256}"
-    yield f"matches {', '.join(matching_variants(contents)) or 'no FFNet variant'}"
+    variants = matching_variants(contents)
+    yield f"matches {', '.join(variants) or 'no FFNet variant'}"
     yield from contents.notes
+    if variants:
+        yield f"predicts {contents.classes} classes"
     for name in contents.names:
         yield f"would import {name}"
     yield count(len(contents.state_dict), "key")

@@ -52,13 +52,18 @@ class Checkpoint:
     path: Path
     notes: tuple[str, ...] = ()  # sentences on what was removed or converted
 
+    @property
+    def classes(self) -> int:
+        """The number of classes that the network predicts."""
+        return self.model.classes
+
 
 def load_checkpoint(variant: Variant | str, path: Path | str) -> Checkpoint:
     """Load a file's weights into the network of `variant`, which may be a name in VARIANTS.
 
-    Keys, shapes and the hyperparameters of a pickled module must be the model's. Other dtypes are converted and
-    `num_batches_tracked` may be missing, as in torch's strict loading. A model without pre_down accepts the unexpected
-    key `smoothing.weight`, because it has the weights of its pre_down sibling.
+    The file decides the number of classes. Keys, other shapes and the hyperparameters of a pickled module must be the
+    model's. Other dtypes are converted and `num_batches_tracked` may be missing, as in torch's strict loading. A model
+    without pre_down accepts the unexpected key `smoothing.weight`, because it has the weights of its pre_down sibling.
 
     Raises:
         InvalidCheckpointError: If the file cannot be read or does not match.

@@ -52,7 +52,7 @@ def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
     smoothing = state.get("smoothing.weight")
     if not variant.pre_down and not contents.equalized and smoothing is not None and smoothing.shape == SMOOTHING_SHAPE:
         del state["smoothing.weight"]  # the file is for a pre_down model, whose other weights are this model's
-    model = empty_model(variant, contents.equalized, "smoothing.bias" in state)
+    model = empty_model(variant, contents.classes, contents.equalized, "smoothing.bias" in state)
     if differences := key_differences(state, model.state_dict()):
         names = " and ".join(matching_variants(contents))
         raise CheckpointProblem(
@@ -65,10 +65,10 @@ def match_state_dict(variant: Variant, contents: CheckpointContents) -> FFNet:
     return model.eval()
 
 
-def empty_model(variant: Variant, folded: bool, smoothing_bias: bool = False) -> FFNet:
+def empty_model(variant: Variant, classes: int, folded: bool, smoothing_bias: bool = False) -> FFNet:
     """Return an FFNet without memory for its tensors, and without batch norms if they are `folded`."""
     with torch.device("meta"):
-        model = FFNet(variant)
+        model = FFNet(variant, classes)
         if folded:
             remove_batch_norms(model)
             if smoothing_bias and model.smoothing is not None:
@@ -130,11 +130,11 @@ def matching_variants(contents: CheckpointContents, names: Iterable[str] | None 
     smoothed = "smoothing.weight" in contents.state_dict
     variants = [VARIANTS[name] for name in (VARIANTS if names is None else names)]
     possible = [v for v in variants if (smoothed if v.pre_down else not (smoothed and contents.equalized))]
-    return [v.name for v in possible if shapes == shapes_of(v, contents.equalized)]
+    return [v.name for v in possible if shapes == shapes_of(v, contents.classes, contents.equalized)]
 
 
 @functools.cache
-def shapes_of(variant: Variant, folded: bool) -> dict[str, tuple[int, ...]]:
+def shapes_of(variant: Variant, classes: int, folded: bool) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of a variant, without its smoothing kernel's."""
-    state = empty_model(variant, folded).state_dict()
+    state = empty_model(variant, classes, folded).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items() if not key.startswith("smoothing.")}

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffnet.model import PUBLISHED_CLASSES
+
 MAX_BYTES = 400 * 2**20  # size of all tensors of the weights together; the largest published checkpoint has 378 MiB
 MAX_PICKLE = 4 * 2**20  # bytes; published files have at most 250 kB, and a trainer may save its log beside the weights
 MAX_TUPLE = 1_000  # values in a tuple, nested ones included; hashing recurses without a limit
@@ -27,6 +29,8 @@ REMEDY = (
     "torch.save(model.state_dict(), 'weights.pth')."
 )
 SCRIPT_REMEDY = "Save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')."
+
+LAST_WEIGHT = "head.layers.3.last_layer.3.weight"  # of the convolution that classifies: (classes, channels, k, k)
 
 STORAGES = {  # torch's own table, as "FloatStorage": torch.float32
     f"torch.{name}": dtype for name, dtype in torch.storage._storage_type_to_dtype_map().items()
@@ -76,6 +80,12 @@ class CheckpointContents:
     def equalized(self) -> bool:
         """Whether batch norms are folded into the convolutions, as cross-layer equalization leaves them."""
         return not any(key.endswith(".running_var") for key in self.state_dict)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that the network predicts; that of published files if this is no FFNet's state_dict."""
+        weight = self.state_dict.get(LAST_WEIGHT)
+        return weight.shape[0] if weight is not None and weight.dim() else PUBLISHED_CLASSES
 
 
 class Stub(dict[Any, Any]):

@@ -29,7 +29,7 @@ class PreparedBackends:
     kernel: Kernel | None = None  # compiled kernel for `predict`
 
 
-def choose_compilation(runtime: Runtime, images: int, size: tuple[int, int]) -> tuple[bool, str]:
+def choose_compilation(runtime: Runtime, images: int, size: tuple[int, int] | None) -> tuple[bool, str]:
     """Return whether to compile the networks, and why, as a phrase for the report.
 
     On a GPU, compiled networks were no faster (FP32 on an H200: 6.57 ms compiled, 6.40 ms eager), so that only
@@ -39,7 +39,7 @@ def choose_compilation(runtime: Runtime, images: int, size: tuple[int, int]) -> 
     Args:
         runtime: `compile` holds the user's choice.
         images: Number of images of all processes together.
-        size: Their height and width.
+        size: Their height and width; None if they differ.
 
     Raises:
         UserError: If `--compile` is given and torch.compile does not work.
@@ -48,7 +48,9 @@ def choose_compilation(runtime: Runtime, images: int, size: tuple[int, int]) -> 
         return False, "not compiled: --no-compile was given"
     if runtime.compile is None and runtime.on_gpu:
         return False, "not compiled: on a GPU this saves no time"
-    if runtime.compile is None and images * math.prod(size) < MIN_PIXELS:
+    if runtime.compile is None and size is None:
+        return False, "not compiled: the images have several sizes, and a network is compiled for one"
+    if runtime.compile is None and size and images * math.prod(size) < MIN_PIXELS:
         return False, "not compiled: the run is too short for compilation to save time"
     problem = compiler_problem(runtime.device)
     if problem and runtime.compile:

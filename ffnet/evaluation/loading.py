@@ -1,13 +1,12 @@
 """Load images in batches. Threads decode ahead of the networks: decoders release Python's global lock."""
 
 import contextlib
-import math
 import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ffnet.config import Runtime
+from ffnet.labels import CITYSCAPES, LabelSet
 from ffnet.system.errors import UserError, check_type
 from ffnet.system.memory import is_out_of_memory
 
@@ -22,7 +22,8 @@ MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB in 0..1; the published weigh
 STD = (0.229, 0.224, 0.225)
 MOST_THREADS, MOST_THREADS_GPU = 4, 16  # decoding threads; a GPU evaluates an image faster than one decodes it
 
-Sample = tuple[torch.Tensor, torch.Tensor]  # image uint8 (3, H, W), train ids uint8 (H, W); or a batch of both
+# Image uint8 (3, h, w) and train ids uint8 (H, W), to whose size logits are upsampled; or a batch of both.
+Sample = tuple[torch.Tensor, torch.Tensor]
 
 
 @runtime_checkable
@@ -38,22 +39,34 @@ class Images(Protocol):
         ...
 
 
+def label_set_of(images: Images) -> LabelSet:
+    """Return the label set of a data set, its attribute `label_set`; that of Cityscapes if it has none."""
+    return getattr(images, "label_set", CITYSCAPES)
+
+
 @contextlib.contextmanager
-def open_batches(images: Images, runtime: Runtime, title: str) -> Iterator["tqdm[Sample]"]:
-    """Open `load_batches` with a progress bar. Worker threads stop on exit, even after an error."""
+def open_batches(images: Images, runtime: Runtime, title: str) -> Iterator[tuple[Iterator[Sample], "tqdm[Any]"]]:
+    """Open `load_batches` with a progress bar of images. Worker threads stop on exit, even after an error."""
     check_type("images", images, Images, "Give a data set with a length, such as a CityscapesSplit")
-    total = math.ceil(len(images) / runtime.batch_size)
     with (
         contextlib.closing(load_batches(images, runtime)) as batches,
-        tqdm(batches, title, total, unit="batch", dynamic_ncols=True, disable=runtime.quiet) as bar,
+        tqdm(None, title, len(images), unit="image", dynamic_ncols=True, disable=runtime.quiet) as bar,
     ):
-        yield bar
+        yield _advancing(batches, bar), bar
+
+
+def _advancing(batches: Iterator[Sample], bar: "tqdm[Any]") -> Iterator[Sample]:
+    """Yield batches, and advance the progress bar when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        bar.update(len(batch[0]))
 
 
 def load_batches(images: Images, runtime: Runtime) -> Generator[Sample, None, None]:
-    """Yield batches (images uint8 (N, 3, H, W), train ids uint8 (N, H, W)) in the order of `images`.
+    """Yield batches (images uint8 (N, 3, h, w), train ids uint8 (N, H, W)) in the order of `images`.
 
-    The batches are in pinned memory if the device is a GPU.
+    A batch ends early if the next image or its label has another size. Batches are in pinned memory if the device is a
+    GPU.
 
     Raises:
         DatasetError: If an image or a label is wrong, once its batch is due.
@@ -62,8 +75,9 @@ def load_batches(images: Images, runtime: Runtime) -> Generator[Sample, None, No
     threads = decoding_threads(runtime)
     try:
         with contextlib.closing(_load_samples(images, threads, runtime.batch_size)) as samples:
-            while batch := list(islice(samples, runtime.batch_size)):
-                yield _stack(batch, pin=runtime.on_gpu)
+            for _, neighbors in groupby(samples, describe_tensors):
+                while batch := list(islice(neighbors, runtime.batch_size)):
+                    yield _stack(batch, pin=runtime.on_gpu)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -126,11 +140,10 @@ def _stack(samples: Sequence[Sample], pin: bool) -> Sample:
 
     A single image is not copied.
     """
-    forms = sorted({describe_tensors(sample) for sample in samples})
-    if len(forms) > 1 or not _is_sample(samples[0]):
+    if not _is_sample(samples[0]):
         raise UserError(
-            f"images: samples are {' and '.join(forms)}. Each must be an image and its train ids, uint8 [3, H, W] and "
-            "uint8 [H, W], with one size in a batch."
+            f"images: a sample is {describe_tensors(samples[0])}. Each must be an image and its train ids, uint8 "
+            "[3, H, W] and uint8 [H, W]."
         )
     images, labels = zip(*samples, strict=True)
     batch = images[0][None], torch.stack(labels).byte()
@@ -140,12 +153,12 @@ def _stack(samples: Sequence[Sample], pin: bool) -> Sample:
 
 
 def _is_sample(value: Any) -> bool:
-    """Return whether a value is an image and its train ids of the same size."""
+    """Return whether a value is an image and its train ids."""
     if not isinstance(value, tuple | list) or [isinstance(each, torch.Tensor) for each in value] != [True, True]:
         return False
     image, labels = value
     types = image.dtype == torch.uint8 and labels.dtype in (torch.uint8, torch.int64)
-    return types and labels.dim() == 2 and image.shape == (3, *labels.shape)
+    return types and labels.dim() == 2 and image.dim() == 3 and len(image) == 3
 
 
 def describe_tensors(value: object) -> str:

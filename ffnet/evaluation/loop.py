@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,18 @@ from tqdm import tqdm
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import PreparedBackends
-from ffnet.evaluation.loading import Images, Sample, describe_tensors, normalize, open_batches, synchronized_clock
+from ffnet.evaluation.loading import (
+    Images,
+    Sample,
+    describe_tensors,
+    label_set_of,
+    normalize,
+    open_batches,
+    synchronized_clock,
+)
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.scores import Backend, Scores, concatenate, no_scores
-from ffnet.labels import NUM_CLASSES
+from ffnet.labels import LabelSet
 from ffnet.system.errors import UserError, check_type
 from ffnet.system.memory import first_sentence, is_out_of_gpu_memory
 from ffnet.system.text import count
@@ -48,9 +56,11 @@ def evaluate(
     If the GPU's memory does not suffice for a batch, this batch and all after it are split into smaller ones.
 
     Args:
-        backends: By name; each a callable from normalized images (N, 3, H, W) to logits (N, 19, h, w). Torch
-            modules must be in eval mode and on the device of `runtime`, to which only images and labels are moved.
-        images: A CityscapesSplit, or another dataset of (image uint8 (3, H, W), train ids uint8 (H, W)).
+        backends: By name; each a callable from normalized images (N, 3, H, W) to logits (N, classes, h, w).
+            Torch modules must be in eval mode and on the device of `runtime`, to which only images and labels are
+            moved.
+        images: A CityscapesSplit, or another dataset of (image uint8 (3, H, W), train ids uint8 (H, W)). The classes
+            are those of its attribute `label_set`, a LabelSet; without one they are Cityscapes'.
         runtime: Device and data loading.
         title: Text before the progress bar.
 
@@ -61,7 +71,8 @@ def evaluate(
     prepared = backends if isinstance(backends, PreparedBackends) else PreparedBackends(_checked(backends))
     check_type("runtime", runtime, Runtime, "Give a Runtime")
     batches = score_batches(prepared, images, runtime, title)
-    return concatenate([no_scores(prepared.backends), *(batch.scores for batch in batches)])
+    nothing = no_scores(prepared.backends, len(label_set_of(images).classes))
+    return concatenate([nothing, *(batch.scores for batch in batches)])
 
 
 def _checked(backends: Mapping[str, Backend]) -> Mapping[str, Backend]:
@@ -79,11 +90,12 @@ def score_batches(
     prepared: PreparedBackends, images: Images, runtime: Runtime = Runtime(), title: str = "evaluate"
 ) -> Iterator[ScoredBatch]:
     """Yield the scores of the images batch by batch; the arguments and errors are those of `evaluate`."""
-    totals = {name: np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64) for name in prepared.backends}
+    label_set = label_set_of(images)
+    totals = dict.fromkeys(prepared.backends, 0)
     start, batch_size = 0, runtime.batch_size
-    with open_batches(images, runtime, title) as bar:
-        for batch in bar:
-            work = functools.partial(_score_pieces, prepared, batch, runtime)
+    with open_batches(images, runtime, title) as (batches, bar):
+        for batch in batches:
+            work = functools.partial(_score_pieces, prepared, batch, label_set, runtime)
             pieces, batch_size = with_backoff(work, batch_size)
             reduced = batch_size if batch_size < runtime.batch_size else None
             for scores, predictions in pieces:
@@ -95,7 +107,7 @@ def score_batches(
 
 def calibration_batches(images: Images, runtime: Runtime) -> Generator[torch.Tensor, None, None]:
     """Yield normalized batches (N, 3, H, W) float32 on the device of `runtime`, with its progress bar."""
-    with open_batches(images, runtime, "calibrate") as batches:
+    with open_batches(images, runtime, "calibrate") as (batches, _):
         for batch, _ in batches:
             yield normalize(batch.to(runtime.device, non_blocking=True), runtime.allow_tf32)
 
@@ -125,7 +137,7 @@ def with_backoff(work: Callable[[int], T], batch_size: int) -> tuple[T, int]:
         tqdm.write(f"Out of GPU memory: continuing with batches of {count(batch_size, 'image')}.", file=sys.stderr)
 
 
-def _running_mious(totals: dict[str, np.ndarray], scores: Scores) -> str:
+def _running_mious(totals: dict[str, Any], scores: Scores) -> str:
     """Add the counts of `scores` to the totals, and return the mIoU of every backend so far."""
     for name in totals:
         totals[name] += scores.total(name)
@@ -133,40 +145,44 @@ def _running_mious(totals: dict[str, np.ndarray], scores: Scores) -> str:
 
 
 @torch.inference_mode()
-def warm_up(prepared: PreparedBackends, size: tuple[int, int], runtime: Runtime) -> None:
-    """Run backends once on noise of `size` (H, W), so that their times include neither compiling nor cuDNN's set-up."""
+def warm_up(prepared: PreparedBackends, images: Images, runtime: Runtime) -> None:
+    """Run backends once on the first image, so that their times include neither compiling nor cuDNN's set-up."""
     if not runtime.on_gpu and prepared.kernel is None:  # nothing is compiled
         return
-    images = torch.randint(0, 256, (runtime.batch_size if runtime.on_gpu else 1, 3, *size), dtype=torch.uint8)
+    number = runtime.batch_size if runtime.on_gpu else 1
+    image, labels = (tensor.expand(number, *tensor.shape) for tensor in images[0])
     try:
-        _score(prepared, (images, images[:, 0]), runtime)
+        _score(prepared, (image, labels.byte()), label_set_of(images), runtime)
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):  # the evaluation loop handles it
             raise
 
 
 def _score_pieces(
-    prepared: PreparedBackends, batch: Sample, runtime: Runtime, size: int
+    prepared: PreparedBackends, batch: Sample, label_set: LabelSet, runtime: Runtime, size: int
 ) -> list[tuple[Scores, Predictions]]:
     """Score a batch in pieces of at most `size` images."""
     pieces = zip(*(tensor.split(size) for tensor in batch), strict=True)
-    return [_score(prepared, piece, runtime) for piece in pieces]
+    return [_score(prepared, piece, label_set, runtime) for piece in pieces]
 
 
-def _check_logits(name: str, logits: torch.Tensor, images: torch.Tensor) -> None:
-    """Raise a UserError if what a backend returned for a batch is not finite logits (N, 19, h, w)."""
-    remedy = "Use another checkpoint or ONNX file."
+def _check_logits(name: str, logits: torch.Tensor, images: torch.Tensor, label_set: LabelSet) -> None:
+    """Raise a UserError if what a backend returned for a batch is not finite logits (N, classes, h, w)."""
+    remedy, classes = "Use another checkpoint or ONNX file.", len(label_set.classes)
     is_float = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.numel() > 0
-    if not (is_float and logits.dim() == 4 and logits.shape[:2] == (len(images), NUM_CLASSES)):
+    if not (is_float and logits.dim() == 4 and logits.shape[:2] == (len(images), classes)):
         raise UserError(
             f"{name}: for {count(len(images), 'image')} this backend returned {describe_tensors(logits)} in place of "
-            f"logits, float [{len(images)}, {NUM_CLASSES}, height, width]. {remedy}"
+            f"logits, float [{len(images)}, {classes}, height, width], for the {classes} classes of the label set "
+            f"{label_set.name!r}. {remedy}"
         )
     if not logits.sum(dtype=torch.float32).isfinite():  # a sum in float16 could overflow
         raise UserError(f"{name}: the logits of this backend are not finite. {remedy}")
 
 
-def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple[Scores, Predictions]:
+def _score(
+    prepared: PreparedBackends, batch: Sample, label_set: LabelSet, runtime: Runtime
+) -> tuple[Scores, Predictions]:
     """Run a batch through all backends and compare the predictions with the labels, on the device of `runtime`."""
     device = runtime.device
     images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
@@ -177,12 +193,13 @@ def _score(prepared: PreparedBackends, batch: Sample, runtime: Runtime) -> tuple
         logits = backend(inputs)
         seconds[name] = synchronized_clock(device) - before
         processor_seconds += time.process_time() - processor_before
-        _check_logits(name, logits, images)
+        _check_logits(name, logits, images, label_set)
         logits = logits.to(device)  # from ONNX Runtime and the NPU: a CPU upsamples a hundred times slower
         predictions[name] = predict(logits, labels.shape[1:], prepared.kernel)
-    matrices = {name: confusion_matrices(labels, ids) for name, ids in predictions.items()}
+    classes, pixels = len(label_set.classes), np.full(len(labels), labels[0].numel())
+    matrices = {name: confusion_matrices(labels, ids, classes) for name, ids in predictions.items()}
     pairs = itertools.combinations(predictions, 2)
     agreeing = {(a, b): agreeing_pixels(predictions[a], predictions[b]) for a, b in pairs}
     scoring_seconds = synchronized_clock(device) - start - sum(seconds.values())
-    scores = Scores(matrices, agreeing, labels[0].numel(), seconds, scoring_seconds, processor_seconds)
+    scores = Scores(matrices, agreeing, pixels, seconds, scoring_seconds, processor_seconds)
     return scores, predictions

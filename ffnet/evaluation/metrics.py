@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-from ffnet.labels import NUM_CLASSES
-
 CONFIDENCE = 0.95
 LEAST_IMAGES = 4  # images without which there is no interval
 FEW_IMAGES = 5  # the IoU of a class with fewer images is marked
@@ -22,11 +20,14 @@ FEW_IMAGES = 5  # the IoU of a class with fewer images is marked
 Interval = tuple[float, float]  # lower and upper limit
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return counts (19, 19) int64 of uint8 train ids, row = label, column = prediction; labels >= 19 do not count."""
-    codes = labels.astype(np.uint16) * np.uint16(NUM_CLASSES) + predictions
-    counts = np.bincount(codes.ravel(), minlength=256 * NUM_CLASSES)
-    return counts.reshape(256, NUM_CLASSES)[:NUM_CLASSES].astype(np.int64)
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Return counts (classes, classes) int64 of uint8 train ids, row = label, column = prediction.
+
+    Labels that are no class do not count.
+    """
+    codes = labels.astype(np.uint16) * np.uint16(classes) + predictions
+    counts = np.bincount(codes.ravel(), minlength=256 * classes)
+    return counts.reshape(256, classes)[:classes].astype(np.int64)
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
@@ -50,7 +51,7 @@ def pixel_accuracy(matrix: np.ndarray) -> float:
 
 
 def image_ious(matrices: np.ndarray) -> np.ndarray:
-    """Return the IoUs (images, 19) of confusion matrices (images, 19, 19); nan if an image's label lacks the class."""
+    """Return the IoUs (images, classes) of confusion matrices; nan if an image's label lacks the class."""
     return np.where(matrices.sum(2) > 0, [iou(matrix) for matrix in matrices], np.nan)
 
 
@@ -120,7 +121,7 @@ class Statistics:
 
 
 def statistics(matrices: np.ndarray) -> Statistics:
-    """Return the estimates of confusion matrices (images, 19, 19), row = label, column = prediction.
+    """Return the estimates of confusion matrices (images, classes, classes), row = label, column = prediction.
 
     Images without a labelled pixel have no influence and do not count. Where leaving an image out removes a class, the
     mean without it is that over the remaining classes.

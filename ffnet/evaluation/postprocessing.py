@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from ffnet.evaluation import metrics
-from ffnet.labels import NUM_CLASSES
 
 Kernel = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]  # `two_largest`, compiled
 
@@ -26,11 +25,12 @@ MIN_PATCHES = 16  # patches side by side whose upsampled rows plus columns excee
 
 
 def predict(logits: torch.Tensor, size: Sequence[int], kernel: Kernel | None = None) -> torch.Tensor:
-    """Return train ids (N, H, W) uint8 of logits (N, 19, h, w) float32 at `size` (H, W)."""
+    """Return train ids (N, H, W) uint8 of logits (N, classes, h, w) float32 at `size` (H, W)."""
     logits = logits.contiguous()
     height, width = logits.shape[2:]
     factor = size[0] // height
     supported = factor in FACTORS and tuple(size) == (height * factor, width * factor) and min(height, width) > 1
+    supported = supported and logits.shape[1] <= NEAR_TIE
     if kernel and supported and sum(size) > SMALL and (largest := logits.abs().amax()).isfinite():
         # One image at a time, and the tolerance as a tensor: the kernel is compiled for one shape and no value.
         padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
@@ -41,7 +41,7 @@ def predict(logits: torch.Tensor, size: Sequence[int], kernel: Kernel | None = N
 
 
 def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Return logits (N, 19, H, W) at `size` (H, W), upsampled as in the published evaluation."""
+    """Return logits (N, classes, H, W) at `size` (H, W), upsampled as in the published evaluation."""
     return F.interpolate(logits, list(size), mode="bilinear", align_corners=False)
 
 
@@ -51,7 +51,7 @@ def two_largest(padded: torch.Tensor, factor: int, tolerance: torch.Tensor) -> t
     A cell lies between the centers of four logits. Its factor x factor pixels are separate planes, so that every plane
     is a weighted sum of four shifted copies of the logits, contiguous and without gathers. Padding and assembling the
     planes stay outside: with either of them in the kernel it takes five times as long. `padded` holds logits
-    (N, 19, h + 2, w + 2) with their border repeated; the planes are (factor, factor, N, h + 1, w + 1) uint8.
+    (N, classes, h + 2, w + 2) with their border repeated; the planes are (factor, factor, N, h + 1, w + 1) uint8.
     """
     weight = (torch.arange(factor, device=padded.device) + 0.5) / factor
     lower, right = weight.view(-1, 1, 1, 1, 1), weight.view(-1, 1, 1, 1)
@@ -86,7 +86,7 @@ def _resolve_near_ties(logits: torch.Tensor, ids: torch.Tensor, factor: int) -> 
     left, across = _cell(x, factor, logits.shape[3])
     pair = torch.arange(2, device=ids.device)
     rows, columns = (top[:, None] + pair)[:, :, None], (left[:, None] + pair)[:, None, :]
-    patches = logits[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # (K, 19, 2, 2)
+    patches = logits[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # (K, classes, 2, 2)
     # Left of the first and right of the last logit, torch repeats it: such a patch has to be at the end of its row.
     at_edge = (across < factor // 2) | (across >= 3 * factor // 2)
     for chosen, values_of in ((~at_edge, _inner_values), (at_edge, _edge_values)):
@@ -103,7 +103,7 @@ def _cell(position: torch.Tensor, factor: int, count: int) -> tuple[torch.Tensor
 
 
 def _inner_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the logits (K, 19) of one pixel per patch, with all patches upsampled side by side."""
+    """Return the logits (K, classes) of one pixel per patch, with all patches upsampled side by side."""
     count = len(patches)
     patches = torch.cat([patches, patches[:1].expand(max(0, MIN_PATCHES - count), -1, -1, -1)])
     row = patches.permute(1, 2, 0, 3).reshape(1, patches.shape[1], 2, -1)
@@ -113,7 +113,7 @@ def _inner_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tenso
 
 
 def _edge_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the logits (K, 19) of one pixel per patch, with each patch at both ends of a row of its own."""
+    """Return the logits (K, classes) of one pixel per patch, with each patch at both ends of a row of its own."""
     width = 2 * MIN_PATCHES
     rows = patches.new_zeros((*patches.shape[:3], width))
     rows[..., :2], rows[..., -2:] = patches, patches
@@ -122,23 +122,24 @@ def _edge_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor
     return wide[torch.arange(len(patches), device=patches.device), :, down, column]
 
 
-def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor) -> np.ndarray:
-    """Return counts (N, 19, 19) int64 per image, row = label, of train ids (N, H, W) uint8 on one device."""
+def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> np.ndarray:
+    """Return counts (N, classes, classes) int64 per image, row = label, of train ids (N, H, W) uint8 on one device."""
     if labels.device.type == "cpu":
-        return np.stack(list(map(metrics.confusion_matrix, labels.numpy(), predictions.numpy())))
-    return bin_counts(labels, predictions).cpu().numpy()
+        pairs = zip(labels.numpy(), predictions.numpy(), strict=True)
+        return np.stack([metrics.confusion_matrix(*pair, classes) for pair in pairs])
+    return bin_counts(labels, predictions, classes).cpu().numpy()
 
 
-def bin_counts(labels: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
+def bin_counts(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torch.Tensor:
     """Return what `confusion_matrices` does, as a tensor on the device, by one call of torch.bincount.
 
     It has one bin per image for all pixels that do not count: with few bins, a GPU counts in its shared memory.
     """
-    images, bins = len(labels), NUM_CLASSES**2 + 1
-    codes = torch.where(labels < NUM_CLASSES, labels.long() * NUM_CLASSES + predictions, bins - 1)
+    images, bins = len(labels), classes**2 + 1
+    codes = torch.where(labels < classes, labels.long() * classes + predictions, bins - 1)
     codes += torch.arange(images, device=labels.device).view(-1, 1, 1) * bins
     counts = torch.bincount(codes.flatten(), minlength=images * bins).view(images, bins)
-    return counts[:, :-1].reshape(images, NUM_CLASSES, NUM_CLASSES)
+    return counts[:, :-1].reshape(images, classes, classes)
 
 
 def agreeing_pixels(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:

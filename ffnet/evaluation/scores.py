@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ffnet.evaluation import metrics
-from ffnet.labels import NUM_CLASSES
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,7 @@ class Backend(Protocol):
     """A network as the evaluation loop calls it."""
 
     def __call__(self, images: "torch.Tensor", /) -> "torch.Tensor":
-        """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32."""
+        """Return logits (N, classes, h, w) float32 of normalized images (N, 3, H, W) float32."""
         ...
 
 
@@ -50,9 +49,9 @@ class Backend(Protocol):
 class Scores:
     """Confusion matrices per image and backend, and the number of pixels on which two backends agree."""
 
-    confusion_matrices: dict[str, np.ndarray]  # backend -> (images, 19, 19) int64, row = label, column = prediction
+    confusion_matrices: dict[str, np.ndarray]  # backend -> (images, classes, classes) int64, row = label
     agreeing_pixels: dict[tuple[str, str], np.ndarray]  # two backends -> (images,) int64
-    pixels_per_image: int  # scored or not
+    pixels: np.ndarray  # (images,) int64, pixels of each label, scored or not
     seconds: dict[str, float]  # backend -> time in the network, without decoding and scoring
     scoring_seconds: float = 0.0  # from logits to counts, all backends together
     processor_seconds: float = 0.0  # processor time of this process while it was in the networks
@@ -65,7 +64,7 @@ class Scores:
         return len(next(iter(self.confusion_matrices.values())))
 
     def total(self, backend: str) -> np.ndarray:
-        """Return the confusion matrix (19, 19) int64 of a backend over all images."""
+        """Return the confusion matrix (classes, classes) int64 of a backend over all images."""
         return self.confusion_matrices[backend].sum(0)
 
     def miou(self, backend: str) -> float:
@@ -74,7 +73,7 @@ class Scores:
 
     def agreement(self, first: str, second: str) -> float:
         """Return the prediction agreement of two backends, given in evaluation order, in percent."""
-        return 100 * float(self.agreeing_pixels[first, second].mean() / self.pixels_per_image)
+        return 100 * float(self.agreeing_pixels[first, second].sum() / self.pixels.sum())
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,11 @@ class Shard:
     scores: Scores
 
 
-def no_scores(backends: Iterable[str]) -> Scores:
+def no_scores(backends: Iterable[str], classes: int) -> Scores:
     """Return the scores of no image."""
-    matrices = {name: np.empty((0, NUM_CLASSES, NUM_CLASSES), np.int64) for name in backends}
+    matrices = {name: np.empty((0, classes, classes), np.int64) for name in backends}
     agreeing = {pair: np.empty(0, np.int64) for pair in itertools.combinations(matrices, 2)}
-    return Scores(matrices, agreeing, 0, dict.fromkeys(matrices, 0.0))
+    return Scores(matrices, agreeing, np.empty(0, np.int64), dict.fromkeys(matrices, 0.0))
 
 
 def concatenate(pieces: Sequence[Scores], reduce_times: Callable[[Iterable[float]], float] = sum) -> Scores:
@@ -98,7 +97,7 @@ def concatenate(pieces: Sequence[Scores], reduce_times: Callable[[Iterable[float
     return Scores(
         {n: np.concatenate([piece.confusion_matrices[n] for piece in pieces]) for n in first.confusion_matrices},
         {pair: np.concatenate([piece.agreeing_pixels[pair] for piece in pieces]) for pair in first.agreeing_pixels},
-        max(piece.pixels_per_image for piece in pieces),
+        np.concatenate([piece.pixels for piece in pieces]),
         {name: reduce_times(piece.seconds[name] for piece in pieces) for name in first.seconds},
         reduce_times(piece.scoring_seconds for piece in pieces),
         reduce_times(piece.processor_seconds for piece in pieces),

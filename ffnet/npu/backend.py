@@ -107,7 +107,7 @@ class NpuBackend(ExitStack):
         self.processes += started
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
-        """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
+        """Return logits (N, classes, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
         images = resize(self.input_format.convert(images.cpu()), self.header.input_shape[2:]).contiguous()
         arrays, outputs = self.header.encode(images.numpy()), []
         for start in range(0, len(arrays), len(self.processes)):

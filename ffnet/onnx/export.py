@@ -36,7 +36,6 @@ from ffnet.config import (
     NPU_FOLDER,
 )
 from ffnet.evaluation.loading import MEAN, STD
-from ffnet.labels import CLASSES
 from ffnet.onnx.graph import (
     GraphIndex,
     fold_float_constants,
@@ -80,7 +79,7 @@ def export(
         sim: A calibrated simulation whose biases fit into int32 (`raise_weight_scales`); it is not changed.
         size: Height and width of the images. The files have static shapes and batch size 1.
         folder: May be missing.
-        provenance: What is exported, for manifest.json.
+        provenance: What is exported, for manifest.json; its "output" describes the output further.
         force: Write into a folder that holds other files, which are kept.
         compile_for: Compiles model.onnx for a device: writes further files below the folder that it is given, which
             holds the export, and returns further entries of the manifest.
@@ -246,7 +245,7 @@ def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, A
         "output": {
             "name": OUTPUT_TENSOR,
             "postprocess": "upsample bilinearly (corners not aligned) to the image's size, then argmax over channels",
-            "classes": list(CLASSES),
+            **provenance.get("output", {}),
         },
         "files": {
             str(file.relative_to(work)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files

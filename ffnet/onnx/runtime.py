@@ -35,7 +35,7 @@ class OnnxBackend:
         self.buffer = torch.empty(0)  # shared by all inputs: a new one for each takes a tenth of the backend's time
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
-        """Return logits (N, 19, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
+        """Return logits (N, classes, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
         images = resize(self.input_format.convert(images.cpu()), self.header.input_shape[2:])
         return image_by_image(self._run)(images) if self.header.input_shape[0] == 1 else self._run(images)
 

@@ -1,4 +1,4 @@
-"""Check whether a file is an ONNX network that may be run: one image in, 19 channels out, only ONNX's own operators.
+"""Check whether a file is an ONNX network that may be run: one image in, logits out, only ONNX's own operators.
 
 Nothing in the file is executed here.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ffnet.labels import NUM_CLASSES
 from ffnet.onnx.graph import GraphIndex
 from ffnet.onnx.reading import EXPORT_AGAIN, InvalidError, problems_named, read_onnx, refuse_if
 
@@ -53,7 +52,8 @@ class OnnxHeader:
     opset: int
     input_name: str
     input_shape: tuple[int | None, ...]  # (N, 3, H, W)
-    output_name: str  # the tensor of logits (N, 19, h, w)
+    output_name: str  # the tensor of logits
+    output_shape: tuple[int | None, ...]  # (N, classes, h, w)
     input_type: str  # numpy's name
     input_values: QuantizedValues | None = None  # meaning of an input of integers; None for floats
     output_values: QuantizedValues | None = None
@@ -111,14 +111,14 @@ def _header(proto: onnx.ModelProto, opset: int) -> OnnxHeader:
     _check_class_ids(inferred.output, index)
     inputs = [value for value in inferred.input if value.name not in index.constants]
     image, shape = _single(inputs, "input", 3)
-    logits, _ = _single(inferred.output, "output", NUM_CLASSES)
+    logits, output_shape = _single(inferred.output, "output", None)
     is_batched = shape[0] not in (1, None)
     refuse_if(is_batched, f"takes batches of {shape[0]} images. Export it with batch size 1 or a variable one.")
     input_values = _quantized_values(image, "input", index.consumers[image.name], index)
     writer = index.producers.get(logits.name)
     output_values = _quantized_values(logits, "output", [writer] if writer else [], index)
     input_type = (FLOATS | INTEGERS)[image.type.tensor_type.elem_type]
-    return OnnxHeader(opset, image.name, shape, logits.name, input_type, input_values, output_values)
+    return OnnxHeader(opset, image.name, shape, logits.name, output_shape, input_type, input_values, output_values)
 
 
 def _check_class_ids(outputs: Iterable[onnx.ValueInfoProto], index: GraphIndex) -> None:
@@ -133,20 +133,24 @@ def _check_class_ids(outputs: Iterable[onnx.ValueInfoProto], index: GraphIndex) 
 
 
 def _single(
-    values: Sequence[onnx.ValueInfoProto], kind: str, channels: int
+    values: Sequence[onnx.ValueInfoProto], kind: str, channels: int | None
 ) -> tuple[onnx.ValueInfoProto, tuple[int | None, ...]]:
-    """Return the only input or output and its shape (N, channels, H, W); it must be of floats or quantized values."""
-    refuse_if(len(values) != 1, f"has {len(values)} {kind}s. Export it with one {kind} of {channels} channels.")
+    """Return the only input or output and its shape (N, channels, H, W); it must be of floats or quantized values.
+
+    If `channels` is None, it may have any known number of them.
+    """
+    wanted = channels or "classes"
+    refuse_if(len(values) != 1, f"has {len(values)} {kind}s. Export it with one {kind} (N, {wanted}, height, width).")
     tensor = values[0].type.tensor_type
     dims = tensor.shape.dim
     shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
     known_type = tensor.elem_type in FLOATS or tensor.elem_type in INTEGERS
-    if not known_type or len(shape) != 4 or shape[1] != channels or 0 in shape:
+    if not known_type or len(shape) != 4 or shape[1] != (channels or shape[1] or 0) or 0 in shape:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
         shown = ", ".join("?" if length is None else str(length) for length in shape)
         last = f" Its channels are last; on AI Hub, leave out --force_channel_last_{kind}." * (shape[3:] == (channels,))
         raise InvalidError(
-            f"has the {kind} {values[0].name!r} of {dtype} ({shown}). Export it as float32 (N, {channels}, height, "
+            f"has the {kind} {values[0].name!r} of {dtype} ({shown}). Export it as float32 (N, {wanted}, height, "
             f"width).{last}"
         )
     return values[0], shape

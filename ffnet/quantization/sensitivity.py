@@ -120,7 +120,7 @@ class LogitsComparison:
         self.equal = self.pixels = 0
 
     def add(self, reference: torch.Tensor, logits: torch.Tensor) -> None:
-        """Add the logits (N, 19, h, w) of some images."""
+        """Add the logits (N, classes, h, w) of some images."""
         self.signal += reference.double().square().sum().item()
         self.noise += (reference.double() - logits.double()).square().sum().item()
         equal = reference.max(1).indices == logits.max(1).indices

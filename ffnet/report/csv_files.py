@@ -10,7 +10,6 @@ from typing import Any
 from ffnet.evaluation import metrics
 from ffnet.evaluation.metrics import Interval, percent
 from ffnet.evaluation.scores import FP32, NPU, SIMULATED
-from ffnet.labels import CLASSES
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
@@ -66,10 +65,10 @@ def image_rows(result: Result) -> list[Row]:
         for index, row in enumerate(rows):
             row[f"{name} mIoU"] = percent(mious[index])
             row[f"{name} pixel accuracy"] = percent(metrics.pixel_accuracy(matrices[index]))
-            row |= {f"{name} IoU {label}": percent(ious[index, column]) for column, label in enumerate(CLASSES)}
+            row |= {f"{name} IoU {label}": percent(ious[index, column]) for column, label in enumerate(result.classes)}
     for pair, counts in scores.agreeing_pixels.items():
         for index, row in enumerate(rows):
-            row[f"{'|'.join(map(result.names.of, pair))} agreement"] = percent(counts[index] / scores.pixels_per_image)
+            row[f"{'|'.join(map(result.names.of, pair))} agreement"] = percent(counts[index] / scores.pixels[index])
     return rows
 
 

@@ -10,14 +10,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ffnet.evaluation.metrics import FEW_IMAGES
-from ffnet.labels import CLASSES, COLORS
 from ffnet.report import charts, tables
 from ffnet.report.tables import Value
 from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
 from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES, SOURCE
 from ffnet.results.result import Result
-from ffnet.system.text import count, format_interval, format_number, printable
+from ffnet.system.text import count, describe_size, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
 S25_NOTE = (
@@ -59,7 +58,7 @@ def format_comparison(comparison: ModelComparison) -> str:
     if fronts:
         parts += [*(tables.front_table(front).format() for front in fronts), LEGEND]
         parts.append("\n".join(front.describe(last.images) for front in fronts))
-    size = "{}x{}".format(*last.details.image_size)
+    size = describe_size(last.details.image_size)
     where = f"{count(last.images, 'image')} of {last.dataset}, {size}, {last.device}"
     return _document(f"Comparison of {count(len(comparison.models), 'model')} on {where}", comparison.notes(), parts)
 
@@ -98,7 +97,7 @@ def render_comparison(comparison: ModelComparison) -> str:
     return _render_page(
         "comparison.html.j2",
         comparison.last,
-        settings={"image size": "{}x{}".format(*comparison.last.details.image_size)},
+        settings={"image size": describe_size(comparison.last.details.image_size)},
         options=comparison.options,
         notes=comparison.notes(),
         comparison=comparison,
@@ -113,7 +112,7 @@ def _render_page(
     return ENVIRONMENT.get_template(template).render(
         run=run,
         settings={"dataset": run.dataset, "device": run.device, **settings, **run.versions},
-        class_colors={label: tuple(COLORS[index].tolist()) for index, label in enumerate(CLASSES)},
+        class_colors={label: entry.color for label, entry in run.classes.items()},
         style=(FOLDER / "report.css").read_text("utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

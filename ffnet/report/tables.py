@@ -9,7 +9,6 @@ import numpy as np
 
 from ffnet.evaluation.metrics import Interval
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, SIMULATED
-from ffnet.labels import CLASSES
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.outcome import Recovery
@@ -214,7 +213,7 @@ def classes_table(result: Result) -> Table:
         if entry is not result.base:
             columns.append(Column("change", entry.iou_change.get, kind=CHANGE))
             columns.append(Column("95 % CI", entry.iou_change_interval.get, optional=True))
-    return Table("classes", columns, CLASSES)
+    return Table("classes", columns, list(result.classes))
 
 
 def compared_classes_table(comparison: ModelComparison) -> Table:
@@ -225,7 +224,7 @@ def compared_classes_table(comparison: ModelComparison) -> Table:
         entry, best = model.simulated, comparison.best().simulated
         if entry and best:
             columns.append(Column(model.short_name, entry.iou.get, 1, shade=partial(_difference, entry.iou, best.iou)))
-    return Table("classes", columns, CLASSES, dense=True)
+    return Table("classes", columns, list(comparison.last.classes), dense=True)
 
 
 def _image_count(classes: ClassCount) -> str:
@@ -242,26 +241,26 @@ def confusion_tables(result: Result) -> list[Table]:
 
     With several backends, the change from the first to the second comes first.
     """
-    shares = {}
+    shares, classes = {}, list(result.classes)
     for name, entry in result.backends.items():
         matrix = np.array(entry.confusion_matrix, np.float64)
         shares[name] = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)  # 0 without labelled pixels
-    found = [_matrix_table(f"{name}, percent", share, share / 20) for name, share in shares.items()]
+    found = [_matrix_table(f"{name}, percent", classes, share, share / 20) for name, share in shares.items()]
     if len(shares) > 1:
         (first, before), (second, after) = list(shares.items())[:2]
         change = after - before
-        better = np.where(np.eye(len(CLASSES)), change, -change)
+        better = np.where(np.eye(len(classes)), change, -change)
         title = f"Change from {first} to {second} in percentage points; orange is worse"
-        found.insert(0, _matrix_table(title, change, better))
+        found.insert(0, _matrix_table(title, classes, change, better))
     return found
 
 
-def _matrix_table(title: str, matrix: np.ndarray, shades: np.ndarray) -> Table:
+def _matrix_table(title: str, classes: Sequence[str], matrix: np.ndarray, shades: np.ndarray) -> Table:
     """Return the table of a matrix with a row and a column for each class."""
-    columns = [Column(title, CLASSES.__getitem__, kind=CLASS)]
-    for index, label in enumerate(CLASSES):
+    columns = [Column(title, classes.__getitem__, kind=CLASS)]
+    for index, label in enumerate(classes):
         columns.append(Column(label, matrix[:, index].tolist().__getitem__, 1, shade=shades[:, index].__getitem__))
-    return Table(title.partition(",")[0].replace(" ", "-"), columns, range(len(CLASSES)), dense=True)
+    return Table(title.partition(",")[0].replace(" ", "-"), columns, range(len(classes)), dense=True)
 
 
 def npu_layers_table(layers: Sequence[LayerDivergence], name: str = "npu-layers") -> Table:

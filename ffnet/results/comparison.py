@@ -30,7 +30,7 @@ class ComparedModel:
     result: Result
     link: str | None  # path of its report.html, relative to the comparison; None without --output-dir
     parameters: int
-    gmacs: float  # 10**9 multiply-accumulates of one image of the run's size
+    gmacs: float | None  # 10**9 multiply-accumulates of one image; None if the sizes of images differ
     published: DeviceResult | None  # None if AI Hub has not published the model
     estimate: Estimate | None = field(repr=False, compare=False)  # simulation's mIoU over the labelled classes
 
@@ -71,10 +71,10 @@ def compare_model(result: Result, chip: str | None, link: str | None) -> Compare
     network = build_without_weights(result.model)
     size, matrices = result.details.image_size, result.details.scores.confusion_matrices
     return ComparedModel(
-        result=replace(result, details=Details(no_scores(()), (), size)),
+        result=replace(result, details=Details(no_scores((), 0), (), size, result.details.label_set)),
         link=link,
         parameters=count_parameters(network),
-        gmacs=sum(multiply_accumulates(network, size).values()) / 1e9,
+        gmacs=sum(multiply_accumulates(network, size).values()) / 1e9 if size else None,
         published=ai_hub_result(result.model, chip),
         estimate=statistics(matrices[SIMULATED]).labelled_miou if SIMULATED in matrices else None,
     )

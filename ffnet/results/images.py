@@ -14,11 +14,11 @@ from skimage.measure import block_reduce
 from skimage.morphology import dilation
 from skimage.util import img_as_ubyte
 
-from ffnet.evaluation.loading import Images, normalize
+from ffnet.evaluation.loading import Images, label_set_of, normalize
 from ffnet.evaluation.metrics import image_ious, image_mious
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.scores import FP32, SIMULATED, Backend, Scores
-from ffnet.labels import CLASSES, COLORS, IGNORED
+from ffnet.labels import IGNORED, LabelSet
 
 PAIR = (FP32, SIMULATED)
 MAX_WIDTH = 1024  # pixels; of a panel
@@ -80,7 +80,7 @@ def compare_images(
 
     The backends predict these images again, so that predictions need not be stored. They must not be compiled.
     """
-    comparisons = []
+    comparisons, label_set = [], label_set_of(images)
     for index in indices:
         image, labels = (tensor.numpy() for tensor in images[index])
         height, width = labels.shape
@@ -95,11 +95,11 @@ def compare_images(
         comparison = ImageComparison(
             name=names[index],
             mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
-            agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels_per_image),
+            agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels[index]),
             regressed=100 * float((codes == REGRESSED).sum() / scored),
             improved=100 * float((codes == IMPROVED).sum() / scored),
-            largest_drops=[(CLASSES[i], float(before[i]), float(after[i])) for i in largest],
-            panels=draw_panels(image.transpose(1, 2, 0), labels, predictions, factor),
+            largest_drops=[(label_set.names[i], float(before[i]), float(after[i])) for i in largest],
+            panels=draw_panels(image.transpose(1, 2, 0), labels, predictions, label_set, factor),
         )
         comparisons.append(comparison)
     return comparisons
@@ -116,19 +116,23 @@ def disagreement(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> n
     return np.select(conditions, [SAME, REGRESSED, IMPROVED], OTHER).astype(np.uint8)
 
 
-def draw_panels(image: np.ndarray, labels: np.ndarray, predictions: dict[str, np.ndarray], factor: int) -> list[Panel]:
-    """Return five panels of an image (H, W, 3) uint8, its labels and both predictions, train ids (H, W) uint8."""
+def draw_panels(
+    image: np.ndarray, labels: np.ndarray, predictions: dict[str, np.ndarray], label_set: LabelSet, factor: int
+) -> list[Panel]:
+    """Return five panels of an image (h, w, 3) uint8, its labels and both predictions, train ids (H, W) uint8."""
     small = block_reduce(image, (factor, factor, 1), np.mean).round().astype(np.uint8)
-    pngs = {title: _class_map(ids[::factor, ::factor]) for title, ids in {"label": labels, **predictions}.items()}
+    pngs = {
+        title: _class_map(ids[::factor, ::factor], label_set) for title, ids in {"label": labels, **predictions}.items()
+    }
     pngs["disagreement"] = _marks(small, disagreement(labels, *predictions.values()), factor)
     photo = Panel("image", "image/jpeg", _encode(Image.fromarray(small), "JPEG", quality=85))
     return [photo, *(Panel(title, "image/png", data) for title, data in pngs.items())]
 
 
-def _class_map(ids: np.ndarray) -> bytes:
-    """Return a PNG of train ids (H, W) in Cityscapes' colors; pixels that are not scored are black."""
+def _class_map(ids: np.ndarray, label_set: LabelSet) -> bytes:
+    """Return a PNG of train ids (H, W) in the colors of the label set; pixels that are not scored are black."""
     picture = Image.fromarray(ids)
-    picture.putpalette(COLORS.tobytes().ljust(3 * 256, b"\0"))
+    picture.putpalette(label_set.colors.tobytes().ljust(3 * 256, b"\0"))
     return _encode(picture, "PNG")
 
 

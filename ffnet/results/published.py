@@ -13,7 +13,7 @@ from pathlib import Path
 from ffnet.chips import ALIASES
 from ffnet.config import Config, QuantizationConfig
 from ffnet.evaluation.scores import FP32, NPU, SIMULATED, BackendNames
-from ffnet.system.text import count, format_number
+from ffnet.system.text import count, describe_size, format_number
 from ffnet.variants import INPUT_SIZE, VARIANTS
 
 _AI_HUB = json.loads(Path(__file__).with_name("ai_hub.json").read_text("utf-8"))  # written by ffnet.results.ai_hub
@@ -80,7 +80,7 @@ class ImageSetup:
 
     split: str
     number: int
-    size: tuple[int, int]  # height, width in pixels
+    size: tuple[int, int] | None  # height, width in pixels; None if they differ
 
 
 PUBLISHED_IMAGES = ImageSetup("val", 500, INPUT_SIZE)  # for the values in `ffnet.variants`, as the next two lines
@@ -124,7 +124,7 @@ def image_differences(run: ImageSetup, published: ImageSetup) -> list[str]:
     phrases = {
         "number": count(run.number, "image"),
         "split": f"the {run.split} split",
-        "size": "an image size of {}x{}".format(*run.size),
+        "size": f"an image size of {describe_size(run.size)}",
     }
     return [phrase for name, phrase in phrases.items() if getattr(run, name) != getattr(published, name)]
 
@@ -204,7 +204,7 @@ def compare_with_ai_hub(
     """
     result = ai_hub_result(config.model.name)
     on_device = any(MIOU_DEVICE in devices_with(chip) for chip in chips)
-    if result is None or not on_device or config.model.onnx or config.data.demo:
+    if result is None or not on_device or config.model.onnx or not config.data.is_cityscapes:
         return Comparison()
     by_images = image_differences(images, ImageSetup("val", result.miou_images, result.input_size))
     if not by_images and available != PUBLISHED_IMAGES.number:

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from ffnet.evaluation import metrics
 from ffnet.evaluation.metrics import FEW_IMAGES, Estimate, Interval, Statistics, known, percent, statistics
 from ffnet.evaluation.scores import FP32, NPU, BackendNames, Scores
-from ffnet.labels import CLASSES
+from ffnet.labels import LabelSet
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
@@ -43,13 +43,14 @@ class BackendResult:
     iou_change_interval: dict[str, Interval | None]
     pixel_accuracy: float | None  # percent of the scored pixels
     images_per_second: float  # time in the network alone, without decoding and scoring
-    confusion_matrix: list[list[int]]  # 19 rows of 19 pixel counts, row = label, column = prediction
+    confusion_matrix: list[list[int]]  # pixel counts, row = label, column = prediction
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """What the IoU of a class is based on."""
+    """The color of a class, and what its IoU is based on."""
 
+    color: tuple[int, int, int]  # RGB
     images: int  # number of images with labelled pixels of the class
     labelled_pixels: int
     few: bool  # whether the images are fewer than FEW_IMAGES
@@ -144,7 +145,8 @@ class Details:
 
     scores: Scores
     image_names: tuple[str, ...]  # <city>_<sequence>_<frame>, in the order of `scores`
-    image_size: tuple[int, int]  # height, width in pixels
+    image_size: tuple[int, int] | None  # height, width of the network's input in pixels; None if images differ
+    label_set: LabelSet
     diagnostics: Diagnostics = Diagnostics()
     failure: BaseException | None = None  # what ended the run after the images were scored, if anything did
     written: bool = False  # whether the files of the result are there already, from the run that is resumed
@@ -165,7 +167,8 @@ class Result:
     calibration: Calibration | None  # None for --onnx
     recovery: Recovery | None  # None without --seq-mse, --adaround and --max-drop
     precision: str  # bits of the quantized network, as in the names of its backends; "" for --onnx
-    classes: dict[str, ClassCount]
+    label_set: str  # its name
+    classes: dict[str, ClassCount]  # in the order of the train ids
     backends: dict[str, BackendResult]  # evaluation order: FP32 first, or the ONNX file alone
     agreement: dict[str, float]  # "FP32|INT8 simulated" -> percent of pixels with equal predictions
     npu: NpuResult | None  # None without --npu, and if the NPU finished no image
@@ -226,22 +229,22 @@ def miou_change(mious: Mapping[str, float | None], backend: str) -> float | None
     return None if backend == FP32 or baseline is None or miou is None else miou - baseline
 
 
-def backend_results(scores: Scores, names: BackendNames) -> dict[str, BackendResult]:
+def backend_results(scores: Scores, names: BackendNames, classes: Sequence[str]) -> dict[str, BackendResult]:
     """Return the metrics of every backend by its name; changes are those against FP32."""
     estimates = {name: statistics(matrices) for name, matrices in scores.confusion_matrices.items()}
     results = {}
     for name, found in estimates.items():
         base, matrix = estimates.get(FP32) if name != FP32 else None, scores.total(name)
         change = found.labelled_miou - base.labelled_miou if base else None
-        ious = dict(zip(CLASSES, found.ious, strict=True))
-        iou_changes = _iou_changes(found, base) if base else {}
+        ious = dict(zip(classes, found.ious, strict=True))
+        iou_changes = _iou_changes(found, base, classes) if base else {}
         results[names.of(name)] = BackendResult(
             miou=percent(metrics.mean_iou(matrix)),
             miou_interval=found.miou.share_interval,
             labelled_miou=known(found.labelled_miou.value),
             change=known(change.value) if change else None,
             change_interval=change.interval if change else None,
-            iou={label: percent(value) for label, value in zip(CLASSES, metrics.iou(matrix), strict=True)},
+            iou={label: percent(value) for label, value in zip(classes, metrics.iou(matrix), strict=True)},
             iou_interval={label: estimate.share_interval for label, estimate in ious.items()},
             iou_change={label: change.value for label, change in iou_changes.items()},
             iou_change_interval={label: change.interval for label, change in iou_changes.items()},
@@ -252,25 +255,25 @@ def backend_results(scores: Scores, names: BackendNames) -> dict[str, BackendRes
     return results
 
 
-def _iou_changes(found: Statistics, base: Statistics) -> dict[str, Estimate]:
+def _iou_changes(found: Statistics, base: Statistics, classes: Sequence[str]) -> dict[str, Estimate]:
     """Return the change of the IoU of every class with labelled pixels."""
-    changes = zip(CLASSES, found.ious, base.ious, strict=True)
+    changes = zip(classes, found.ious, base.ious, strict=True)
     return {label: after - before for label, after, before in changes if after.images}
 
 
-def class_counts(scores: Scores) -> dict[str, ClassCount]:
+def class_counts(scores: Scores, label_set: LabelSet) -> dict[str, ClassCount]:
     """Return how many images and pixels have the label of each class."""
     labelled = next(iter(scores.confusion_matrices.values())).sum(2)  # the same for every backend
     images, pixels = (labelled > 0).sum(0).tolist(), labelled.sum(0).tolist()
     return {
-        label: ClassCount(number, count, number < FEW_IMAGES)
-        for label, number, count in zip(CLASSES, images, pixels, strict=True)
+        label.name: ClassCount(label.color, number, count, number < FEW_IMAGES)
+        for label, number, count in zip(label_set.classes, images, pixels, strict=True)
     }
 
 
 def is_counted(found: Result | NpuResult, scores: Scores, names: BackendNames) -> bool:
     """Return whether the metrics in a result are those of scores, apart from the times."""
-    expected = backend_results(scores, names)
+    expected = backend_results(scores, names, list(found.classes))
     untimed = [{n: replace(e, images_per_second=0) for n, e in each.items()} for each in (found.backends, expected)]
     images = found.images if isinstance(found.images, int) else len(found.images)
     return untimed[0] == untimed[1] and found.agreement == agreement(scores, names) and images == scores.images

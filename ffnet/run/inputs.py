@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import DatasetError
-from datasets.cityscapes import CityscapesSplit
+from datasets import DatasetError, open_split
+from datasets.split import Split
 from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, find_in_folder, load_checkpoint
 from ffnet.config import RESULT_MEGABYTES, Config, DataConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
+from ffnet.labels import LabelSet, read_label_set
+from ffnet.options import FLAGS, lookup
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
 from ffnet.run.predictions import predictions_megabytes
@@ -24,7 +26,7 @@ from ffnet.run.ranks import Ranks
 from ffnet.system.errors import UserError
 from ffnet.system.files import create_output_folder, sha256_of
 from ffnet.system.memory import memory_bytes
-from ffnet.system.text import count
+from ffnet.system.text import count, describe_size
 from ffnet.variants import VARIANTS, Variant
 
 MOST_DECODED = 2**32  # bytes of decoded images and labels in memory; all 500 of Cityscapes val fit
@@ -36,9 +38,9 @@ DEMO_FOLDER = Path(__file__).parents[2] / "demo"
 class Inputs:
     """The data of a run, with its file names and headers checked."""
 
-    images: CityscapesSplit  # images that are scored
-    calibration_images: CityscapesSplit | None  # None if nothing needs them
-    selection_images: CityscapesSplit | None  # images on which recovery measures its steps; None without recovery
+    images: Split  # images that are scored
+    calibration_images: Split | None  # None if nothing needs them
+    selection_images: Split | None  # images on which recovery measures its steps; None without recovery
     notes: tuple[str, ...]  # sentences for the report
     digest: str  # digest of the images that are scored; "" if the run saves no work
 
@@ -86,23 +88,24 @@ def _open_checked(config: Config) -> Inputs:
     if quantization.encodings:
         read_encodings(quantization.encodings)
     images = open_images(config)
+    check_one_size(config, images)
     calibration = selection = None
     needs_images = quantization.encodings is None or quantization.partial_encodings or config.output.sensitivity
     split = images
     if needs_images and not config.model.onnx:
-        if config.data.calibration_split != config.data.split:
-            split = CityscapesSplit(images.root, config.data.calibration_split)
+        if not config.data.scores_calibration_images:
+            split = _open_split(images.root, config.data, config.data.calibration_split)
         chosen = selection_indices(len(split), config.data) if quantization.recovers else []
         selection = split.select(chosen) if chosen else None
         calibration = split.select(calibration_indices(len(split), chosen, config.data))
     return Inputs(images, calibration, selection, tuple(_ignored_files_notes(images, split)), digest="")
 
 
-def open_images(config: Config) -> CityscapesSplit:
+def open_images(config: Config) -> Split:
     """Open the images that are scored; in the demo, render them first if necessary."""
     data = config.data
     if data.dataset_path is not None:
-        return CityscapesSplit(data.dataset_path, data.split, data.limit)
+        return _open_split(data.dataset_path, data, data.split, data.limit)
     cache_dir = config.model.cache_dir or default_cache_dir()
     try:
         scenes = ensure_scenes(cache_dir, not config.runtime.quiet)
@@ -111,9 +114,36 @@ def open_images(config: Config) -> CityscapesSplit:
             f"{error.filename or cache_dir}: the demo's scenes can't be written there. Name another --cache-dir."
         ) from error
     try:
-        return CityscapesSplit(scenes, data.split, data.limit)
+        return _open_split(scenes, data, data.split, data.limit)
     except DatasetError as error:
         raise DatasetError(f"{error} Or delete {scenes}, so that the demo renders its scenes again.") from error
+
+
+def _open_split(root: Path, data: DataConfig, split: str, limit: int | None = None) -> Split:
+    """Open one split of the data set whose layout, label set and input size `data` names."""
+    label_set = read_label_set(data.classes) if data.classes else None
+    return open_split(data.dataset, root, split, limit, label_set, data.input_size)
+
+
+def check_one_size(config: Config, images: Split) -> None:
+    """Raise a UserError if an option needs images of one size, and those of the run differ."""
+    needing = ("output.export", "output.execute", "npu.chip")
+    flags = [FLAGS[target] for target in needing if lookup(config, target)]
+    if flags and images.size is None:
+        sizes = " and ".join(sorted({describe_size(size) for size in images.sizes})[:2])
+        raise UserError(
+            f"{flags[0]} needs images of one size, and those in {images.root} differ ({sizes}). Add --input-size, "
+            f"such as --input-size {describe_size(images.sizes[0])}."
+        )
+
+
+def check_classes(what: str, classes: int, label_set: LabelSet) -> None:
+    """Raise a UserError if a network has another number of classes than the label set."""
+    if classes != len(label_set.classes):
+        raise UserError(
+            f"{what}: this network has {classes} classes, and the label set {label_set.name!r} has "
+            f"{len(label_set.classes)}. Name the network's label set with --classes, or another file."
+        )
 
 
 def selection_indices(number: int, data: DataConfig) -> list[int]:
@@ -146,7 +176,7 @@ def calibration_indices(number: int, reserved: Sequence[int], data: DataConfig) 
     return sorted(np.random.default_rng(data.seed).choice(available, wanted, replace=False).tolist())
 
 
-def _ignored_files_notes(*splits: CityscapesSplit) -> list[str]:
+def _ignored_files_notes(*splits: Split) -> list[str]:
     """Return a note on the files in the folders of the splits that were ignored; none if there were none."""
     number = len(set().union(*(split.ignored for split in splits)))
     verb = "was" if number == 1 else "were"
@@ -159,27 +189,27 @@ def keep_decoded(inputs: Inputs, data: DataConfig) -> None:
     Decoded images take at most MOST_DECODED bytes and an eighth of the memory.
     """
     most = min(MOST_DECODED, memory_bytes() // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    splits = 1 if data.calibration_split == data.split else 2
+    splits = 1 if data.scores_calibration_images else 2
     for images in filter(None, (inputs.images, inputs.calibration_images)):
         images.keep_decoded(most // splits)
 
 
-def images_digest(images: CityscapesSplit, threads: int) -> str:
-    """Return a sha256 of the names and contents of all images and labels."""
+def images_digest(images: Split, threads: int) -> str:
+    """Return a sha256 of the names and contents of all images and labels, and of the label set."""
     paths = [Path(path) for path in (*images.images, *images.targets)]
     with ThreadPoolExecutor(max(1, threads)) as executor:
         lines = executor.map(lambda path: f"{sha256_of(path)} {path.name}\n", paths)
-        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        return hashlib.sha256("".join((*lines, repr(images.label_set))).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _create_output_folders(config: Config, images: CityscapesSplit) -> None:
+def _create_output_folders(config: Config, images: Split) -> None:
     """Create the folders for results, and check that their disks have enough free space."""
     output, models = config.output, len(config.model.names)
     megabytes: float = models * RESULT_MEGABYTES
     if output.output_dir:
         create_output_folder("--output-dir", output.output_dir, megabytes)
     if output.save_predictions:
-        megabytes += models * predictions_megabytes(len(images), images.size)
+        megabytes += models * predictions_megabytes(images.sizes)
         create_output_folder("--save-predictions", output.save_predictions, megabytes)
 
 
@@ -206,7 +236,7 @@ def _own_checkpoint(variant: Variant, config: Config) -> Path:
     return download_published(variant, config.model.cache_dir or default_cache_dir(), config.runtime.quiet)
 
 
-def check_checkpoints(paths: Mapping[str, Path]) -> None:
+def check_checkpoints(paths: Mapping[str, Path], label_set: LabelSet) -> None:
     """Load every model's file once, one at a time.
 
     Raises:
@@ -215,19 +245,21 @@ def check_checkpoints(paths: Mapping[str, Path]) -> None:
     problems = []
     for name, path in paths.items():
         try:
-            load_model(name, path)
+            load_model(name, path, label_set)
         except UserError as error:
             problems.append(f"{name}: {error}")
     if problems:
         raise InvalidCheckpointError(" ".join(problems))
 
 
-def load_model(name: str, path: Path) -> Checkpoint:
+def load_model(name: str, path: Path, label_set: LabelSet) -> Checkpoint:
     """Load the network of a variant with the weights of a file.
 
     Raises:
-        UserError: If they don't match, or if the network computes infinite or NaN logits with them.
+        UserError: If they don't match, if the label set has another number of classes, or if the network computes
+            infinite or NaN logits.
     """
     checkpoint = load_checkpoint(VARIANTS[name], path)
+    check_classes(str(path), checkpoint.classes, label_set)
     check_finite_logits(checkpoint.model, path)
     return checkpoint

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from datasets.split import Split
 from ffnet.checkpoints.loading import Checkpoint
-from ffnet.config import MODEL_FILE, ROUNDED_LAYERS, Config, Runtime
+from ffnet.config import MODEL_FILE, ONE_SPLIT, ROUNDED_LAYERS, Config, Runtime
 from ffnet.evaluation.loading import memory_format
+from ffnet.labels import LabelSet
 from ffnet.npu.backend import write_npu_contexts
 from ffnet.onnx.export import export
 from ffnet.options import option_values
@@ -72,12 +74,12 @@ def calibration_setup(found: FoundEncodings, config: Config) -> CalibrationSetup
 def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | None) -> str:
     """Return sentences that say where the encodings come from; `images`: number of calibration images."""
     data = config.data
-    if data.calibration_split == data.split:
-        published = "" if config.quantization.recovers else ", as the published results were"
-        calibrated = (
-            f"Calibrated on {count(images, 'image')} of the split that is scored{published}; with --calibration-split "
-            "train no calibration image is scored."
-        )
+    if data.scores_calibration_images:
+        published = ", as the published results were" if not config.quantization.recovers else ""
+        remedy = "with --calibration-split train no calibration image is scored"
+        if data.dataset == ONE_SPLIT:
+            published, remedy = "", "this data set has one part only"
+        calibrated = f"Calibrated on {count(images, 'image')} of the split that is scored{published}; {remedy}."
     else:
         calibrated = (
             f"Calibrated on {count(images, 'image')} of the {data.calibration_split} split; none of them is scored."
@@ -111,14 +113,14 @@ def quantization_notes(
     return [*notes, calibration.description]
 
 
-def export_network(model: Model, dataset: str, size: tuple[int, int], run: Run) -> Path | None:
+def export_network(model: Model, dataset: str, images: Split, run: Run) -> Path | None:
     """Export a network if a backend or an option needs files, and return the quantized file.
 
     Without --export, and on other ranks than the main process, it is in a temporary folder.
     """
     output, npu = run.config.output, run.config.npu
     named = output.export if run.ranks.is_main else None
-    if output.export is None and not output.execute and not npu.chips:
+    if images.size is None or (output.export is None and not output.execute and not npu.chips):
         return None
     folder = named or run.temporary_folder() / "export"
     compiled_too = bool(npu.chips) and named is not None
@@ -126,9 +128,9 @@ def export_network(model: Model, dataset: str, size: tuple[int, int], run: Run) 
         with run.stage("export"):
             export(
                 model.network.sim,
-                size,
+                images.size,
                 folder,
-                _provenance(model, dataset, run),
+                _provenance(model, dataset, images.label_set, run),
                 output.force,
                 (lambda work: write_npu_contexts(work, npu)) if compiled_too else None,
             )
@@ -140,11 +142,12 @@ def export_network(model: Model, dataset: str, size: tuple[int, int], run: Run) 
     return folder / MODEL_FILE
 
 
-def _provenance(model: Model, dataset: str, run: Run) -> dict[str, Any]:
+def _provenance(model: Model, dataset: str, label_set: LabelSet, run: Run) -> dict[str, Any]:
     """Return what the manifest of an export says about the network, and about the run that wrote it."""
     network, recovery = model.network, model.recovery
     return {
         "dataset": dataset,
+        "output": {"classes": list(label_set.names)},
         "options": option_values(run.config),
         "versions": versions(),
         "model": run.config.model.name,

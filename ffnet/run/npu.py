@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.cityscapes import CityscapesSplit
+from datasets.split import Split
 from ffnet.chips import CHIPS
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
-from ffnet.evaluation.scores import NPU, BackendNames, Scores
+from ffnet.evaluation.scores import NPU, BackendNames, Scores, no_scores
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
@@ -55,7 +55,7 @@ def open_npu(path: Path, run: Run, input_format: InputFormat = NORMALIZED_RGB) -
 def run_on_npu(
     backend: NpuBackend,
     prepared: PreparedBackends,
-    images: CityscapesSplit,
+    images: Split,
     run: Run,
     network: QuantizedNetwork | None = None,
 ) -> NpuOutcome:
@@ -71,9 +71,7 @@ def run_on_npu(
     return outcome
 
 
-def _with_layers(
-    outcome: NpuOutcome, target: NpuTarget, network: QuantizedNetwork, images: CityscapesSplit
-) -> NpuOutcome:
+def _with_layers(outcome: NpuOutcome, target: NpuTarget, network: QuantizedNetwork, images: Split) -> NpuOutcome:
     """Return an outcome with the divergence of the layers, or with the error that prevented the comparison."""
     try:
         return replace(outcome, layers=tuple(compare_with_npu(target, network, images)))
@@ -88,7 +86,7 @@ def _with_layers(
 def evaluate_on_npu(
     backend: NpuBackend,
     prepared: PreparedBackends,
-    images: CityscapesSplit,
+    images: Split,
     run: Run,
     network: QuantizedNetwork | None,
 ) -> NpuOutcome:
@@ -113,7 +111,7 @@ def evaluate_on_npu(
         except Exception as error:
             failures.append(UserError(f"The other results are complete, but {name} is not: {error}"))
 
-    shard = run.saved_per_image(NPU_IMAGES, indices, both.backends, batches)
+    shard = run.saved_per_image(NPU_IMAGES, indices, no_scores(both.backends, len(images.label_set.classes)), batches)
     failure = next((each for found in run.ranks.all_gather(failures) for each in found), None)
     scores = shard.scores
     if scores.unsaved and not failure:
@@ -123,8 +121,8 @@ def evaluate_on_npu(
     setup = ImageSetup(run.config.data.split, scores.images, images.size)
     calibration = calibration_setup(network.found, run.config) if network else None
     published = compare_with_ai_hub(run.config, setup, len(images), calibration)
-    names = images.select(shard.indices.tolist()).names
-    result = npu_result(backend, run.ranks.world_size, scores, names, len(indices), published, backend_names)
+    ran = images.select(shard.indices.tolist())
+    result = npu_result(backend, run.ranks.world_size, scores, ran, len(indices), published, backend_names)
     run.notes += [f"{name}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
     return NpuOutcome(result, failure=failure)
 
@@ -133,12 +131,12 @@ def npu_result(
     backend: NpuBackend,
     ranks: int,
     scores: Scores,
-    names: list[str],
+    images: Split,
     requested_images: int,
     published: Comparison,
     backend_names: BackendNames,
 ) -> NpuResult:
-    """Return the result of the NPU on the images with these names; `ranks`: number of ranks with such a backend."""
+    """Return the result of the NPU on the images that it ran; `ranks`: number of ranks with such a backend."""
     chip = backend.target.chip
     return NpuResult(
         chip=chip.part,
@@ -150,15 +148,15 @@ def npu_result(
         processes=len(backend.processes) * ranks,
         cpu_nodes=list(backend.session.cpu_nodes),
         requested_images=requested_images,
-        images=names,
-        classes=results.class_counts(scores),
-        backends=results.backend_results(scores, backend_names),
+        images=images.names,
+        classes=results.class_counts(scores, images.label_set),
+        backends=results.backend_results(scores, backend_names, images.label_set.names),
         agreement=results.agreement(scores, backend_names),
         published=dict(published.mious),
     )
 
 
-def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: CityscapesSplit) -> list[LayerDivergence]:
+def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: Split) -> list[LayerDivergence]:
     """Return how far each quantized activation of the NPU is from the simulation's on the first image."""
 
     def execute(file: Path, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from datasets.cityscapes import CityscapesSplit
-from ffnet.config import RESULT_FILE, Config, Runtime
+from datasets import LAYOUTS
+from datasets.split import Split
+from ffnet.config import ONE_SPLIT, RESULT_FILE, Config, Runtime
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, BackendNames, Scores
@@ -25,7 +26,7 @@ from ffnet.results import result as results
 from ffnet.results.images import compare_images, worst_images
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
 from ffnet.results.result import CheckpointInfo, Details, Diagnostics, Result
-from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
+from ffnet.run.inputs import Inputs, check_checkpoints, check_classes, find_checkpoints, load_model, open_inputs
 from ffnet.run.networks import Model, calibration_setup, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
 from ffnet.run.ranks import Ranks
@@ -58,7 +59,7 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
     with timed("find checkpoints", seconds):
         checkpoints, notes = ranks.once(find_checkpoints, config)
         if len(names) > 1:  # report errors before the first model takes time
-            ranks.once(check_checkpoints, checkpoints)
+            ranks.once(check_checkpoints, checkpoints, inputs.images.label_set)
     for name in names:
         with _model_named(name, config), Run(config.for_model(name), ranks, seconds, [*inputs.notes, *notes]) as run:
             result = evaluate_model(run, inputs, checkpoints[name])
@@ -74,12 +75,12 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
     """Evaluate the weights in a file in FP32, in simulated INT8 and, if requested, on ONNX Runtime and on the NPU."""
     images, output = inputs.images, run.config.output
     with run.stage("load checkpoint"):
-        checkpoint = run.once(load_model, run.config.model.name, path)
+        checkpoint = run.once(load_model, run.config.model.name, path, images.label_set)
     run.begin(checkpoint.sha256, inputs)
     if run.storage and run.saved_work.finished:
         return finished_result(run.storage.output_dir, run, images)
     model = quantize_checkpoint(checkpoint, inputs, run)
-    exported = export_network(model, dataset_name(run.config), images.size, run)
+    exported = export_network(model, dataset_name(run.config), images, run)
     backends: dict[str, Backend] = {FP32: checkpoint.model, SIMULATED: model.network.lowered}
     if exported and output.execute:
         backends[ONNX_RUNTIME] = OnnxBackend(exported)
@@ -124,10 +125,11 @@ def diagnose(model: Model, backends: Mapping[str, Backend], inputs: Inputs, scor
 def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, model: Model | None = None) -> Result:
     """Return the Result of a variant or, without a model, of an ONNX file, whose path is its name."""
     config = run.config
-    published = _published(model, details, config) if model and not config.data.demo else Comparison()
+    published = _published(model, details, config) if model and config.data.is_cityscapes else Comparison()
     recovery = model.recovery if model else None
     checkpoint, names = (model.checkpoint, model.network.names) if model else (None, BackendNames(""))
-    backends = results.backend_results(details.scores, names)
+    label_set = details.label_set
+    backends = results.backend_results(details.scores, names, label_set.names)
     found = results.definition_notes(backends) + results.recovery_notes(recovery, backends.get(names.of(SIMULATED)))
     return Result(
         schema=results.SCHEMA,
@@ -141,7 +143,8 @@ def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, mod
         calibration=model.calibration if model else None,
         recovery=recovery,
         precision=names.precision,
-        classes=results.class_counts(details.scores),
+        label_set=label_set.name,
+        classes=results.class_counts(details.scores, label_set),
         backends=backends,
         agreement=results.agreement(details.scores, names),
         npu=next(iter(outcome.results), None),
@@ -165,15 +168,20 @@ def _published(model: Model, details: Details, config: Config) -> Comparison:
 
 def dataset_name(config: Config) -> str:
     """Return the name of the scored images in the report."""
-    return "the demo's street scenes" if config.data.demo else f"Cityscapes {config.data.split}"
+    data = config.data
+    if data.demo:
+        return "the demo's street scenes"
+    layout, _, variant = data.dataset.partition(":")
+    title = LAYOUTS[layout].title or Path(str(data.dataset_path)).resolve().name
+    return " ".join(filter(None, (title, "" if layout == ONE_SPLIT else data.split, variant)))
 
 
-def details_of(scores: Scores, images: CityscapesSplit, **others: Any) -> Details:
+def details_of(scores: Scores, images: Split, **others: Any) -> Details:
     """Return the details of a Result on all images of a split."""
-    return Details(scores, tuple(images.names), images.size, **others)
+    return Details(scores, tuple(images.names), images.size, images.label_set, **others)
 
 
-def finished_result(folder: Path, run: Run, images: CityscapesSplit) -> Result:
+def finished_result(folder: Path, run: Run, images: Split) -> Result:
     """Return the Result that an earlier run has written into a folder."""
     path, saved = folder / RESULT_FILE, run.saved_work.scores
     logger.info(f"{folder}: the results of an earlier run are complete.")
@@ -227,7 +235,7 @@ def evaluate_onnx(config: Config, path: Path, ranks: Ranks) -> Iterator[Result]:
         mark_finished(run, result)
 
 
-def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result:
+def score_onnx(path: Path, images: Split, run: Run) -> Result:
     """Score an ONNX file on the CPU and, if requested, on the NPU."""
     with run.stage("open ONNX file"):
         model = run.config.model
@@ -241,7 +249,7 @@ def score_onnx(path: Path, images: CityscapesSplit, run: Run) -> Result:
 
 
 def open_onnx(
-    path: Path, images: CityscapesSplit, runtime: Runtime, given: tuple[str | None, str | None] = (None, None)
+    path: Path, images: Split, runtime: Runtime, given: tuple[str | None, str | None] = (None, None)
 ) -> tuple[OnnxBackend, list[str]]:
     """Return a file as a backend that feeds it what it takes, and notes on the file.
 
@@ -266,6 +274,13 @@ def open_onnx(
         except UserError:  # logits that are not finite
             return float("nan")
 
+    _, classes, _, last = backend.header.output_shape
+    if last == len(images.label_set.classes) != classes:
+        raise UserError(
+            f"{path}: the output of this file has its channels last. Export it with (N, classes, height, width); on AI "
+            "Hub, leave out --force_channel_last_output."
+        )
+    check_classes(str(path), classes or 0, images.label_set)
     proto = read_onnx(path)
     chosen = choose_input(proto, given, trial)
     backend = backend.with_input(chosen)
@@ -273,6 +288,6 @@ def open_onnx(
     with torch.inference_mode():
         logits = backend(normalize(images[0][0][None]))
     head = describe_head(proto, backend.header.output_name)
-    if head and tuple(logits.shape[2:]) != images.size:
+    if head and tuple(logits.shape[2:]) not in images.sizes:
         notes.append(head)
     return backend, notes

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.split import Split
 from ffnet.config import Config
-from ffnet.labels import LABEL_IDS
 from ffnet.system.files import write_atomically
 
 Writer = Callable[[int, Mapping[str, np.ndarray]], None]  # index of an image, {backend: train ids (H, W) uint8}
@@ -22,23 +22,23 @@ def predictions_folder(folder: Path, config: Config) -> Path:
     return folder / PREDICTION_FOLDERS[config.model.onnx is not None]
 
 
-def predictions_megabytes(images: int, size: tuple[int, int]) -> float:
-    """Return an upper bound of the disk space that the predictions of images of `size` (H, W) take, in MB."""
-    return images * size[0] * size[1] * BYTES_PER_PIXEL / 1e6
+def predictions_megabytes(sizes: Iterable[tuple[int, int]]) -> float:
+    """Return an upper bound of the disk space that the predictions of images of these sizes (H, W) take, in MB."""
+    return sum(height * width for height, width in sizes) * BYTES_PER_PIXEL / 1e6
 
 
-def prediction_writer(folder: Path, names: Sequence[str], backend: str) -> Writer:
-    """Return a function that writes the predictions of one image, given its index in `names` and its train ids.
+def prediction_writer(folder: Path, images: Split, backend: str) -> Writer:
+    """Return a function that writes the predictions of one image, given its index in `images` and its train ids.
 
-    The official script takes the folder as CITYSCAPES_RESULTS. The files are
-    `<city>_<sequence>_<frame>_pred_labelIds.png`.
+    They are written as ids of the label set, in files named `<name>_pred_labelIds.png`. Those of Cityscapes are what
+    the official script takes as CITYSCAPES_RESULTS.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(index: int, predictions: Mapping[str, np.ndarray]) -> None:
         file = io.BytesIO()
-        Image.fromarray(LABEL_IDS[predictions[backend]]).save(file, "PNG")
-        write_atomically(_prediction_file(folder, names[index]), file.getvalue())
+        Image.fromarray(images.label_set.label_ids[predictions[backend]]).save(file, "PNG")
+        write_atomically(_prediction_file(folder, images.names[index]), file.getvalue())
 
     return write
 

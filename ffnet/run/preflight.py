@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from datasets.cityscapes import check_folders
+from datasets import LAYOUTS, check_folders
 from ffnet.chips import check_npu_package
 from ffnet.config import (
     COMPARISON_FILES,
@@ -15,20 +15,26 @@ from ffnet.config import (
     RESULT_FILES,
     Config,
 )
+from ffnet.labels import read_label_set
 from ffnet.options import FLAGS, lookup
 from ffnet.run.predictions import PREDICTION_FOLDERS
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder, check_plain_file
 from ffnet.variants import VARIANTS
 
-INPUT_FILES = ("quantization.encodings", "quantization.config_file", "model.onnx")
+INPUT_FILES = ("quantization.encodings", "quantization.config_file", "model.onnx", "data.classes")
 
 
 def check(config: Config) -> None:
     """Raise a UserError if an input file is missing, an output folder can't be used or a package is not installed."""
-    if config.data.dataset_path:
-        check_folders(config.data.dataset_path, config.data.split)
+    data = config.data
+    if data.dataset.partition(":")[0] not in LAYOUTS:
+        raise UserError(f"--dataset {data.dataset}: this layout is not known. Give one of {', '.join(LAYOUTS)}.")
+    if data.dataset_path:
+        check_folders(data.dataset, data.dataset_path, data.split)
     _check_input_files(config)
+    if data.classes:
+        read_label_set(data.classes)
     _check_nesting(_output_folders(config))
     _check_output_folders(config)
     if config.npu.chips:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ffnet.evaluation.scores import Scores, Shard, concatenate, merge_shards
-from ffnet.labels import NUM_CLASSES
 from ffnet.system.files import check_plain_file, write_atomically
 from ffnet.system.schema import parse
 
@@ -29,8 +28,8 @@ class RecordedImages:
     """What is known of the images that records are about."""
 
     backends: tuple[str, ...]  # names of the backends that score them, in evaluation order
-    number: int  # number of images of the split
-    pixels: int  # pixels per image, scored or not
+    pixels: Sequence[int]  # pixels of each image's label, scored or not
+    classes: int
 
 
 class RecordFile:
@@ -62,7 +61,7 @@ def _records(indices: Iterable[int], scores: Scores) -> Iterator[dict[str, Any]]
     for position, index in enumerate(indices):
         yield {
             "image": int(index),
-            "pixels": scores.pixels_per_image,
+            "pixels": int(scores.pixels[position]),
             "confusion": {name: m[position].ravel().tolist() for name, m in scores.confusion_matrices.items()},
             "agreeing": [[*pair, int(counts[position])] for pair, counts in scores.agreeing_pixels.items()],
             "seconds": {name: seconds / scores.images for name, seconds in scores.seconds.items()},
@@ -83,12 +82,12 @@ class _Record:
     scoring_seconds: float
     processor_seconds: float
 
-    def scores(self) -> Scores:
-        shape = (1, NUM_CLASSES, NUM_CLASSES)
+    def scores(self, classes: int) -> Scores:
+        shape = (1, classes, classes)
         return Scores(
             {name: np.array(counts, np.int64).reshape(shape) for name, counts in self.confusion.items()},
             {(first, second): np.array([count], np.int64) for first, second, count in self.agreeing},
-            self.pixels,
+            np.array([self.pixels], np.int64),
             self.seconds,
             self.scoring_seconds,
             self.processor_seconds,
@@ -128,20 +127,22 @@ def _parse(line: bytes, images: RecordedImages) -> tuple[int, Scores] | None:
         return None
     try:
         record = parse(_Record, json.loads(content))
-        scores = record.scores()
+        scores = record.scores(images.classes)
     except (ValueError, RecursionError):
         return None
-    return (record.image, scores) if 0 <= record.image < images.number and _is_plausible(scores, images) else None
+    in_split = 0 <= record.image < len(images.pixels)
+    is_plausible = in_split and _is_plausible(scores, images.backends, images.pixels[record.image])
+    return (record.image, scores) if is_plausible else None
 
 
-def _is_plausible(scores: Scores, images: RecordedImages) -> bool:
-    """Return whether a run can have counted these scores of one image."""
-    labels, pixels = _label_counts(scores), images.pixels
+def _is_plausible(scores: Scores, backends: tuple[str, ...], pixels: int) -> bool:
+    """Return whether a run of these backends can have counted these scores of one image."""
+    labels = _label_counts(scores)
     counts = [*scores.confusion_matrices.values(), *scores.agreeing_pixels.values()]
     return (
-        tuple(scores.confusion_matrices) == tuple(scores.seconds) == images.backends
-        and tuple(scores.agreeing_pixels) == tuple(itertools.combinations(images.backends, 2))
-        and scores.pixels_per_image == pixels
+        tuple(scores.confusion_matrices) == tuple(scores.seconds) == backends
+        and tuple(scores.agreeing_pixels) == tuple(itertools.combinations(backends, 2))
+        and scores.pixels[0] == pixels
         and all(((each >= 0) & (each <= pixels)).all() for each in counts)
         and all(np.array_equal(each, labels[0]) and each.sum() <= pixels for each in labels)
         and all(

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from datasets.cityscapes import CityscapesSplit
+from datasets.split import Split
 from ffnet.evaluation.compilation import PreparedBackends, choose_compilation, prepare_backends
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
 from ffnet.evaluation.metrics import statistics
-from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, Scores
+from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, Scores, no_scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.quantization.quantize import QuantizedNetwork
@@ -26,30 +26,31 @@ MIOU_TOLERANCE = 0.2  # percentage points by which simulation and ONNX Runtime m
 LEAST_AGREEMENT = 99.0  # percent; least prediction agreement of the two without an explanation
 
 
-def prepare(backends: Mapping[str, Backend], images: CityscapesSplit, run: Run) -> PreparedBackends:
+def prepare(backends: Mapping[str, Backend], images: Split, run: Run) -> PreparedBackends:
     """Prepare the backends for speed, and compile the networks among them if that saves time."""
     with run.stage("compile"):
         compiled, reason = choose_compilation(run.runtime, len(images), images.size)
         prepared = prepare_backends(backends, run.runtime, compiled)
-        warm_up(prepared, images.size, run.runtime)
+        warm_up(prepared, images, run.runtime)
     if FP32 in backends:
         run.notes.append(f"{FP32} and the simulation: {reason}.")
     return prepared
 
 
-def score(prepared: PreparedBackends, images: CityscapesSplit, run: Run) -> Scores:
+def score(prepared: PreparedBackends, images: Split, run: Run) -> Scores:
     """Run the images through all backends, apart from those whose scores an earlier run saved."""
     runtime = run.runtime
     if not runtime.on_gpu:  # backends take single images anyway, and less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
     folder, saved = run.config.output.save_predictions, ONNX_FILE if run.config.model.onnx else SIMULATED
-    write = prediction_writer(predictions_folder(folder, run.config), images.names, saved) if folder else None
+    write = prediction_writer(predictions_folder(folder, run.config), images, saved) if folder else None
 
     def batches(indices: np.ndarray) -> Iterator[ScoredBatch]:
         return score_batches(prepared, images.select(indices.tolist()), runtime)
 
+    nothing = no_scores(prepared.backends, len(images.label_set.classes))
     with run.stage("evaluate"):
-        scores = run.saved_per_image(IMAGES, np.arange(len(images)), prepared.backends, batches, write).scores
+        scores = run.saved_per_image(IMAGES, np.arange(len(images)), nothing, batches, write).scores
     run.notes += scoring_notes(scores)
     return scores
 
@@ -78,7 +79,7 @@ def measure_sensitivity(network: QuantizedNetwork, inputs: Inputs, run: Run) -> 
 
 
 def onnx_runtime_notes(
-    network: QuantizedNetwork, backends: Mapping[str, Backend], images: CityscapesSplit, scores: Scores
+    network: QuantizedNetwork, backends: Mapping[str, Backend], images: Split, scores: Scores
 ) -> list[str]:
     """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
     executed_name = network.names.of(ONNX_RUNTIME)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ffnet.config import MANIFEST_FILE, Config
 from ffnet.evaluation.loop import ScoredBatch
-from ffnet.evaluation.scores import Shard, merge_shards, no_scores, without
+from ffnet.evaluation.scores import Scores, Shard, merge_shards, without
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.quantization.sites import SimState
 from ffnet.run.inputs import Inputs
@@ -83,11 +83,12 @@ class Run(Execution, contextlib.ExitStack):
         if storage is None:
             return Saved()
         output, images = self.config.output, inputs.images
-        height, width = images.size
+        pixels = [height * width for height, width in images.sizes]
+        classes = len(images.label_set.classes)
         scores = storage.begin(
             conditions(self.config, weights, inputs.digest, self.runtime.device),
             output.resume,
-            {k: RecordedImages(v, len(images), height * width) for k, v in scored_backends(self.config).items()},
+            {k: RecordedImages(v, pixels, classes) for k, v in scored_backends(self.config).items()},
         )
         if IMAGES in scores and output.save_predictions:
             folder = predictions_folder(output.save_predictions, self.config)
@@ -148,7 +149,7 @@ class Run(Execution, contextlib.ExitStack):
         self,
         kind: str,
         indices: np.ndarray,
-        backends: Iterable[str],
+        nothing: Scores,
         score: Callable[[np.ndarray], Iterable[ScoredBatch]],
         write: Writer | None = None,
     ) -> Shard:
@@ -159,12 +160,12 @@ class Run(Execution, contextlib.ExitStack):
         Args:
             kind: Kind of the records.
             indices: Indices of the images in the split; those with saved scores are not scored again.
-            backends: Names of the backends.
+            nothing: The scores of no image.
             score: Yields the scores of the images with the given indices, a share of this rank.
             write: Writes the predictions of an image, before its scores are saved.
         """
         earlier, own = self.saved_work.scores.get(kind), self.missing(kind, indices)
-        pieces = [Shard(np.empty(0, np.int64), no_scores(backends))]
+        pieces = [Shard(np.empty(0, np.int64), nothing)]
         unsaved: str | None = None
         with self.storage.open_records(kind, self.ranks.rank) if self.storage else contextlib.nullcontext() as records:
             for batch in score(own):

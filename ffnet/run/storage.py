@@ -47,8 +47,8 @@ FILES = (SETTINGS, NETWORK, FINISHED, RECOVERY, *RECORDS)
 # Options that change nothing in the saved work, or whose files are compared by their content.
 MAY_DIFFER = (
     "model.names", "model.checkpoint", "model.onnx", "model.cache_dir", "list_models", "data.dataset_path",
-    "quantization.encodings", "runtime.num_workers", "runtime.quiet", "output.output_dir", "output.resume",
-    "output.force", "output.fail_under",
+    "data.classes", "quantization.encodings", "runtime.num_workers", "runtime.quiet", "output.output_dir",
+    "output.resume", "output.force", "output.fail_under",
 )  # fmt: skip
 
 

@@ -19,6 +19,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def describe_size(size: tuple[int, int] | None) -> str:
+    """Return height and width, such as "1024x2048"; None stands for images of several sizes."""
+    return "{}x{}".format(*size) if size else "several sizes"
+
+
 def format_duration(seconds: float) -> str:
     """Return an estimated time, such as "about 40 s" or "about 5 min"."""
     return f"about {max(1, round(seconds))} s" if seconds < 100 else f"about {round(seconds / 60)} min"

@@ -91,6 +91,25 @@ def test_prepared_and_equalized_files_of_zoo_models_load_exactly(name, equalized
     assert torch.equal(forms.logits(loaded.model), forms.logits(model))
 
 
+@pytest.mark.parametrize("equalized", [False, True])
+@pytest.mark.parametrize("name", [DEMO, DEMO_PRE_DOWN])
+def test_the_number_of_classes_is_that_of_the_files_head(name, equalized, tmp_path, capsys):
+    model = build_model(name, classes=7)
+    model = forms.randomize(remove_batch_norms(model) if equalized else model)
+    path = save_prepared(model, tmp_path / "x.pth")
+    loaded = load_checkpoint(name, path)
+    assert loaded.classes == 7 and forms.same(loaded.model.state_dict(), model.state_dict())
+    assert torch.equal(forms.logits(loaded.model), forms.logits(model)) and forms.logits(model).shape[1] == 7
+    assert find_in_folder(tmp_path, [name]) == ({name: path}, [])
+    assert main([str(path)]) == 0 and "\npredicts 7 classes\n" in capsys.readouterr().out
+
+
+def test_a_head_that_contradicts_itself_is_refused(demo, tmp_path):
+    state, key = demo.state_dict(), "head.layers.3.last_layer.3.weight"
+    message = refusal(DEMO, save(state | {key: state[key][:7]}, tmp_path / "x"))
+    assert "Other shapes: head.layers.3.last_layer.3.bias [19] instead of [7]. Name another" in message
+
+
 def test_network_with_folded_batch_norms_computes_what_the_original_does(demo, tmp_path):
     loaded = load_checkpoint(DEMO, save(forms.folded(demo), tmp_path / "x"))
     expected = forms.logits(demo)

@@ -65,7 +65,7 @@ def test_compiled_backends_and_the_compiled_kernel_agree_with_eager_ones(citysca
     runtime, network = Runtime(batch_size=3, quiet=True), three_layer_network()
     eager = {"FP32": network, "INT8": lower(simulate(network, quant_scheme="tf"))}
     prepared = prepare_backends(eager, runtime, compiled=True)
-    warm_up(prepared, cityscapes.size, runtime)
+    warm_up(prepared, cityscapes, runtime)
     compiled = {f"{name} compiled": backend for name, backend in prepared.backends.items()}
     scores = evaluate(replace(prepared, backends=eager | compiled), cityscapes, runtime)
     expected = evaluate(eager, cityscapes, runtime)  # upsampled by torch

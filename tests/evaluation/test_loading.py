@@ -105,7 +105,7 @@ def test_too_little_memory_is_an_error_that_says_what_to_do(failure):
 def test_threads_end_with_a_run_that_ends_early():
     images = Recorder(1000)
     runtime = Runtime(batch_size=2, num_workers=2)
-    with pytest.raises(KeyboardInterrupt) as caught, open_batches(images, runtime, "x") as batches:
+    with pytest.raises(KeyboardInterrupt) as caught, open_batches(images, runtime, "x") as (batches, _):
         for _ in batches:
             raise KeyboardInterrupt
     assert caught.tb is not None  # a traceback that keeps the generator alive keeps no thread alive

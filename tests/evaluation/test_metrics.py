@@ -5,7 +5,7 @@ import pytest
 from skimage.io import imread, imsave
 
 from ffnet.evaluation import metrics
-from ffnet.labels import CLASSES, LABEL_IDS, TRAIN_IDS
+from ffnet.labels import CITYSCAPES
 from tests.helpers.official_evaluation import official_evaluation
 
 NUM_CLASSES = 19
@@ -14,7 +14,7 @@ NUM_CLASSES = 19
 def test_metrics_equal_those_worked_by_hand():
     labels = np.array([[0, 0, 1], [1, 255, 2]], np.uint8)
     predictions = np.array([[0, 1, 1], [1, 3, 0]], np.uint8)
-    matrix = metrics.confusion_matrix(labels, predictions)
+    matrix = metrics.confusion_matrix(labels, predictions, NUM_CLASSES)
 
     expected = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     expected[0, 0], expected[0, 1], expected[1, 1], expected[2, 0] = 1, 1, 2, 1
@@ -42,17 +42,21 @@ def test_the_official_evaluation_gives_the_same_metrics(tree):
     total = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
     for path in (tree / "gtFine" / "val").glob("*/*_gtFine_labelIds.png"):
         labels = imread(path)
-        labels[np.isin(labels, LABEL_IDS[[3, 14, 16]])] = 0
+        labels[np.isin(labels, CITYSCAPES.label_ids[[3, 14, 16]])] = 0
         imsave(path, labels, check_contrast=False)
-        truth = TRAIN_IDS[labels]
+        truth = CITYSCAPES.train_ids[labels]
         guess = rng.integers(0, NUM_CLASSES, labels.shape)
         guess[np.isin(guess, [3, 14])] = 0
         predictions = np.where((rng.random(labels.shape) < 0.7) & (truth < NUM_CLASSES), truth, guess).astype(np.uint8)
-        imsave(results / path.name.replace("_gtFine_labelIds", "_pred"), LABEL_IDS[predictions], check_contrast=False)
-        total += metrics.confusion_matrix(truth, predictions)
+        imsave(
+            results / path.name.replace("_gtFine_labelIds", "_pred"),
+            CITYSCAPES.label_ids[predictions],
+            check_contrast=False,
+        )
+        total += metrics.confusion_matrix(truth, predictions, NUM_CLASSES)
 
     official = official_evaluation(tree, results)
-    ours = dict(zip(CLASSES, metrics.iou(total), strict=True))
+    ours = dict(zip(CITYSCAPES.names, metrics.iou(total), strict=True))
     assert np.isnan([ours["wall"], ours["truck"]]).all() and ours["train"] == 0
     for name, value in ours.items():
         assert np.isclose(value, official["classScores"][name], atol=1e-14, rtol=0, equal_nan=True), name

@@ -11,7 +11,9 @@ MATRICES, AGREEING = np.arange(5 * 19 * 19).reshape(5, 19, 19), np.arange(5)
 def shard_of(indices, seconds=1.0, batch_size=None):
     indices = np.array(indices)
     agreeing = {("A", "B"): AGREEING[indices]}
-    scores = Scores({"A": MATRICES[indices]}, agreeing, 8, {"A": seconds}, 0.5, batch_size=batch_size)
+    scores = Scores(
+        {"A": MATRICES[indices]}, agreeing, np.full(len(indices), 8), {"A": seconds}, 0.5, batch_size=batch_size
+    )
     return Shard(indices, scores)
 
 

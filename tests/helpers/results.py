@@ -11,6 +11,7 @@ from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.metrics import Estimate
 from ffnet.evaluation.scores import FP32, NPU, ONNX_RUNTIME, SIMULATED, BackendNames, Scores
+from ffnet.labels import CITYSCAPES
 from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
@@ -44,7 +45,7 @@ def small_scores(**changes):
     scores = Scores(
         dict(zip(PAIR, (fp32, int8), strict=True)),
         {PAIR: np.array([7, 8])},
-        8,
+        np.array([8, 8]),
         dict(zip(PAIR, (0.5, 1.0), strict=True)),
     )
     return dataclasses.replace(scores, **changes)
@@ -67,8 +68,9 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
         calibration=Calibration(count, 8, "calibrated on the images that are scored"),
         recovery=None,
         precision=NAMES.precision,
-        classes=results.class_counts(scores),
-        backends=results.backend_results(scores, NAMES),
+        label_set=CITYSCAPES.name,
+        classes=results.class_counts(scores, CITYSCAPES),
+        backends=results.backend_results(scores, NAMES, CITYSCAPES.names),
         agreement=results.agreement(scores, NAMES),
         npu=None,
         processor_share=0.9,
@@ -76,7 +78,7 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
         options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
         command="ffnet_quanteval.py --dataset-path '/a b/c'",
         versions=results.versions(),
-        details=Details(scores, names, size, diagnostics or Diagnostics(), failure),
+        details=Details(scores, names, size, CITYSCAPES, diagnostics or Diagnostics(), failure),
     )
     return dataclasses.replace(result, **changes)
 
@@ -139,13 +141,14 @@ def small_npu(**changes):
         cpu_nodes=[],
         requested_images=2,
         images=["ulm_000000_000019", "ulm_000001_000019"],
-        classes=results.class_counts(small_scores()),
+        classes=results.class_counts(small_scores(), CITYSCAPES),
         backends=results.backend_results(
             small_scores(
                 confusion_matrices={FP32: matrices[FP32], NPU: matrices[SIMULATED]},
                 seconds={FP32: 0.5, NPU: 8.0},
             ),
             NAMES,
+            CITYSCAPES.names,
         ),
         agreement={f"{FP32}|{INT8_NPU}": 93.75},
         published={},
@@ -196,11 +199,13 @@ def labels_and_predictions(seed=0, count=5, size=(16, 32)):
 def scores_of(labels, predictions):
     """The Scores of labels (N, H, W) and predictions (N, H, W) of both backends."""
     matrices = {
-        name: np.array([metrics.confusion_matrix(*pair) for pair in zip(labels, predicted, strict=True)])
+        name: np.array([metrics.confusion_matrix(*pair, 19) for pair in zip(labels, predicted, strict=True)])
         for name, predicted in predictions.items()
     }
     alike = np.equal(*predictions.values()).sum((1, 2))
-    return Scores(matrices, {PAIR: alike}, labels[0].size, dict(zip(PAIR, (1.0, 2.0), strict=True)))
+    return Scores(
+        matrices, {PAIR: alike}, np.full(len(labels), labels[0].size), dict(zip(PAIR, (1.0, 2.0), strict=True))
+    )
 
 
 def random_scores(quality, images=24, drop=0.01, seed=0):
@@ -216,7 +221,7 @@ def random_scores(quality, images=24, drop=0.01, seed=0):
         wrong = (1 - right[:, :, None]) * rng.dirichlet(np.full(19, 0.3), (images, 19))
         matrices[name] = np.round(1000 * (wrong + right[:, :, None] * np.eye(19))).astype(np.int64)
     times = dict(zip(PAIR, (1.0, 2.0), strict=True))
-    return Scores(matrices, {PAIR: np.full(images, 17_000)}, 20_000, times)
+    return Scores(matrices, {PAIR: np.full(images, 17_000)}, np.full(images, 20_000), times)
 
 
 def compared_models(names, qualities, size=(1024, 2048), chip=None, **changes):

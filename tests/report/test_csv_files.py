@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ffnet.evaluation.scores import FP32
-from ffnet.labels import CLASSES
+from ffnet.labels import CITYSCAPES
 from ffnet.report.csv_files import (
     class_rows,
     comparison_rows,
@@ -53,8 +53,10 @@ def test_per_image_agrees_with_the_pixels(tmp_path):
             ious = {}
             for index in np.unique(label[scored]):
                 hit, either = (label == index) & (predicted == index), (label == index) | (predicted == index) & scored
-                ious[CLASSES[index]] = hit.sum() / either.sum()
-            assert {c: row[f"{name} IoU {c}"] for c in CLASSES} == {c: percent(ious.get(c)) for c in CLASSES}
+                ious[CITYSCAPES.names[index]] = hit.sum() / either.sum()
+            assert {c: row[f"{name} IoU {c}"] for c in CITYSCAPES.names} == {
+                c: percent(ious.get(c)) for c in CITYSCAPES.names
+            }
             assert row[f"{name} mIoU"] == percent(np.mean(list(ious.values())) if ious else None)
             accuracy = (label == predicted)[scored].mean() if scored.any() else None
             assert row[f"{name} pixel accuracy"] == percent(accuracy)
@@ -66,7 +68,7 @@ def test_per_class_agrees_with_the_result(tmp_path):
     labels[0, :, :8] = 5  # in one image, so it has no interval
     result = small_result(scores_of(labels, predictions))
     rows = read(tmp_path, class_rows(result))
-    assert [row["class"] for row in rows] == list(CLASSES)
+    assert [row["class"] for row in rows] == list(CITYSCAPES.names)
     for index, row in enumerate(rows):
         ious = {name: entry.iou[row["class"]] for name, entry in result.backends.items()}
         assert {name: row[f"{name} IoU"] for name in ious} == {n: percent(v and v / 100) for n, v in ious.items()}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ffnet.evaluation.scores import FP32, ONNX_FILE, SIMULATED, BackendNames
-from ffnet.labels import CLASSES
+from ffnet.labels import CITYSCAPES
 from ffnet.quantization.recovery.outcome import RaisedQuantizer
 from ffnet.report.rendering import render, render_comparison
 from ffnet.results.comparison import excludes_zero
@@ -73,7 +73,9 @@ def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
         accuracy = [entry["miou"], entry["miou_interval"], entry["change"], entry["change_interval"]]
         assert cells == [*accuracy, published, published_change, entry["pixel_accuracy"], entry["images_per_second"]]
     rows, classes = page.tables["classes"][1:], page.numbers("classes", first=2)
-    assert [row[:2] for row in rows] == [[name, f"{content['classes'][name]['images']} (few)"] for name in CLASSES]
+    assert [row[:2] for row in rows] == [
+        [name, f"{content['classes'][name]['images']} (few)"] for name in CITYSCAPES.names
+    ]
     for name, cells in classes.items():
         fp32, *others = backends.values()
         fields = "iou", "iou_change", "iou_change_interval"
@@ -229,7 +231,7 @@ def hostile(result, name):
         recovery=hostile_recovery(name),
         options={"dataset_path": name, "model_name": name},
         command=name,
-        details=Details(result.details.scores, (name,) * 4, (64, 128), Diagnostics(worst, sensitivity)),
+        details=Details(result.details.scores, (name,) * 4, (64, 128), CITYSCAPES, Diagnostics(worst, sensitivity)),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ffnet.evaluation.scores import FP32, BackendNames
+from ffnet.labels import CITYSCAPES
 from ffnet.report import tables
 from ffnet.report.rendering import LEGEND, format_comparison, format_console, format_models
 from ffnet.results import result as results
@@ -74,7 +75,7 @@ def test_columns_of_confidence_intervals_appear_only_if_there_are_any():
 
 def test_a_network_that_is_not_w8a8_is_named_after_its_bits():
     names = BackendNames("W4A8 mixed")
-    backends = results.backend_results(small_scores(), names)
+    backends = results.backend_results(small_scores(), names, CITYSCAPES.names)
     text = format_console(small_result(precision=names.precision, backends=backends, published={}))
     assert "\nW4A8 mixed simulated   83.75  -16.25" in text and "FP32  W4A8 mixed simulated  change" in text
     models = [plain_model("a", 1.0, 70.0, precision=precision) for precision in ("W4A8", "W4A8", "INT8")]

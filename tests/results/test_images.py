@@ -13,7 +13,7 @@ from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.scores import FP32, SIMULATED
-from ffnet.labels import COLORS
+from ffnet.labels import CITYSCAPES
 from ffnet.results import images as report_images
 from ffnet.results.images import IMPROVED, MARKS, OTHER, REGRESSED, SAME, compare_images, worst_images
 from tests.helpers.cityscapes_tree import write_tree
@@ -40,7 +40,7 @@ def test_of_images_with_the_same_drop_the_one_with_lower_agreement_comes_first()
     scores = small_scores(
         confusion_matrices=dict.fromkeys(PAIR, matrices),
         agreeing_pixels={PAIR: np.array([9, 3, 5])},
-        pixels_per_image=10,
+        pixels=np.full(3, 10),
     )
     assert worst_images(scores, 3) == [1, 2, 0]
 
@@ -63,7 +63,7 @@ def test_comparisons_show_label_predictions_and_disagreement(tree):
         labels = labels.numpy()
         before, after = (predict(b(normalize(image[None])), labels.shape)[0].numpy() for b in backends.values())
         shown = {panel.title: pixels(panel) for panel in comparison.panels}
-        colors = np.vstack([COLORS, np.zeros((237, 3), np.uint8)])  # what is not scored is black
+        colors = np.vstack([CITYSCAPES.colors, np.zeros((237, 3), np.uint8)])  # what is not scored is black
         for title, expected in (("label", labels), (FP32, before), (SIMULATED, after)):
             assert np.array_equal(shown[title], colors[expected])
         marked = shown["disagreement"]
@@ -96,7 +96,7 @@ def test_large_images_are_reduced_and_no_mark_is_lost(tmp_path):
     labels[7, 9] = 0
     predictions[SIMULATED][7, 9] = 1
     factor = report_images.reduction_factor(*images.size, 1)
-    panels = report_images.draw_panels(image.transpose(1, 2, 0), labels, predictions, factor)
+    panels = report_images.draw_panels(image.transpose(1, 2, 0), labels, predictions, CITYSCAPES, factor)
     assert {pixels(panel).shape for panel in panels} == {(256, 1024, 3)}
     marked = (pixels(panels[-1]) == MARKS[REGRESSED][1]).all(2)
     assert marked.sum() == 9 and marked[2:5, 3:6].all()

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, ONNX_RUNTIME, SIMULATED, BackendNames
-from ffnet.labels import CLASSES
+from ffnet.labels import CITYSCAPES
 from ffnet.results import result
 from ffnet.results.result import Result
 from tests.helpers.names import INT8_SIMULATED
@@ -43,7 +43,7 @@ def test_every_interval_is_that_of_a_loop_that_leaves_out_each_image():
         predictions[SIMULATED][image, :image, :4] = 5
     found = small_result(scores_of(labels, predictions))
     fp32, entry = found.backends.values()
-    assert found.classes["pole"] == result.ClassCount(5, 5 * 16 * 4, few=False)
+    assert found.classes["pole"] == result.ClassCount((153, 153, 153), 5, 5 * 16 * 4, few=False)
 
     def ious(images, name):
         truth, guess = labels[images], np.where(labels[images] == 255, 255, predictions[name][images])
@@ -63,7 +63,7 @@ def test_every_interval_is_that_of_a_loop_that_leaves_out_each_image():
     assert entry.iou_interval["pole"] == expected(lambda images: ious(images, SIMULATED)[5], 5)
     pole = expected(lambda images: ious(images, SIMULATED)[5] - ious(images, FP32)[5], 5)
     assert entry.iou_change_interval["pole"] == pole and fp32.change_interval is None
-    assert list(entry.iou_change) == list(entry.iou_change_interval) == [CLASSES[index] for index in present]
+    assert list(entry.iou_change) == list(entry.iou_change_interval) == [CITYSCAPES.names[index] for index in present]
 
 
 def test_metrics_are_none_if_no_pixel_is_labelled():
@@ -91,7 +91,7 @@ def test_json_holds_every_field_but_the_details():
     content = json.loads(json.dumps(small_result().to_json()))
     assert list(content) == [
         "schema", "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "recovery",
-        "precision", "classes", "backends", "agreement", "npu", "processor_share", "stage_seconds", "options",
+        "precision", "label_set", "classes", "backends", "agreement", "npu", "processor_share", "stage_seconds", "options",
         "command", "versions",
     ]  # fmt: skip
     assert (content["schema"], content["precision"]) == (2, "INT8")
@@ -148,7 +148,7 @@ def test_a_class_that_is_only_predicted_has_a_note_with_the_means_over_the_label
     assert result.definition_notes(small_result().backends) == []
     matrices = {name: counts.copy() for name, counts in small_scores().confusion_matrices.items()}
     matrices[SIMULATED][0, 0, [0, 5]] = 2, 1  # one pixel as pole, which no label has
-    entries = result.backend_results(small_scores(confusion_matrices=matrices), BackendNames())
+    entries = result.backend_results(small_scores(confusion_matrices=matrices), BackendNames(), CITYSCAPES.names)
     (note,) = result.definition_notes(entries)
     assert note.endswith("percent: FP32 100.00, INT8 simulated 77.50.")  # of 6/8 and 4/5
     assert entries[INT8_SIMULATED].miou == pytest.approx(100 * (6 / 8 + 4 / 5 + 0) / 3)

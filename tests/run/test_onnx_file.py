@@ -15,7 +15,7 @@ from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, Runtime
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import ONNX_FILE
-from ffnet.labels import LABEL_IDS
+from ffnet.labels import CITYSCAPES
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
 from ffnet.run.pipeline import open_onnx
@@ -51,7 +51,7 @@ def note(notes):
 def colored(tree):
     """The tree with images in which every pixel has the color of its class."""
     lookup = np.zeros((256, 3), np.uint8)
-    lookup[LABEL_IDS] = TRAIN_COLORS
+    lookup[CITYSCAPES.label_ids] = TRAIN_COLORS
     for path in tree.glob("gtFine/val/*/*_labelIds.png"):
         image = str(path).replace("gtFine/", "leftImg8bit/").replace("gtFine_labelIds", "leftImg8bit")
         imsave(image, lookup[imread(path)], check_contrast=False)

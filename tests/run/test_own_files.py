@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 
 from ffnet.evaluation.scores import FP32, NPU, Shard
+from ffnet.labels import CITYSCAPES
 from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.recovery.search import Measurement
 from ffnet.quantization.sites import read_state
@@ -162,7 +163,7 @@ def test_an_edited_result_is_refused_by_name_or_its_metrics_are_those_of_the_rec
     )
     shards = {IMAGES: Shard([0, 1], scores), NPU_IMAGES: Shard([0, 1], of_npu)}
     run = SimpleNamespace(saved_work=Saved(shards))
-    images = SimpleNamespace(names=expected.details.image_names, size=expected.details.image_size)
+    images = SimpleNamespace(names=expected.details.image_names, size=expected.details.image_size, label_set=CITYSCAPES)
     refused = 0
     for number in range(4 * TIMES):
         text = json.dumps(content)

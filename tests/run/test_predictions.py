@@ -15,12 +15,12 @@ def test_the_official_evaluation_gives_the_same_miou(tree):
     images = CityscapesSplit(tree, "val")
     rng = np.random.default_rng(0)
     folder, total = tree / "predictions" / "simulated", 0
-    write = prediction_writer(folder, images.names, SIMULATED)
+    write = prediction_writer(folder, images, SIMULATED)
     for index, (_, labels) in enumerate(images):
         truth = labels.numpy()
         guess = rng.integers(0, 19, truth.shape).astype(np.uint8)
         predicted = np.where((rng.random(truth.shape) < 0.6) & (truth < 19), truth, guess)
-        total = total + metrics.confusion_matrix(truth, predicted)
+        total = total + metrics.confusion_matrix(truth, predicted, 19)
         write(index, {FP32: truth, SIMULATED: predicted})
     assert len(list(folder.iterdir())) == len(images)
     official = official_evaluation(tree, folder)
@@ -36,4 +36,4 @@ def test_the_folder_is_that_of_the_backend_that_is_saved(tmp_path):
 
 
 def test_the_space_that_predictions_take_is_bounded():
-    assert predictions_megabytes(4, (64, 128)) == pytest.approx(4 * 64 * 128 / 8 / 1e6)
+    assert predictions_megabytes([(64, 128)] * 4) == pytest.approx(4 * 64 * 128 / 8 / 1e6)

@@ -10,7 +10,7 @@ PAIR = (FP32, SIMULATED)
 
 
 PIXELS = 64 * 128
-RECORDED = RecordedImages(PAIR, 12, PIXELS)
+RECORDED = RecordedImages(PAIR, (PIXELS,) * 12, 19)
 
 
 def random_scores(images, seed=0):
@@ -18,7 +18,7 @@ def random_scores(images, seed=0):
     rng = np.random.default_rng(seed)
     matrices = {name: rng.multinomial(20, np.full(19, 1 / 19), (images, 19)) for name in PAIR}
     agreeing = {PAIR: rng.integers(0, PIXELS, images)}
-    return Scores(matrices, agreeing, PIXELS, dict.fromkeys(PAIR, images * 0.25), images * 0.5)
+    return Scores(matrices, agreeing, np.full(images, PIXELS), dict.fromkeys(PAIR, images * 0.25), images * 0.5)
 
 
 def read(path):
@@ -52,7 +52,7 @@ def test_what_is_read_is_what_was_appended(file_of_five):
         assert np.array_equal(matrices[positions], expected.confusion_matrices[name][appended])
         assert np.array_equal(matrices[[2, 3]], later.confusion_matrices[name])
     assert shard.scores.agreeing_pixels[PAIR][positions].tolist() == expected.agreeing_pixels[PAIR][appended].tolist()
-    assert shard.scores.pixels_per_image == PIXELS and shard.scores.seconds == dict.fromkeys(PAIR, 6 * 0.25)
+    assert set(shard.scores.pixels) == {PIXELS} and shard.scores.seconds == dict.fromkeys(PAIR, 6 * 0.25)
     assert shard.scores.scoring_seconds == 6 * 0.5
 
 

@@ -26,6 +26,6 @@ def test_backends_differ_if_miou_or_predictions_are_far_apart(mious, agreement, 
 
 
 def test_notes_explain_missing_labels_and_backoff():
-    unlabelled, backoff = scoring_notes(replace(no_scores([FP32]), batch_size=1))
+    unlabelled, backoff = scoring_notes(replace(no_scores([FP32], 19), batch_size=1))
     assert "no pixel has the label of a class that is scored" in unlabelled
     assert backoff == "The GPU ran out of memory: the last batches had 1 image."

@@ -22,7 +22,6 @@ from ffnet.evaluation.loading import Images, evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.metrics import Estimate, Statistics, known, statistics
 from ffnet.evaluation.scores import FP32, Backend
-from ffnet.labels import NUM_CLASSES
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.quantsim import calibrate_on_images
 from ffnet.quantization.recovery import mixed_precision
@@ -75,14 +74,14 @@ def recover(search: "RecoverySearch") -> Recovery:
 class Measurement:
     """What is saved of a network that was measured on the selection images."""
 
-    matrices: list[list[list[int]]]  # confusion matrices (images, 19, 19)
+    matrices: list[list[list[int]]]  # confusion matrices (images, classes, classes)
     seconds: float  # time in the network
     taken: float  # time to find and to measure it
 
     def __post_init__(self) -> None:
         counts = np.array(self.matrices, np.int64)
-        if counts.ndim != 3 or counts.shape[1:] != (NUM_CLASSES, NUM_CLASSES) or (counts >> COUNT_BITS).any():
-            raise ValueError("the confusion matrices are not counts of 19 classes")
+        if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or (counts >> COUNT_BITS).any():
+            raise ValueError("the confusion matrices are not square matrices of counts")
 
 
 @dataclass(frozen=True, eq=False)
