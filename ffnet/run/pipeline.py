@@ -131,6 +131,8 @@ def build_result(name: str, details: Details, npu: NpuResult | None, run: Run, m
     label_set = details.label_set
     backends = results.backend_results(details.scores, names, label_set.names)
     found = results.definition_notes(backends) + results.recovery_notes(recovery, backends.get(names.of(SIMULATED)))
+    if checkpoint and config.model.checkpoint is None and not (config.data.demo or config.data.is_cityscapes):
+        found.insert(0, f"The weights were trained on Cityscapes, and the images are those of {dataset_name(config)}.")
     return Result(
         schema=results.SCHEMA,
         model=name,
