@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets import DatasetError, png
-from ffnet.labels import LABEL_IDS, LABELS, NUM_CLASSES, TRAIN_IDS
+from ffnet.labels import CITYSCAPES
+LABEL_IDS, LABELS, NUM_CLASSES, TRAIN_IDS = CITYSCAPES.label_ids, range(34), 19, CITYSCAPES.train_ids
 from ffnet.system.files import check_plain_file, ignored_files, visible_files
 from ffnet.system.memory import is_out_of_memory
 from ffnet.system.text import count
@@ -51,6 +52,10 @@ class CityscapesSplit:
         DatasetError: If a file or folder is missing or wrong.
     """
 
+    label_set = CITYSCAPES
+    input_size = None
+    @property
+    def sizes(self): return [self.size]*len(self.images)
     images: list[str]  # paths
     targets: list[str]  # paths of the labels
     ignored: set[Path]  # hidden and operating-system files and folders, from leftImg8bit and gtFine down

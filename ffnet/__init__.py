@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ffnet.config import QuantizationConfig, Runtime
+from ffnet.labels import CITYSCAPES, LabelSet, read_label_set
 from ffnet.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "2.0.0"
 __all__ = [
+    "CITYSCAPES",
     "VARIANTS",
+    "LabelSet",
     "QuantizationConfig",
     "Runtime",
     "build_model",
@@ -27,6 +30,7 @@ __all__ = [
     "load_checkpoint",
     "lower",
     "quantize",
+    "read_label_set",
 ]
 
 _MODULES = {

@@ -17,6 +17,7 @@ from ffnet.config import ONE_SPLIT, RESULT_FILE, Config, Runtime
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, BackendNames, Scores
+from ffnet.labels import CITYSCAPES
 from ffnet.onnx.input_format import InputFormat, choose_input
 from ffnet.onnx.reading import read_onnx
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
@@ -131,6 +132,8 @@ def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, mod
     label_set = details.label_set
     backends = results.backend_results(details.scores, names, label_set.names)
     found = results.definition_notes(backends) + results.recovery_notes(recovery, backends.get(names.of(SIMULATED)))
+    if checkpoint and label_set.name == CITYSCAPES.name and not (config.data.demo or config.data.is_cityscapes):
+        found.insert(0, f"The published weights were trained on Cityscapes, and not on {dataset_name(config)}.")
     return Result(
         schema=results.SCHEMA,
         model=name,

@@ -95,7 +95,6 @@ HOSTILE = {
     "class ids": (class_ids(), r"class ids \(argmax, ArgMax\). Export it without ArgMax"),
     "integers of a negative scale": (integer_input(-0.1), "no DequantizeLinear with one positive constant scale"),
     "integers of two scales": (integer_input(0.1, 0.2), "input 'image0' of integers, and no DequantizeLinear"),
-    "21 channels out": (convolution_network(channels=21), "output 'logits'.*21"),
     "compiled for a chip": (convolution_network(domain="com.microsoft", op="EPContext"), "compiled for one chip"),
     "custom operator": (convolution_network(domain="evil", op="Conv"), "operator evil.Conv, which is not in opset 17"),
     "branches": (branching(), "If, which branches"),

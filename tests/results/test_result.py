@@ -91,11 +91,16 @@ def test_json_holds_every_field_but_the_details():
     content = json.loads(json.dumps(small_result().to_json()))
     assert list(content) == [
         "schema", "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "recovery",
-        "precision", "label_set", "classes", "backends", "agreement", "npu", "processor_share", "stage_seconds", "options",
-        "command", "versions",
+        "precision", "label_set", "classes", "backends", "agreement", "npu", "processor_share", "stage_seconds",
+        "options", "command", "versions",
     ]  # fmt: skip
     assert (content["schema"], content["precision"]) == (2, "INT8")
-    assert content["classes"]["road"] == {"images": 2, "labelled_pixels": 8, "few": True}
+    assert content["classes"]["road"] == {
+        "color": [128, 64, 128],
+        "images": 2,
+        "labelled_pixels": 8,
+        "few": True,
+    }
     assert content["checkpoint"] == {"path": "/weights/a.pth", "sha256": "0" * 64, "form": "state_dict"}
     assert content["calibration"]["images"] == 2
     entry = content["backends"][INT8_SIMULATED]

@@ -9,6 +9,7 @@ import torch
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Config, OutputConfig
 from ffnet.evaluation.loop import ScoredBatch
+from ffnet.evaluation.scores import no_scores
 from ffnet.run.ranks import Ranks
 from ffnet.run.records import RecordFile
 from ffnet.run.session import Run
@@ -45,7 +46,7 @@ def scores_in_batches(indices):
 
 def test_saved_images_are_not_scored_again(open_run):
     with open_run() as run:
-        run.saved_per_image(IMAGES, np.array([4, 1, 2]), PAIR, scores_in_batches)
+        run.saved_per_image(IMAGES, np.array([4, 1, 2]), no_scores(PAIR, 19), scores_in_batches)
     scored, written = [], {}
 
     def score(indices):
@@ -53,7 +54,8 @@ def test_saved_images_are_not_scored_again(open_run):
         return scores_in_batches(indices)
 
     with open_run(resume=True) as run:
-        shard = run.saved_per_image(IMAGES, np.arange(6), PAIR, score, lambda index, ids: written.update({index: ids}))
+        write = lambda index, ids: written.update({index: ids})  # noqa: E731
+        shard = run.saved_per_image(IMAGES, np.arange(6), no_scores(PAIR, 19), score, write)
     assert scored == list(written) == [0, 3, 5] and written[3][PAIR[1]].tolist() == [[3] * 3] * 2
     assert shard.indices.tolist() == list(range(6)) and shard.scores.unsaved is None
     for index in range(6):
@@ -71,7 +73,7 @@ def test_a_full_disk_costs_no_scores_and_no_image_is_recorded_without_its_predic
     written = []
     write = fail if failing == "writer" else lambda index, _: written.append(index)
     with open_run() as run:
-        shard = run.saved_per_image(IMAGES, np.arange(5), PAIR, scores_in_batches, write)
+        shard = run.saved_per_image(IMAGES, np.arange(5), no_scores(PAIR, 19), scores_in_batches, write)
     assert shard.indices.tolist() == list(range(5)) and shard.scores.unsaved == "a.png: No space left on device"
     assert written == ([] if failing == "writer" else [0, 1])
     with open_run(resume=True) as run:
