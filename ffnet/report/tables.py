@@ -154,17 +154,17 @@ def chips_table(result: Result) -> Table:
     npus, name = {npu.chip: npu for npu in result.npus.values()}, result.names.of(NPU)
     simulated = f"{result.names.of(ONNX_FILE if ONNX_FILE in result.backends else SIMULATED)}|{name}"
 
-    def entry(chip: ChipResult) -> BackendResult | None:
-        return npus[chip.group].backends[name] if chip.group in npus else None
+    def metric(field: str) -> Callable[[ChipResult], Value]:
+        return lambda row: getattr(npus[row.group].backends[name], field) if row.group in npus else None
 
     columns = (
         Column("chip", lambda row: row.chip, kind=TEXT),
         Column("NPU", lambda row: row.architecture, kind=TEXT),
-        Column("computes as", lambda row: row.group or "-", kind=TEXT),
-        Column("mIoU %", lambda row: (found := entry(row)) and found.miou),
-        Column("95 % CI", lambda row: (found := entry(row)) and found.miou_interval, optional=True),
-        Column("change", lambda row: (found := entry(row)) and found.change, kind=CHANGE),
-        Column("95 % CI", lambda row: (found := entry(row)) and found.change_interval, optional=True),
+        Column("computes as", lambda row: row.group, kind=TEXT),
+        Column("mIoU %", metric("miou")),
+        Column("95 % CI", metric("miou_interval"), optional=True),
+        Column("change", metric("change"), kind=CHANGE),
+        Column("95 % CI", metric("change_interval"), optional=True),
         Column("change on a device (AI Hub)", lambda row: row.measured_change, 1, CHANGE, optional=True),
         Column("agreement %", lambda row: npus[row.group].agreement.get(simulated) if row.group in npus else None),
         Column("latency ms (AI Hub)", lambda row: row.latency, kind=TEXT, optional=True),

@@ -223,7 +223,7 @@ def compare_with_ai_hub(
 
 
 def ai_hub_notes(config: Config) -> list[str]:
-    """Return a note on what AI Hub measured with the model and the chip of a run; of several chips, a table shows it."""
+    """Return a note on what AI Hub measured with the model and the chip of a run; a table shows that of several."""
     result = ai_hub_result_on(config.npu.chips[0], config) if len(config.npu.chips) == 1 else None
     if result is None:
         return []

@@ -126,7 +126,9 @@ class ChipResult:
     def describe_nodes(self) -> str:
         """Return what keeps the chip from running all nodes on its NPU."""
         if self.error is None:
-            return f"{count(len(self.cpu_nodes), 'node')} on the CPU: {list_names(self.cpu_nodes)}" * bool(self.cpu_nodes)
+            return f"{count(len(self.cpu_nodes), 'node')} on the CPU: {list_names(self.cpu_nodes)}" * bool(
+                self.cpu_nodes
+            )
         return f"refuses {list_names(self.refused)}" if self.refused else "can't run the file"
 
 

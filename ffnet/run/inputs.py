@@ -127,7 +127,7 @@ def _open_split(root: Path, data: DataConfig, split: str, limit: int | None = No
 
 def check_one_size(config: Config, images: Split) -> None:
     """Raise a UserError if an option needs images of one size, and those of the run differ."""
-    needing = ("output.export", "output.execute", "npu.chip")
+    needing = ("output.export", "output.execute", "npu.chips")
     flags = [FLAGS[target] for target in needing if lookup(config, target)]
     if flags and images.size is None:
         sizes = " and ".join(sorted({describe_size(size) for size in images.sizes})[:2])

@@ -4,20 +4,23 @@ Qualcomm's library runs in separate processes, because it may crash. Whatever en
 and all other results are saved.
 """
 
+import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from datasets.split import Split
 from ffnet.chips import CHIPS
+from ffnet.config import Config
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
-from ffnet.evaluation.scores import NPU, BackendNames, Scores, no_scores
+from ffnet.evaluation.scores import NPU, BackendNames, Scores, Shard, no_scores
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
@@ -25,12 +28,20 @@ from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.results import result as results
-from ffnet.results.published import Comparison, ImageSetup, ai_hub_notes, compare_with_ai_hub
-from ffnet.results.result import NpuResult
+from ffnet.results.published import (
+    MIOU_DEVICE,
+    Comparison,
+    ImageSetup,
+    ai_hub_notes,
+    ai_hub_result_on,
+    compare_with_ai_hub,
+)
+from ffnet.results.result import ChipResult, NpuResult
 from ffnet.run.networks import calibration_setup
 from ffnet.run.session import Run
 from ffnet.run.storage import NPU_IMAGES
 from ffnet.system.errors import UserError
+from ffnet.system.text import count
 
 MAX_PROCESSES = 16  # processes that run images at the same time; one takes about 0.4 GB for a large network
 
@@ -39,114 +50,232 @@ MAX_PROCESSES = 16  # processes that run images at the same time; one takes abou
 class NpuOutcome:
     """What the NPU computed before the end or a failure."""
 
-    result: NpuResult | None = None  # None if no image was finished
-    layers: tuple[LayerDivergence, ...] = ()
+    results: tuple[NpuResult, ...] = ()  # of each group of chips of which an image was finished
+    chips: tuple[ChipResult, ...] = ()
+    layers: Mapping[str, tuple[LayerDivergence, ...]] = field(default_factory=dict)  # chip of a result -> layers
     failure: BaseException | None = None
 
 
-def open_npu(path: Path, run: Run, input_format: InputFormat = NORMALIZED_RGB) -> NpuBackend:
-    """Compile a file for the chip that the run names, in one process; raise a UserError if that is impossible."""
-    npu = run.config.npu
-    target = NpuTarget(path, CHIPS[str(npu.chip)], npu.fallback)
+@dataclass(frozen=True)
+class ChipCheck:
+    """What one chip makes of a file."""
+
+    error: str | None = None  # why it can't be compiled or run
+    refused: list[str] = field(default_factory=list)  # names of the nodes that the error is about
+    cpu_nodes: list[str] = field(default_factory=list)
+    hardware: bool = False  # an NPU in this PC runs the file; otherwise the emulator does
+    logits: str = ""  # sha256 of the logits of one image; "" if there is no other chip
+
+
+@dataclass(frozen=True)
+class NpuFile:
+    """A file that at least one of the run's chips takes."""
+
+    path: Path
+    input_format: InputFormat
+    checks: Mapping[str, ChipCheck]  # chip -> check, in the order of the run
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The chips that take the file; those of a group computed the same logits. The first one stands for all."""
+        found: dict[str, list[str]] = {}
+        for chip, check in self.checks.items():
+            if check.error is None:
+                found.setdefault(check.logits, []).append(chip)
+        return list(found.values())
+
+    def chip_results(self, config: Config) -> tuple[ChipResult, ...]:
+        """Return what the report says about every chip."""
+        groups, rows = {chip: group[0] for group in self.groups for chip in group}, []
+        for chip, check in self.checks.items():
+            measured = ai_hub_result_on(chip, config)
+            rows.append(
+                ChipResult(
+                    chip=chip,
+                    architecture=CHIPS[chip].architecture,
+                    error=check.error,
+                    refused=check.refused,
+                    cpu_nodes=check.cpu_nodes,
+                    group=groups.get(chip),
+                    device=measured.device if measured else None,
+                    latency=measured.describe_latency() if measured else None,
+                    measured_change=measured.measured_change if measured and measured.device == MIOU_DEVICE else None,
+                )
+            )
+        return tuple(rows)
+
+
+def open_npu(path: Path, images: Split, run: Run, input_format: InputFormat = NORMALIZED_RGB) -> NpuFile:
+    """Compile a file for the chips that the run names and, if there are several, run the first image on each.
+
+    Raises:
+        UserError: If no chip takes the file.
+    """
     with run.stage("compile for the NPU"):
-        return run.enter_context(NpuBackend(target, input_format=input_format))
+        checks = run.once(_check_chips, path, images, run, input_format)
+    errors = [check.error for check in checks.values()]
+    if all(errors):
+        raise UserError("; ".join(dict.fromkeys(filter(None, errors))))
+    return NpuFile(path, input_format, checks)
+
+
+def _check_chips(path: Path, images: Split, run: Run, input_format: InputFormat) -> dict[str, ChipCheck]:
+    """Return the check of every chip; those of an earlier run are not repeated."""
+    npu, storage = run.config.npu, run.storage
+    saved = storage.load_chips(ChipCheck) if storage else {}
+    image = normalize(images[0][0][None]) if len(npu.chips) > 1 else None
+    checks = {}
+    for part in tqdm(npu.chips, "compile for chips", unit="chip", disable=run.runtime.quiet or image is None):
+        target = NpuTarget(path, CHIPS[part], npu.fallback)
+        check = checks[part] = saved.get(part) or _check_chip(target, input_format, image)
+        if storage and (check.error is None or check.refused):  # a crash is tried again
+            storage.save_chips(saved := {**saved, part: check})
+    return checks
+
+
+def _check_chip(target: NpuTarget, input_format: InputFormat, image: torch.Tensor | None) -> ChipCheck:
+    try:
+        with NpuBackend(target, input_format=input_format) as backend:
+            logits = "" if image is None else hashlib.sha256(backend(image).numpy().tobytes()).hexdigest()
+            session = backend.session
+    except UserError as error:
+        return ChipCheck(str(error), getattr(error, "nodes", []))
+    return ChipCheck(cpu_nodes=list(session.cpu_nodes), hardware=session.hardware, logits=logits)
 
 
 def run_on_npu(
-    backend: NpuBackend,
+    file: NpuFile,
     prepared: PreparedBackends,
     images: Split,
     run: Run,
     network: QuantizedNetwork | None = None,
 ) -> NpuOutcome:
-    """Score the NPU beside the other backends and, if `network` is given, compare its layers with the simulation's."""
+    """Score the NPU beside the other backends and, if `network` is given, compare its layers with the simulation's.
+
+    One chip of each group runs the images.
+    """
     with run.stage("evaluate on the NPU"):
-        outcome = evaluate_on_npu(backend, prepared, images, run, network)
-    backend.close()
-    if outcome.result is None or outcome.failure or network is None:
+        outcome = evaluate_on_npu(file, prepared, images, run, network)
+    if not outcome.results or outcome.failure or network is None:
         return outcome
     with run.stage("compare layers with the NPU"):
-        outcome = run.once(_with_layers, outcome, backend.target, network, images)
-    run.notes += [] if outcome.failure else divergence_notes(outcome.layers, network.names.of(NPU))
+        outcome = run.once(_with_layers, outcome, file, network, images, run)
+    for chip, layers in outcome.layers.items():
+        name = network.names.of(NPU) if len(outcome.layers) == 1 else f"{network.names.of(NPU)}, {chip}"
+        run.notes += divergence_notes(layers, name)
     return outcome
 
 
-def _with_layers(outcome: NpuOutcome, target: NpuTarget, network: QuantizedNetwork, images: Split) -> NpuOutcome:
+def _with_layers(outcome: NpuOutcome, file: NpuFile, network: QuantizedNetwork, images: Split, run: Run) -> NpuOutcome:
     """Return an outcome with the divergence of the layers, or with the error that prevented the comparison."""
+    layers: dict[str, tuple[LayerDivergence, ...]] = {}
     try:
-        return replace(outcome, layers=tuple(compare_with_npu(target, network, images)))
+        for result in outcome.results:
+            target = NpuTarget(file.path, CHIPS[result.chip], run.config.npu.fallback)
+            layers[result.chip] = tuple(compare_with_npu(target, network, images))
     except KeyboardInterrupt as interrupt:
-        return replace(outcome, failure=interrupt)
+        return replace(outcome, layers=layers, failure=interrupt)
     except Exception as error:
-        return replace(
-            outcome, failure=UserError(f"The layers of {network.names.of(NPU)} could not be compared: {error}")
-        )
+        failure = UserError(f"The layers of {network.names.of(NPU)} could not be compared: {error}")
+        return replace(outcome, layers=layers, failure=failure)
+    return replace(outcome, layers=layers)
 
 
 def evaluate_on_npu(
-    backend: NpuBackend,
+    file: NpuFile,
     prepared: PreparedBackends,
     images: Split,
     run: Run,
     network: QuantizedNetwork | None,
 ) -> NpuOutcome:
-    """Score all backends and the NPU on the same images, every n-th of those that are scored.
+    """Score all backends and the first chip of each group on the same images, every n-th of those that are scored.
 
     The other backends predict these images again, which takes little time beside the NPU's, so that no predictions need
     to be saved.
     """
+    indices, groups = every_nth(len(images), run.config.npu.images), file.groups
+    names = network.names if network else BackendNames("")
+    calibration = calibration_setup(network.found, run.config) if network else None
+    missing = sum(len(run.missing(NPU_IMAGES.format(group[0]), indices)) for group in groups)
+    title = f"evaluate {names.of(NPU)}, {count(len(groups), 'group')} of chips"
+    several = len(groups) > 1  # otherwise the evaluation loop has a progress bar
+    results, failures = [], []
+    with tqdm(total=missing, desc=title, unit="image", disable=run.runtime.quiet or not several) as bar:
+        for group in groups:
+            shard, processes, failure = _score_chip(group[0], file, prepared, images, run, names.of(NPU), bar)
+            failures += [failure] if failure else []
+            if scored := shard.scores.images:
+                setup = ImageSetup(run.config.data.split, scored, images.size)
+                published = compare_with_ai_hub(run.config, group, setup, len(images), calibration)
+                ran = images.select(shard.indices.tolist())
+                result = npu_result(group, file, processes, shard.scores, ran, len(indices), published, names)
+                results.append(result)
+                label = f"{names.of(NPU)}, {group[0]}" if several else names.of(NPU)
+                run.notes += [f"{label}: {result.describe()}", *published.notes]
+            if isinstance(failure, KeyboardInterrupt):
+                break
+    run.notes += ai_hub_notes(run.config) if results else []
+    return NpuOutcome(tuple(results), file.chip_results(run.config), failure=next(iter(failures), None))
+
+
+def _score_chip(
+    part: str, file: NpuFile, prepared: PreparedBackends, images: Split, run: Run, name: str, bar: tqdm
+) -> tuple[Shard, int, BaseException | None]:
+    """Return the scores with one chip, the number of processes that ran it, and what ended the evaluation early."""
     indices = every_nth(len(images), run.config.npu.images)
-    backend_names = network.names if network else BackendNames("")
-    name = backend_names.of(NPU)
-    both = replace(prepared, backends={**prepared.backends, NPU: backend})
+    target = NpuTarget(file.path, CHIPS[part], run.config.npu.fallback)
     failures: list[BaseException] = []
+    processes = min(torch.get_num_threads(), MAX_PROCESSES)
 
     def batches(own: np.ndarray) -> Iterator[ScoredBatch]:
+        if not len(own):
+            return
         try:
-            backend.start_processes(min(torch.get_num_threads(), MAX_PROCESSES, max(1, len(own))))
-            runtime = replace(run.runtime, batch_size=len(backend.processes), num_workers=0)
-            yield from score_batches(both, images.select(own.tolist()), runtime, f"evaluate {name}")
+            with NpuBackend(target, min(processes, len(own)), file.input_format) as backend:
+                both = replace(prepared, backends={**prepared.backends, NPU: backend})
+                quiet = run.runtime.quiet or not bar.disable
+                runtime = replace(run.runtime, batch_size=len(backend.processes), num_workers=0, quiet=quiet)
+                for batch in score_batches(both, images.select(own.tolist()), runtime, f"evaluate {name}"):
+                    yield batch
+                    bar.update(batch.scores.images)
         except KeyboardInterrupt as interrupt:
             failures.append(interrupt)
         except Exception as error:
             failures.append(UserError(f"The other results are complete, but {name} is not: {error}"))
 
-    shard = run.saved_per_image(NPU_IMAGES, indices, no_scores(both.backends, len(images.label_set.classes)), batches)
+    nothing = no_scores((*prepared.backends, NPU), len(images.label_set.classes))
+    shard = run.saved_per_image(NPU_IMAGES.format(part), indices, nothing, batches)
     failure = next((each for found in run.ranks.all_gather(failures) for each in found), None)
-    scores = shard.scores
-    if scores.unsaved and not failure:
-        failure = UserError(f"{scores.unsaved}. The images of {name} from this one on are not saved for --resume.")
-    if not scores.images:
-        return NpuOutcome(failure=failure)
-    setup = ImageSetup(run.config.data.split, scores.images, images.size)
-    calibration = calibration_setup(network.found, run.config) if network else None
-    published = compare_with_ai_hub(run.config, setup, len(images), calibration)
-    ran = images.select(shard.indices.tolist())
-    result = npu_result(backend, run.ranks.world_size, scores, ran, len(indices), published, backend_names)
-    run.notes += [f"{name}: {result.describe()}", *published.notes, *ai_hub_notes(run.config)]
-    return NpuOutcome(result, failure=failure)
+    if shard.scores.unsaved and not failure:
+        failure = UserError(
+            f"{shard.scores.unsaved}. The images of {name} from this one on are not saved for --resume."
+        )
+    used = 1 if file.checks[part].hardware else min(processes, len(indices))
+    return shard, used * run.ranks.world_size, failure
 
 
 def npu_result(
-    backend: NpuBackend,
-    ranks: int,
+    group: Sequence[str],
+    file: NpuFile,
+    processes: int,
     scores: Scores,
     images: Split,
     requested_images: int,
     published: Comparison,
     backend_names: BackendNames,
 ) -> NpuResult:
-    """Return the result of the NPU on the images that it ran; `ranks`: number of ranks with such a backend."""
-    chip = backend.target.chip
+    """Return the result of a group of chips on the images that the first one ran."""
+    chip, check = CHIPS[group[0]], file.checks[group[0]]
     return NpuResult(
         chip=chip.part,
+        same_chips=list(group[1:]),
         name=chip.name,
         soc_model=chip.soc_model,
         architecture=chip.architecture,
-        hardware=backend.session.hardware,
+        hardware=check.hardware,
         version=importlib.metadata.version("onnxruntime-qnn"),
-        processes=len(backend.processes) * ranks,
-        cpu_nodes=list(backend.session.cpu_nodes),
+        processes=processes,
+        cpu_nodes=check.cpu_nodes,
         requested_images=requested_images,
         images=images.names,
         classes=results.class_counts(scores, images.label_set),

@@ -26,7 +26,7 @@ from ffnet.options import option_values
 from ffnet.results import result as results
 from ffnet.results.images import compare_images, worst_images
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
-from ffnet.results.result import CheckpointInfo, Details, Diagnostics, Result
+from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult, Result
 from ffnet.run.inputs import Inputs, check_checkpoints, check_classes, find_checkpoints, load_model, open_inputs
 from ffnet.run.networks import Model, calibration_setup, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
@@ -85,7 +85,7 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
     backends: dict[str, Backend] = {FP32: checkpoint.model, SIMULATED: model.network.lowered}
     if exported and output.execute:
         backends[ONNX_RUNTIME] = OnnxBackend(exported)
-    npu = open_npu(exported, run) if exported and run.config.npu.chips else None
+    npu = open_npu(exported, images, run) if exported and run.config.npu.chips else None
     prepared = prepare(backends, images, run)
     scores = score(prepared, images, run)
     with run.stage("diagnose"):
@@ -191,7 +191,8 @@ def finished_result(folder: Path, run: Run, images: Split) -> Result:
     details = details_of(saved[IMAGES].scores, images, written=True)
     with damage_named(path):
         result = Result.from_json(json.loads(read_utf8(path)), details)
-        pairs = [(IMAGES, result), *((NPU_IMAGES.format(npu.chip), npu) for npu in result.npus.values())]
+        pairs: list[tuple[str, Result | NpuResult]] = [(IMAGES, result)]
+        pairs += [(NPU_IMAGES.format(npu.chip), npu) for npu in result.npus.values()]
         if not all(
             kind in saved and results.is_counted(each, saved[kind].scores, result.names) for kind, each in pairs
         ):
@@ -244,7 +245,7 @@ def score_onnx(path: Path, images: Split, run: Run) -> Result:
         model = run.config.model
         backend, notes = open_onnx(path, images, run.runtime, (model.onnx_input, model.onnx_channels))
     run.notes += notes
-    npu = open_npu(path, run, backend.input_format) if run.config.npu.chips else None
+    npu = open_npu(path, images, run, backend.input_format) if run.config.npu.chips else None
     prepared = prepare({ONNX_FILE: backend}, images, run)
     scores = score(prepared, images, run)
     outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
