@@ -1,6 +1,7 @@
 """The configuration of a run as frozen dataclasses, and the names of its files. `ffnet.options` builds it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -175,6 +176,7 @@ class Config:
     runtime: Runtime = field(default_factory=Runtime)
     output: OutputConfig = field(default_factory=OutputConfig)
     use_cuda: bool | None = None  # None: if a CUDA device is available
+    input_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # model -> size, without data.input_size
     list_models: bool = False  # print the table of models and do nothing else
     command: str = ""  # command line that repeats the run
 
@@ -189,4 +191,13 @@ class Config:
             return self
         folders = {field: getattr(self.output, field) for field in OUTPUT_FOLDERS}
         own = {field: folder / name for field, folder in folders.items() if folder}
-        return replace(self, model=replace(self.model, names=(name,)), output=replace(self.output, **own))
+        return replace(
+            self,
+            model=replace(self.model, names=(name,)),
+            data=self.data_of(name),
+            output=replace(self.output, **own),
+        )
+
+    def data_of(self, name: str) -> DataConfig:
+        """Return the images of a model, whose size may be that of its own network."""
+        return replace(self.data, input_size=self.data.input_size or self.input_sizes.get(name))

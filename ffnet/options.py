@@ -24,7 +24,7 @@ from ffnet.config import (
 )
 from ffnet.system.errors import UserError
 from ffnet.system.process import print_lines
-from ffnet.variants import DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, find_variant
+from ffnet.variants import AI_HUB_INPUT_SIZES, DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, find_variant
 
 PROGRAM = "ffnet_quanteval.py"
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
@@ -165,8 +165,8 @@ SPLIT: dict[str, Any] = {"choices": ("val", "train")}
 OPTIONS: dict[str, tuple[Option, ...]] = {
     "model": (
         Option("--model-name", "model.names", "FFNet segmentation models that are evaluated and compared: names, "
-               "`published` for the five with published INT8 results, `all` for the 66, or the demo's two (default: "
-               f"{DEFAULT_MODEL})",
+               "`published` for the five with published INT8 results, `ai-hub` for Qualcomm AI Hub's five at its input "
+               f"sizes, `all` for the 66, or the demo's two (default: {DEFAULT_MODEL})",
                {"type": _model_names, "nargs": "+", "action": "extend", "metavar": "NAME"}, ("--model-config",)),
         Option("--list-models", "list_models", "list the 66 models with sizes and published mIoU, and exit", FLAG),
         Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by "
@@ -333,6 +333,8 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
         defaults = {"data.dataset_path": Path(os.environ[DATASET_VARIABLE])}
     config = Config(command=command)
     for target, value in (defaults | dict(given)).items():
+        if target == "model.names" and MODEL_GROUPS["ai-hub"] in value:
+            config = replace(config, input_sizes=AI_HUB_INPUT_SIZES)
         if target in ("model.names", "npu.chips"):  # a tuple for each name that was given
             value = tuple(dict.fromkeys(itertools.chain(*value))) or (DEFAULT_CHIP,)
         section, _, name = target.rpartition(".")

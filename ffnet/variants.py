@@ -147,8 +147,18 @@ def _variant(backbone: str, suffix: str, fp32: float | None) -> Variant:
 
 _VARIANTS = (_variant(backbone, suffix, fp32) for suffix, row in FP32_MIOU.items() for backbone, fp32 in row.items())
 VARIANTS = {variant.name: variant for variant in _VARIANTS}
+# Qualcomm AI Hub's five networks with the height and width of their input. The last two have the weights of the
+# `pre_down` variants: both are published in one file.
+AI_HUB_INPUT_SIZES = {
+    "segmentation_ffnet40S_dBBB_mobile": INPUT_SIZE,
+    "segmentation_ffnet54S_dBBB_mobile": INPUT_SIZE,
+    "segmentation_ffnet78S_dBBB_mobile": INPUT_SIZE,
+    "segmentation_ffnet78S_BCC_mobile": (512, 1024),
+    "segmentation_ffnet122NS_CCC_mobile": (512, 1024),
+}
 MODEL_GROUPS = {  # names that stand for several models
     "published": tuple(ZOO_MIOU),
+    "ai-hub": tuple(AI_HUB_INPUT_SIZES),
     "all": tuple(name for name, variant in VARIANTS.items() if not variant.is_demo),
 }
 DEMO_VARIANTS = tuple(name for name, variant in VARIANTS.items() if variant.is_demo)

@@ -1,20 +1,33 @@
 """The table of chips: names, numbers, and what users learn whose chip or package is missing."""
 
 import importlib.util
+import json
 
 import pytest
 
 from ffnet import chips
 from ffnet.chips import ALIASES, CHIPS, check_npu_package, find_chip, format_chips, has_wheel
+from ffnet.results import ai_hub
+from ffnet.results.published import devices_with
 from ffnet.system.errors import UserError
 
 # Numbers that Qualcomm's QAIRT documentation and onnxruntime-qnn list, copied by hand.
 NUMBERS = {"sm8350": 30, "qcs6490": 35, "sm8450": 36, "sm8650": 57, "sc8380xp": 60, "sm8750": 69, "sm8850": 87}
+# The soc_model of chips in the devices_and_chipsets.yaml of AI Hub Models 0.65.0, copied by hand.
+AI_HUB_NUMBERS = {"qcm6690": 78, "qcs7181": 60, "qcs7790": 86, "qcs8275": 82, "qcs8450": 36, "qcs8750": 69, "qcs9075": 77,
+                  "sa7255p": 67, "sa8295p": 39, "sa8650p": 52, "sc8480xp": 88, "sm7750": 86, "sm8950": 113}  # fmt: skip
 
 
 def test_chips_have_the_numbers_that_the_runtime_expects():
     assert {part: CHIPS[part].soc_model for part in NUMBERS} == NUMBERS
-    assert len({chip.soc_model for chip in CHIPS.values()}) == len(CHIPS) == 21
+    assert len({chip.soc_model for chip in CHIPS.values()}) == len(CHIPS) == 32
+    assert {part: find_chip(part).soc_model for part in AI_HUB_NUMBERS} == AI_HUB_NUMBERS
+
+
+def test_every_device_on_which_ai_hub_measured_has_a_chip():
+    devices = json.loads(ai_hub.TABLE_FILE.read_text())["devices"]
+    assert all(devices_with(chip) for chip in ("qcs8550", "sa7255", "sm7750"))
+    assert sorted(device for chip in CHIPS for device in devices_with(chip)) == sorted(devices)
 
 
 @pytest.mark.parametrize("name", ["SM8750", " snapdragon-8-elite ", "Snapdragon 8 Elite"])
@@ -48,9 +61,11 @@ def test_names_that_resemble_nothing_are_refused_without_a_suggestion(name):
 
 def test_the_table_lists_every_chip():
     heading, *rows = format_chips().splitlines()
-    assert heading.split() == ["part", "name", "soc_model", "architecture"]
+    assert heading.split() == ["part", "name", "soc_model", "architecture", "also"]
     assert [row.split()[0] for row in rows] == list(CHIPS)
-    assert ["sm8750", "Snapdragon", "8", "Elite", "69", "v79"] in [row.split() for row in rows]
+    assert ["sm7750", "Snapdragon", "7", "Gen", "4", "86", "v73", "dragonwing-q-7790,", "qcs7790"] in map(
+        str.split, rows
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 import ffnet
 import ffnet_quanteval
+from ffnet.chips import CHIPS
 from ffnet.config import Config
 from ffnet.options import OPTIONS, option_values, parse_args
 from ffnet.system.errors import UserError
@@ -118,14 +119,15 @@ def test_option_values_can_be_written_as_json_and_the_command_be_repeated_in_a_s
 
 
 def test_the_chip_is_a_part_name_and_sm8750_if_none_is_named():
-    for options, chip, images in (
-        ("--demo", None, 50),
-        ("--demo --npu", "sm8750", 50),
-        ("--demo --npu Snapdragon-8-Gen-3 --npu-images all", "sm8650", "all"),
-        ("--demo --npu qcs6490 --npu-images 3", "qcs6490", 3),
+    for options, chips, images in (
+        ("--demo", (), 50),
+        ("--demo --npu", ("sm8750",), 50),
+        ("--demo --npu Snapdragon-8-Gen-3 --npu-images all", ("sm8650",), "all"),
+        ("--demo --npu qcs6490 SM7325 galaxy-s25 --npu-images 3", ("qcs6490", "sm8750"), 3),
+        ("--demo --npu all", tuple(CHIPS), 50),
     ):
         npu = parse_args(options.split()).npu
-        assert (npu.chip, npu.images) == (chip, images)
+        assert (npu.chips, npu.images) == (chips, images)
 
 
 @pytest.mark.parametrize(

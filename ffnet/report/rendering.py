@@ -16,7 +16,7 @@ from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
 from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES, SOURCE
 from ffnet.results.result import Result
-from ffnet.system.text import count, describe_size, format_interval, format_number, printable
+from ffnet.system.text import count, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
 S25_NOTE = (
@@ -58,8 +58,7 @@ def format_comparison(comparison: ModelComparison) -> str:
     if fronts:
         parts += [*(tables.front_table(front).format() for front in fronts), LEGEND]
         parts.append("\n".join(front.describe(last.images) for front in fronts))
-    size = describe_size(last.details.image_size)
-    where = f"{count(last.images, 'image')} of {last.dataset}, {size}, {last.device}"
+    where = f"{count(last.images, 'image')} of {last.dataset}, {comparison.image_sizes}, {last.device}"
     return _document(f"Comparison of {count(len(comparison.models), 'model')} on {where}", comparison.notes(), parts)
 
 
@@ -97,7 +96,7 @@ def render_comparison(comparison: ModelComparison) -> str:
     return _render_page(
         "comparison.html.j2",
         comparison.last,
-        settings={"image size": describe_size(comparison.last.details.image_size)},
+        settings={"image size": comparison.image_sizes},
         options=comparison.options,
         notes=comparison.notes(),
         comparison=comparison,

@@ -19,6 +19,7 @@ import yaml  # PyYAML, which aimet-torch needs too
 
 from ffnet.results.published import RUNTIMES
 from ffnet.system.files import write_atomically
+from ffnet.system.text import format_number
 
 TABLE_FILE = Path(__file__).with_name("ai_hub.json")
 PAGE = Path(__file__).parents[2] / "docs" / "published.md"
@@ -89,7 +90,7 @@ def markdown_tables(table: Mapping[str, Any]) -> str:
     models: Mapping[str, Mapping[str, Any]] = table["models"]
     runtimes = " / ".join(RUNTIMES.values())
     mious = [
-        (model["name"], name, "{}x{}".format(*model["input_size"]), model["float_miou"], _cell(model["w8a8_miou"]))
+        (model["name"], name, "{}x{}".format(*model["input_size"]), *_accuracy(model["float_miou"], model["w8a8_miou"]))
         for name, model in models.items()
     ]
     latency = [
@@ -98,16 +99,20 @@ def markdown_tables(table: Mapping[str, Any]) -> str:
     ]
     return "\n\n".join(
         (
-            f"{table['source']}: mIoU in percent on a {next(iter(table['devices']))}, W8A8 by {runtimes}:",
-            _markdown([("AI Hub", "model", "input", "float", "W8A8"), *mious]),
+            f"{table['source']}: mIoU in percent and change in percentage points on a {next(iter(table['devices']))}, W8A8 by {runtimes}:",
+            _markdown([("AI Hub", "model", "input", "float", "W8A8", "change"), *mious]),
             f'W8A8 latency in milliseconds by {runtimes}; "-" if none was published:',
             _markdown([("device", *(model["name"] for model in models.values())), *latency]),
         )
     )
 
 
-def _cell(values: Mapping[str, float]) -> str:
-    return " / ".join(f"{values[key]:.1f}" if key in values else "-" for key in RUNTIMES)
+def _accuracy(miou: float, w8a8: Mapping[str, float]) -> tuple[float, str, str]:
+    return miou, _cell(w8a8), _cell({key: value - miou for key, value in w8a8.items()}, "+")
+
+
+def _cell(values: Mapping[str, float], sign: str = "") -> str:
+    return " / ".join(format_number(values.get(key), 1, sign) for key in RUNTIMES)
 
 
 def _markdown(rows: list[tuple[Any, ...]]) -> str:

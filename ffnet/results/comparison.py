@@ -16,7 +16,7 @@ from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.weighted_layers import multiply_accumulates
 from ffnet.results.published import SOURCE, DeviceResult, ai_hub_result
 from ffnet.results.result import BackendResult, Details, Result
-from ffnet.system.text import count, format_interval, format_number, list_names
+from ffnet.system.text import count, describe_size, format_interval, format_number, list_names
 from ffnet.variants import VARIANTS
 
 BIT_WIDTH_OPTIONS = ("default_param_bw", "default_output_bw")  # keys of Result.options
@@ -220,6 +220,11 @@ class ModelComparison:
     def last(self) -> Result:
         """The result of the last model, whose data set, device, command and versions are those of the run."""
         return self.models[-1].result
+
+    @property
+    def image_sizes(self) -> str:
+        """The sizes of the networks' inputs."""
+        return " and ".join(dict.fromkeys(describe_size(model.result.details.image_size) for model in self.models))
 
     def front(self, cost: Cost) -> Front:
         """Return the Pareto front of the models whose cost and mIoU are known; without any, it has no members."""

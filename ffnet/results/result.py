@@ -96,7 +96,10 @@ class NpuResult:
 
     def describe(self) -> str:
         """Return a sentence on what ran the network, on how many images and with which nodes on the CPU."""
-        how = "this PC's NPU" if self.hardware else f"Qualcomm's compiler and emulator for {self.chip} ({self.name})"
+        package = f"onnxruntime-qnn {self.version}"
+        how = f"Qualcomm's compiler and emulator ({package}) for the NPU of {self.chip} ({self.name})"
+        if self.hardware:
+            how = f"this PC's NPU, driven by {package},"
         early = ", and then ended early" if len(self.images) < self.requested_images else ""
         nodes = f"Nodes that ran on the CPU: {list_names(self.cpu_nodes, most=50) or 'none'}."
         same = (
@@ -104,8 +107,8 @@ class NpuResult:
             "image, the first."
         )
         return (
-            f"{how}, in onnxruntime-qnn {self.version}, ran {len(self.images)} of "
-            f"{count(self.requested_images, 'image')}{early}. {nodes}{same if self.same_chips else ''}"
+            f"{how} ran {len(self.images)} of {count(self.requested_images, 'image')}{early}. {nodes}"
+            f"{same if self.same_chips else ''}"
         )
 
 

@@ -73,6 +73,8 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
         backends=results.backend_results(scores, NAMES, CITYSCAPES.names),
         agreement=results.agreement(scores, NAMES),
         npu=None,
+        other_npus=[],
+        npu_chips=[],
         processor_share=0.9,
         stage_seconds={"load": 1.25, "evaluate": 12.25},
         options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
@@ -132,6 +134,7 @@ def small_npu(**changes):
     matrices = small_scores().confusion_matrices
     npu = NpuResult(
         chip="sm8750",
+        same_chips=[],
         name="Snapdragon 8 Elite",
         soc_model=69,
         architecture="v79",
@@ -172,7 +175,7 @@ def noise_result(tree):
         matrices[:, 5] = 0
     scores.confusion_matrices[SIMULATED][:, :, 5] = 0
     worst = compare_images(worst_images(scores, 2), images, images.names, backends, scores, CPU)
-    diagnostics = Diagnostics(tuple(worst), small_sensitivity(), small_layers())
+    diagnostics = Diagnostics(tuple(worst), small_sensitivity(), {"sm8750": small_layers()})
     return small_result(scores, diagnostics, recovery=small_recovery(), npu=small_npu())
 
 

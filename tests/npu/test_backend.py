@@ -13,7 +13,7 @@ from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import CHIPS
 from ffnet.config import MODEL_FILE, NpuConfig
 from ffnet.npu import worker as npu_worker
-from ffnet.npu.backend import NpuBackend, NpuProcess, run_once, write_npu_context
+from ffnet.npu.backend import NpuBackend, NpuProcess, run_once, write_npu_contexts
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import export
@@ -82,7 +82,7 @@ def test_a_chip_without_float_convolutions_refuses_one_by_name(tmp_path):
 
 def test_a_compiled_network_gives_the_same_logits_in_a_fresh_process(small_export, target, tmp_path):
     (tmp_path / MODEL_FILE).write_bytes(target.path.read_bytes())
-    described = write_npu_context(tmp_path, NpuConfig(CHIP.part))["npu"]
+    described = write_npu_contexts(tmp_path, NpuConfig((CHIP.part,)))["npu"]
     context = tmp_path / "npu" / "sm8750" / "model_ctx.onnx"
     assert {node.op_type for node in onnx.load(context).graph.node} == {"EPContext"}
     assert [path.suffix for path in sorted(context.parent.iterdir())] == [".onnx", ".bin"]

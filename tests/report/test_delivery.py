@@ -48,7 +48,7 @@ def test_a_run_without_output_folder_prints_the_report_only(capsys):
 
 
 def test_all_files_are_written_and_named(tmp_path, capsys):
-    diagnostics = Diagnostics(sensitivity=small_sensitivity(), npu_layers=small_layers())
+    diagnostics = Diagnostics(sensitivity=small_sensitivity(), npu_layers={"sm8750": small_layers()})
     result = small_result(diagnostics=diagnostics, recovery=small_recovery())
     assert deliver([result], Config(output=OutputConfig(output_dir=tmp_path))) == 0
     assert {path.name for path in tmp_path.iterdir()} == set(RESULT_FILES)

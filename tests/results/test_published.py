@@ -98,9 +98,9 @@ def ai_hub_comparison(
     images=50, size=INPUT_SIZE, model=MODEL, chip="sm8750", data=None, available=500, calibrated=100, **quantization
 ):
     data = DataConfig(**{"calibration_split": "train"} | (data or {}))
-    config = Config(ModelConfig((model,)), data, QuantizationConfig(**quantization), NpuConfig(chip))
+    config = Config(ModelConfig((model,)), data, QuantizationConfig(**quantization), NpuConfig((chip,)))
     calibration = calibration_of(config, calibrated, batch=4)  # AI Hub does not say its own
-    return published.compare_with_ai_hub(config, ImageSetup(data.split, images, size), available, calibration)
+    return published.compare_with_ai_hub(config, (chip,), ImageSetup(data.split, images, size), available, calibration)
 
 
 def test_ai_hubs_miou_stands_beside_a_run_that_was_measured_in_the_same_way():
@@ -147,9 +147,9 @@ def test_ai_hubs_int8_miou_is_in_a_note_if_the_quantization_differs(changes, dif
 
 
 def test_ai_hubs_latency_is_in_a_note():
-    (note,) = published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig("sm8750")))
+    (note,) = published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig(("sm8750",))))
     assert "W8A8 at 1024x2048, on a Samsung Galaxy S25 by TFLite/DLC/ONNX: 4.0/7.2/4.9 ms" in note
-    assert published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig("sa8540"))) == []
+    assert published.ai_hub_notes(Config(model=ModelConfig((MODEL,)), npu=NpuConfig(("sa8540",)))) == []
 
 
 def test_ai_hubs_table_has_the_published_models():

@@ -132,8 +132,8 @@ def test_json_holds_accuracy_recovery_with_its_steps_and_raised_quantizers():
 
 def test_the_npu_is_described_with_its_chip_images_and_nodes_on_the_cpu():
     assert small_npu().describe() == (
-        "the NPU of sm8750 (Snapdragon 8 Elite), emulated by onnxruntime-qnn 2.7.0, ran 2 of 2 images. Nodes that ran "
-        "on the CPU: none."
+        "Qualcomm's compiler and emulator (onnxruntime-qnn 2.7.0) for the NPU of sm8750 (Snapdragon 8 Elite) ran 2 of 2 "
+        "images. Nodes that ran on the CPU: none."
     )
     changed = small_npu(hardware=True, requested_images=50, cpu_nodes=["conv0", "softmax"])
     assert changed.describe() == (

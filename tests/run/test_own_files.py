@@ -161,7 +161,7 @@ def test_an_edited_result_is_refused_by_name_or_its_metrics_are_those_of_the_rec
         seconds=dict.fromkeys((FP32, NPU), 1.0),
         agreeing_pixels={(FP32, NPU): scores.agreeing_pixels[PAIR]},
     )
-    shards = {IMAGES: Shard([0, 1], scores), NPU_IMAGES: Shard([0, 1], of_npu)}
+    shards = {IMAGES: Shard([0, 1], scores), NPU_IMAGES.format("sm8750"): Shard([0, 1], of_npu)}
     run = SimpleNamespace(saved_work=Saved(shards))
     images = SimpleNamespace(names=expected.details.image_names, size=expected.details.image_size, label_set=CITYSCAPES)
     refused = 0

@@ -30,6 +30,7 @@ from tests.helpers.results import small_recovery
 from tests.helpers.simulations import encodings, logits
 from tests.run.test_records import RECORDED, random_scores
 
+NPU_KIND = NPU_IMAGES.format("sm8750")
 NOW = {"--seed": 0, "device": "CPU"}
 
 
@@ -53,7 +54,7 @@ def begin(opened, tmp_path):
     def begin(now=NOW, resume=False):
         storage = Storage(tmp_path)
         opened.append(storage)
-        return storage, storage.begin(now, resume, dict.fromkeys((IMAGES, NPU_IMAGES), RECORDED))
+        return storage, storage.begin(now, resume, dict.fromkeys((IMAGES, NPU_KIND), RECORDED))
 
     return begin
 
@@ -115,11 +116,11 @@ def test_a_run_continues_with_the_images_of_all_ranks_of_an_earlier_one(begin, t
     begin()[0].close()
     save_images(tmp_path, IMAGES, 0, [0, 2])
     save_images(tmp_path, IMAGES, 1, [5, 1])
-    save_images(tmp_path, NPU_IMAGES, 0, [5, 0])
+    save_images(tmp_path, NPU_KIND, 0, [5, 0])
     path = tmp_path / PROGRESS_FOLDER / "images-1.jsonl"
     path.write_bytes(path.read_bytes().replace(b'{"image":1', b'{"image":7'))  # its checksum is wrong
     storage, scores = begin(resume=True)
-    assert {kind: shard.indices.tolist() for kind, shard in scores.items()} == {IMAGES: [0, 2, 5], NPU_IMAGES: [0, 5]}
+    assert {kind: shard.indices.tolist() for kind, shard in scores.items()} == {IMAGES: [0, 2, 5], NPU_KIND: [0, 5]}
     assert f"{path}: dropped 1 record, torn when the earlier run stopped or damaged since; its image" in caplog.text
     for position, index in enumerate((0, 2, 5)):
         expected = random_scores(1, seed=index).confusion_matrices["FP32"][0]
@@ -230,7 +231,7 @@ def test_a_pipe_among_the_saved_work_is_refused_by_name(begin, opened, tmp_path)
     storage, folder = begin()[0], tmp_path / PROGRESS_FOLDER
     uses = {
         "network.safetensors": lambda: storage.load_network({}),
-        "npu-0.jsonl": lambda: storage.open_records(NPU_IMAGES, 0).__enter__(),
+        "npu-sm8750-0.jsonl": lambda: storage.open_records(NPU_KIND, 0).__enter__(),
         "images-1.jsonl": lambda: begin(resume=True),
         "settings.json": lambda: begin(resume=True),
     }
