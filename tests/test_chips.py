@@ -14,8 +14,9 @@ from ffnet.system.errors import UserError
 # Numbers that Qualcomm's QAIRT documentation and onnxruntime-qnn list, copied by hand.
 NUMBERS = {"sm8350": 30, "qcs6490": 35, "sm8450": 36, "sm8650": 57, "sc8380xp": 60, "sm8750": 69, "sm8850": 87}
 # The soc_model of chips in the devices_and_chipsets.yaml of AI Hub Models 0.65.0, copied by hand.
-AI_HUB_NUMBERS = {"qcm6690": 78, "qcs7181": 60, "qcs7790": 86, "qcs8275": 82, "qcs8450": 36, "qcs8750": 69, "qcs9075": 77,
-                  "sa7255p": 67, "sa8295p": 39, "sa8650p": 52, "sc8480xp": 88, "sm7750": 86, "sm8950": 113}  # fmt: skip
+AI_HUB_NUMBERS = {"qcm6690": 78, "qcs7181": 60, "qcs7790": 86, "qcs8275": 82, "qcs8450": 36, "qcs8750": 69,
+                  "qcs9075": 77, "sa7255p": 67, "sa8295p": 39, "sa8650p": 52, "sc8480xp": 88, "sm7750": 86,
+                  "sm8950": 113}  # fmt: skip
 
 
 def test_chips_have_the_numbers_that_the_runtime_expects():

@@ -12,9 +12,11 @@ import ffnet_quanteval
 from ffnet.chips import CHIPS
 from ffnet.config import Config
 from ffnet.options import OPTIONS, option_values, parse_args
+from ffnet.results.published import ai_hub_result
 from ffnet.system.errors import UserError
 from ffnet.variants import DEMO_VARIANTS, MODEL_GROUPS
 from tests.helpers.program import SCRIPT
+from tests.helpers.results import ZOO
 
 ERRORS = {
     "--model-name segmentation_ffnet78s_dBBB_mobile": "Did you mean segmentation_ffnet78S_dBBB_mobile",
@@ -128,6 +130,17 @@ def test_the_chip_is_a_part_name_and_sm8750_if_none_is_named():
     ):
         npu = parse_args(options.split()).npu
         assert (npu.chips, npu.images) == (chips, images)
+
+
+def test_ai_hubs_networks_get_the_input_sizes_that_ai_hub_published():
+    config = parse_args(["--dataset-path", "c", "--model-name", "ai-hub"])
+    assert sorted(config.model.names) == sorted(ZOO)
+    for name in ZOO:
+        assert config.for_model(name).data.input_size == ai_hub_result(name).input_size
+    named = parse_args(["--dataset-path", "c", "--model-name", *ZOO])
+    assert named.for_model(ZOO[-1]).data.input_size is None
+    given = parse_args(["--dataset-path", "c", "--model-name", "ai-hub", "--input-size", "256x512"])
+    assert given.for_model(ZOO[-1]).data.input_size == (256, 512)
 
 
 @pytest.mark.parametrize(

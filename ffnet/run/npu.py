@@ -139,7 +139,8 @@ def _check_chip(target: NpuTarget, input_format: InputFormat, image: torch.Tenso
             logits = "" if image is None else hashlib.sha256(backend(image).numpy().tobytes()).hexdigest()
             session = backend.session
     except UserError as error:
-        return ChipCheck(str(error), getattr(error, "nodes", []))
+        message = str(error).replace(str(target.path), target.path.name)  # the folder may be temporary
+        return ChipCheck(message, getattr(error, "nodes", []))
     return ChipCheck(cpu_nodes=list(session.cpu_nodes), hardware=session.hardware, logits=logits)
 
 

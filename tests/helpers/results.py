@@ -19,7 +19,7 @@ from ffnet.results import result as results
 from ffnet.results.comparison import ComparedModel, ModelComparison, compare_model
 from ffnet.results.images import compare_images, worst_images
 from ffnet.results.published import DeviceResult
-from ffnet.results.result import Calibration, CheckpointInfo, Details, Diagnostics, NpuResult, Result
+from ffnet.results.result import Calibration, CheckpointInfo, ChipResult, Details, Diagnostics, NpuResult, Result
 from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 
 PAIR = (FP32, SIMULATED)
@@ -157,6 +157,25 @@ def small_npu(**changes):
         published={},
     )
     return dataclasses.replace(npu, **changes)
+
+
+def several_chips():
+    """The fields of a Result for two groups of chips, of which the second changes nothing, and a chip that refuses."""
+    of_fp32 = small_npu().backends[FP32]
+    backends = small_npu().backends | {INT8_NPU: dataclasses.replace(of_fp32, change=0.0)}
+    rows = {
+        "sm8450": ("sm8450", None),
+        "qcs6490": (None, "the reason"),
+        "sm8650": ("sm8450", None),
+        "sm8750": ("sm8750", None),
+    }
+    chips = [
+        ChipResult(chip, "v1", error, ["conv0 (Conv2d)"] if error else [], [], group, None, None, None)
+        for chip, (group, error) in rows.items()
+    ]
+    chips[-1] = dataclasses.replace(chips[-1], device="S25", latency="4.0/-/5.0", measured_change=-0.2)
+    others = [small_npu(backends=backends)]
+    return {"npu": small_npu(chip="sm8450", same_chips=["sm8650"]), "other_npus": others, "npu_chips": chips}
 
 
 def small_layers():

@@ -166,3 +166,10 @@ def test_the_layers_of_the_npu_have_their_differences_in_total_and_for_the_same_
     assert [row["layer"] for row in (image, conv0, logits)] == ["image", "conv0", "logits"]
     assert list(conv0.values())[1:] == ["2.0000", "0.025000", "2", "1.0000", "0.012500", "1"]
     assert list(conv0)[1:4] == ["differing %", "mean difference in steps", "largest difference in steps"]
+
+
+def test_the_layers_of_several_chips_have_a_column_with_the_chip(tmp_path):
+    rows = read(tmp_path, npu_layer_rows({"sm8450": small_layers(), "sm8750": small_layers()[:1]}))
+    assert [(row["chip"], row["layer"]) for row in rows] == [
+        ("sm8450", "image"), ("sm8450", "conv0"), ("sm8450", "logits"), ("sm8750", "image"),
+    ]  # fmt: skip

@@ -18,6 +18,7 @@ from ffnet.system.process import Terminated
 from tests.helpers.names import INT8_SIMULATED
 from tests.helpers.results import (
     scores_of,
+    several_chips,
     small_layers,
     small_npu,
     small_recovery,
@@ -212,3 +213,17 @@ def test_one_stray_pixel_of_a_class_that_no_label_has_is_no_drop(capsys):
     assert deliver([result], Config(output=OutputConfig(fail_under=1.0))) == 0
     assert deliver([result], Config(output=OutputConfig(fail_under=0.005))) == 1
     assert "the mIoU drop of INT8 simulated is 0.01 percentage points" in capsys.readouterr().err
+
+
+def test_refusing_chips_and_every_group_count_for_fail_under(capsys):
+    fields = several_chips()
+    accepted = {**fields, "npu_chips": [row for row in fields["npu_chips"] if not row.error]}
+    for several, limit, status, error in (
+        (fields, None, 0, ""),
+        (fields, 100, 2, "1 of 4 chips can't run the file: qcs6490"),
+        (accepted, 100, 0, ""),
+        (accepted, 1, 1, "the mIoU drop of INT8 NPU, sm8450 is 16.25 percentage points."),
+    ):
+        result = small_result(backends={FP32: small_result().backends[FP32]}, **several)
+        assert deliver([result], Config(output=OutputConfig(fail_under=limit))) == status
+        assert error in (printed := capsys.readouterr().err) and bool(error) == bool(printed)

@@ -91,7 +91,8 @@ def test_json_holds_every_field_but_the_details():
     content = json.loads(json.dumps(small_result().to_json()))
     assert list(content) == [
         "schema", "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "recovery",
-        "precision", "label_set", "classes", "backends", "agreement", "npu", "processor_share", "stage_seconds",
+        "precision", "label_set", "classes", "backends", "agreement", "npu", "other_npus",
+            "npu_chips", "processor_share", "stage_seconds",
         "options", "command", "versions",
     ]  # fmt: skip
     assert (content["schema"], content["precision"]) == (2, "INT8")
@@ -132,8 +133,8 @@ def test_json_holds_accuracy_recovery_with_its_steps_and_raised_quantizers():
 
 def test_the_npu_is_described_with_its_chip_images_and_nodes_on_the_cpu():
     assert small_npu().describe() == (
-        "Qualcomm's compiler and emulator (onnxruntime-qnn 2.7.0) for the NPU of sm8750 (Snapdragon 8 Elite) ran 2 of 2 "
-        "images. Nodes that ran on the CPU: none."
+        "Qualcomm's compiler and emulator (onnxruntime-qnn 2.7.0) for the NPU of sm8750 (Snapdragon 8 Elite) ran 2 of "
+        "2 images. Nodes that ran on the CPU: none."
     )
     changed = small_npu(hardware=True, requested_images=50, cpu_nodes=["conv0", "softmax"])
     assert changed.describe() == (

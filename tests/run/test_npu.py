@@ -18,6 +18,7 @@ from ffnet.run.npu import divergence_notes
 from tests.helpers.cityscapes_tree import SIZE
 from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.program import arguments, run_with_result
+from tests.helpers.two_models import SMOOTHED, options_for
 
 
 @pytest.fixture
@@ -32,13 +33,13 @@ def ready_export(small_export, monkeypatch):
     monkeypatch.setattr("ffnet.run.networks.export", copy)
 
 
-def end_at_second_image(monkeypatch, end):
-    """Call `end` before the NPU gets its second image."""
+def end_at_image(monkeypatch, number, end):
+    """Call `end` before the NPU gets an image, counted from 1."""
     original, calls = NpuBackend.__call__, []
 
     def call(backend, images):
         calls.append(images)
-        if len(calls) == 2:
+        if len(calls) == number:
             end()
         return original(backend, images)
 
@@ -79,7 +80,7 @@ def test_a_run_with_export_scores_the_npu_and_compares_its_layers(tree, toy_chec
 def test_ctrl_c_costs_neither_the_images_that_were_done_nor_other_results(
     tree, toy_checkpoint, ready_export, monkeypatch, capsys
 ):
-    end_at_second_image(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    end_at_image(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
     options = ["--npu", "snapdragon-8-gen-3", "--npu-images", "all", "--output-dir", str(tree / "out")]
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, *options)) == 130
     result = json.loads((tree / "out" / "result.json").read_text())
@@ -94,11 +95,13 @@ def test_ctrl_c_costs_neither_the_images_that_were_done_nor_other_results(
 def test_a_resumed_run_continues_with_the_images_that_the_npu_has_not_done(
     tree, toy_checkpoint, ready_export, monkeypatch
 ):
-    monkeypatch.setattr("ffnet.run.npu.compare_with_npu", lambda *_: [])  # the file is that of another network
+    monkeypatch.setattr(
+        "ffnet.run.npu._with_layers", lambda outcome, *_: outcome
+    )  # the file is that of another network
     options = arguments(tree, toy_checkpoint, "--npu", "--npu-images", "3")
     whole = run_with_result(options, tree / "whole")["npu"]
     with monkeypatch.context() as patch:
-        end_at_second_image(patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        end_at_image(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert ffnet_quanteval.main([*options, "--output-dir", str(tree / "out")]) == 130
     original, calls = NpuBackend.__call__, []
     monkeypatch.setattr(NpuBackend, "__call__", lambda *call: calls.append(call) or original(*call))
@@ -115,7 +118,7 @@ def test_a_crash_of_the_library_costs_no_other_result(tree, toy_checkpoint, read
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGSEGV)
 
-    end_at_second_image(monkeypatch, crash)
+    end_at_image(monkeypatch, 2, crash)
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--npu")) == 2
     printed = capsys.readouterr()
     assert "INT8 NPU is not: --npu: the process that runs" in printed.err and "SIGSEGV" in printed.err
@@ -140,3 +143,71 @@ def test_the_layers_that_diverge_first_and_most_are_named():
     assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
     (note,) = divergence_notes(layers[:1], "W4A8 NPU")
     assert "all quantized values equal those of the simulation" in note
+
+
+SEVERAL = ("--npu", "sm8450", "qcs6490", "sm8750", "sm8650", "--npu-images", "2")
+
+
+@pytest.fixture
+def pre_down(data):
+    """Options of a run of a network whose float convolution some chips refuse."""
+    return options_for(data, "--limit", "4", *SEVERAL, names=[SMOOTHED.name])
+
+
+@pytest.mark.npu
+@pytest.mark.slow
+def test_one_chip_of_each_group_runs_the_images_and_a_refusal_is_a_row(pre_down, tmp_path, capsys):
+    options = [*pre_down, "--output-dir", tmp_path / "out", "--export", tmp_path / "export", "--fail-under", "100"]
+    assert ffnet_quanteval.main([*map(str, options)]) == 2  # because of the refusal
+    printed = capsys.readouterr()
+    assert printed.err.endswith("1 of 4 chips can't run the file: qcs6490. Name other chips, or remove --fail-under.\n")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    rows = {row["chip"]: row for row in result["npu_chips"]}
+    assert [row["group"] for row in rows.values()] == ["sm8450", None, "sm8750", "sm8750"]
+    assert "smoothing (DepthWiseConv2d)" in rows["qcs6490"]["refused"] and "refuses " in printed.out
+    groups = [result["npu"], *result["other_npus"]]
+    assert [(npu["chip"], npu["same_chips"], len(npu["images"])) for npu in groups] == [
+        ("sm8450", [], 2), ("sm8750", ["sm8650"], 2),
+    ]  # fmt: skip
+    alone = run_with_result(
+        [*pre_down[: pre_down.index("--npu")], "--npu", "sm8650", "--npu-images", "2"], tmp_path / "a"
+    )
+    matrices = [npu["backends"][INT8_NPU]["confusion_matrix"] for npu in (*groups, alone["npu"])]
+    assert matrices[2] == matrices[1] != matrices[0]
+    layers = list(csv.DictReader((tmp_path / "out" / "npu_layers.csv").open(encoding="utf-8-sig")))
+    assert {row["chip"] for row in layers} == {"sm8450", "sm8750"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(page.count(f'id="{name}"') == 1 for name in ("chips", "npu-layers-sm8450", "npu-backends-sm8750"))
+    manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
+    entries = [manifest["npu"], *manifest["npu_others"]]
+    assert [entry["file"] for entry in entries] == [
+        f"npu/{each}/model_ctx.onnx" for each in ("sm8450", "sm8750", "sm8650")
+    ]
+    assert not (tmp_path / "export" / "npu" / "qcs6490").exists()
+
+
+@pytest.mark.npu
+@pytest.mark.slow
+def test_a_run_that_ends_in_the_second_group_is_resumed_there(pre_down, tmp_path, monkeypatch):
+    monkeypatch.setattr("ffnet.run.npu._with_layers", lambda outcome, *_: outcome)
+    whole = run_with_result(pre_down, tmp_path / "whole")
+    with monkeypatch.context() as patch:  # three calls for the comparison of chips, two for the first group
+        end_at_image(patch, 7, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert ffnet_quanteval.main([*pre_down, "--output-dir", str(tmp_path / "out")]) == 130
+    stopped = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [len(npu["images"]) for npu in (stopped["npu"], *stopped["other_npus"])] == [2, 1]
+    original, calls = NpuBackend.__call__, []
+    monkeypatch.setattr(NpuBackend, "__call__", lambda *call: calls.append(call[0].target.chip.part) or original(*call))
+    resumed = run_with_result([*pre_down, "--resume"], tmp_path / "out")
+    assert calls == ["sm8750"] and resumed["npu_chips"] == whole["npu_chips"]
+    for one, other in zip(*([run["npu"], *run["other_npus"]] for run in (resumed, whole)), strict=True):
+        assert one["images"] == other["images"] and one["agreement"] == other["agreement"]
+
+
+@pytest.mark.npu
+@pytest.mark.slow
+def test_a_file_that_no_chip_takes_is_an_error(pre_down, capsys):
+    chips = pre_down.index("sm8450")
+    assert ffnet_quanteval.main([*pre_down[:chips], "qcs6490", "qcm6490"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--npu qcs6490: " in error and "--npu qcm6490: " in error and "refuses 3 nodes" in error
