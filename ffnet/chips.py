@@ -26,33 +26,40 @@ class Chip:
     name: str  # "Snapdragon ..." if the chip is sold under such a name, otherwise what it is built into
     soc_model: int  # the runtime's number of the chip
     architecture: str  # version of the Hexagon Tensor Processor
+    aliases: str = ""  # further part, marketing and device names
 
 
 _CHIPS = (
     Chip("sm8975", "Snapdragon 8 Elite Extreme Gen 6", 103, "v85"),
     Chip("sm8950", "Snapdragon 8 Elite Gen 6", 113, "v85"),
-    Chip("sm8850", "Snapdragon 8 Elite Gen 5", 87, "v81"),
-    Chip("sm8750", "Snapdragon 8 Elite", 69, "v79"),
+    Chip("sm8850", "Snapdragon 8 Elite Gen 5", 87, "v81", "galaxy-s26"),
+    Chip("sm8750", "Snapdragon 8 Elite", 69, "v79", "dragonwing-q-8750 galaxy-s25 qcs8750"),
     Chip("sm8845", "Snapdragon 8 Gen 5", 97, "v81"),
-    Chip("sm8650", "Snapdragon 8 Gen 3", 57, "v75"),
+    Chip("sm8650", "Snapdragon 8 Gen 3", 57, "v75", "galaxy-s24"),
     Chip("sm8635", "Snapdragon 8s Gen 3", 68, "v73"),
-    Chip("sm8550", "Snapdragon 8 Gen 2", 43, "v73"),
+    Chip("sm8550", "Snapdragon 8 Gen 2", 43, "v73", "galaxy-s23"),
     Chip("sm8475", "Snapdragon 8+ Gen 1", 42, "v69"),
-    Chip("sm8450", "Snapdragon 8 Gen 1", 36, "v69"),
-    Chip("sm8350", "Snapdragon 888", 30, "v68"),
-    Chip("sm7750", "Snapdragon 7 Gen 4", 86, "v73"),
+    Chip("sm8450", "Snapdragon 8 Gen 1", 36, "v69", "galaxy-s22 qcs8450"),
+    Chip("sm8350", "Snapdragon 888", 30, "v68", "galaxy-s21"),
+    Chip("sm7750", "Snapdragon 7 Gen 4", 86, "v73", "dragonwing-q-7790 qcs7790"),
     Chip("sc8480xp", "Snapdragon X2 Elite", 88, "v81"),
-    Chip("sc8380xp", "Snapdragon X Elite", 60, "v73"),
+    Chip(
+        "sc8380xp",
+        "Snapdragon X Elite",
+        60,
+        "v73",
+        "dragonwing-iq-x5121 dragonwing-iq-x7181 qcs5121 qcs7181 sc8340xp snapdragon-x-plus",
+    ),
     Chip("sa8797", "automotive", 72, "v81"),
-    Chip("sa8255", "automotive", 52, "v73"),
-    Chip("sa7255", "automotive", 67, "v75"),
-    Chip("sa8295", "automotive", 39, "v68"),
+    Chip("sa8255", "automotive", 52, "v73", "sa8255p sa8650p sa8775p"),
+    Chip("sa7255", "automotive", 67, "v75", "sa7255p"),
+    Chip("sa8295", "automotive", 39, "v68", "sa8295p"),
     Chip("sa8540", "automotive", 62, "v68"),
-    Chip("qcs9100", "embedded", 77, "v73"),
+    Chip("qcs9100", "embedded", 77, "v73", "dragonwing-iq-9075 qcs9075"),
     Chip("qcs8550", "embedded", 66, "v73"),
-    Chip("qcs8300", "embedded", 82, "v75"),
-    Chip("qcs6490", "embedded", 35, "v68"),
-    Chip("qcm6690", "embedded", 78, "v73"),
+    Chip("qcs8300", "embedded", 82, "v75", "dragonwing-iq-8275 qcs8275"),
+    Chip("qcs6490", "embedded", 35, "v68", "sm7325 snapdragon-778g"),
+    Chip("qcm6690", "embedded", 78, "v73", "dragonwing-q-6690"),
     Chip("qcm6490", "embedded", 93, "v68"),
     Chip("sxr2330p", "XR headset", 75, "v79"),
     Chip("sxr2230p", "Snapdragon XR2 Gen 2", 53, "v69"),
@@ -63,37 +70,7 @@ _CHIPS = (
     Chip("sw6100", "wearable", 96, "v81"),
 )
 CHIPS = {chip.part: chip for chip in _CHIPS}
-ALIASES = {  # further part, marketing and device names, and the part whose chip they are
-    "dragonwing-iq-8275": "qcs8300",
-    "dragonwing-iq-9075": "qcs9100",
-    "dragonwing-iq-x5121": "sc8380xp",
-    "dragonwing-iq-x7181": "sc8380xp",
-    "dragonwing-q-6690": "qcm6690",
-    "dragonwing-q-7790": "sm7750",
-    "dragonwing-q-8750": "sm8750",
-    "galaxy-s21": "sm8350",
-    "galaxy-s22": "sm8450",
-    "galaxy-s23": "sm8550",
-    "galaxy-s24": "sm8650",
-    "galaxy-s25": "sm8750",
-    "galaxy-s26": "sm8850",
-    "qcs5121": "sc8380xp",
-    "qcs7181": "sc8380xp",
-    "qcs7790": "sm7750",
-    "qcs8275": "qcs8300",
-    "qcs8450": "sm8450",
-    "qcs8750": "sm8750",
-    "qcs9075": "qcs9100",
-    "sa7255p": "sa7255",
-    "sa8255p": "sa8255",
-    "sa8295p": "sa8295",
-    "sa8650p": "sa8255",
-    "sa8775p": "sa8255",
-    "sc8340xp": "sc8380xp",
-    "sm7325": "qcs6490",
-    "snapdragon-778g": "qcs6490",
-    "snapdragon-x-plus": "sc8380xp",
-}
+ALIASES = {alias: chip.part for chip in _CHIPS for alias in chip.aliases.split()}
 
 
 def find_chip(text: str) -> Chip:
@@ -114,16 +91,8 @@ def find_chip(text: str) -> Chip:
 
 def format_chips() -> str:
     """Return the table of chips: part name, name, number, architecture and aliases."""
-    rows = [
-        (chip.part, chip.name, str(chip.soc_model), chip.architecture, ", ".join(aliases_of(chip.part)))
-        for chip in CHIPS.values()
-    ]
+    rows = [(chip.part, chip.name, str(chip.soc_model), chip.architecture, chip.aliases) for chip in _CHIPS]
     return format_table([("part", "name", "soc_model", "architecture", "also"), *rows])
-
-
-def aliases_of(part: str) -> list[str]:
-    """Return the further names of a chip."""
-    return [alias for alias, meant in ALIASES.items() if meant == part]
 
 
 def _hyphenated(name: str) -> str:

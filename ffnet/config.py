@@ -35,7 +35,7 @@ ROUNDED_LAYERS = "rounded_layers"  # key of the manifest: layers whose weights i
 NPU_FOLDER = "npu"  # holds a folder with CONTEXT_FILE and its binary for each chip
 CONTEXT_FILE = "model_ctx.onnx"  # the network as compiled for a chip
 
-LIST_CHIPS, ALL_CHIPS = "list", "all"  # in place of a chip: print the table of chips; every chip
+LIST_CHIPS = "list"  # in place of a chip: print the table of chips
 ONE_SPLIT = "kitti"  # layout whose only part stands for every split
 VALUE_RANGES = ("normalized", "0-1", "0-255")  # ranges of the values that an ONNX file takes
 CHANNEL_ORDERS = ("rgb", "bgr")

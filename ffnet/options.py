@@ -13,15 +13,7 @@ from typing import Any, NoReturn
 
 from ffnet import __version__
 from ffnet.chips import CHIPS, DEFAULT_CHIP, find_chip
-from ffnet.config import (
-    ADAROUND_ITERATIONS,
-    ALL_CHIPS,
-    CHANNEL_ORDERS,
-    LIST_CHIPS,
-    SEQ_MSE_BITS,
-    VALUE_RANGES,
-    Config,
-)
+from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, SEQ_MSE_BITS, VALUE_RANGES, Config
 from ffnet.system.errors import UserError
 from ffnet.system.process import print_lines
 from ffnet.variants import AI_HUB_INPUT_SIZES, DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, find_variant
@@ -71,7 +63,7 @@ def _model_names(text: str) -> tuple[str, ...]:
 
 def _chips(text: str) -> tuple[str, ...]:
     """Return the part name of a chip, or of all of them, or LIST_CHIPS."""
-    words = {LIST_CHIPS: (LIST_CHIPS,), ALL_CHIPS: tuple(CHIPS)}
+    words = {LIST_CHIPS: (LIST_CHIPS,), "all": tuple(CHIPS)}
     try:
         return words.get(text.lower()) or (find_chip(text).part,)
     except ValueError as error:
@@ -225,7 +217,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
     ),
     "NPU": (
         Option("--npu", "npu.chips", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
-               f"one; several chips, or `{ALL_CHIPS}`, are compared; `--npu {LIST_CHIPS}` prints the chips (without a "
+               f"one; several chips, or `all`, are compared; `--npu {LIST_CHIPS}` prints the chips (without a "
                f"name: {DEFAULT_CHIP})", {"type": _chips, "nargs": "*", "metavar": "CHIP"}),
         Option("--npu-images", "npu.images", "number of images for --npu, every n-th of those scored, or `all`",
                {"type": _integer(1, word="all"), "metavar": "N"}),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ffnet.chips import CHIPS
 from ffnet.evaluation.metrics import Interval
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, SIMULATED
 from ffnet.model import build_without_weights, count_parameters
@@ -151,22 +152,23 @@ def npu_tables(result: Result) -> list[Table]:
 
 def chips_table(result: Result) -> Table:
     """Return what each chip makes of the file, and beside it what Qualcomm AI Hub measured on a device with it."""
-    npus, name = {npu.chip: npu for npu in result.npus.values()}, result.names.of(NPU)
+    npus = {chip: npu for npu in result.npus.values() for chip in (npu.chip, *npu.same_chips)}
+    name = result.names.of(NPU)
     simulated = f"{result.names.of(ONNX_FILE if ONNX_FILE in result.backends else SIMULATED)}|{name}"
 
     def metric(field: str) -> Callable[[ChipResult], Value]:
-        return lambda row: getattr(npus[row.group].backends[name], field) if row.group in npus else None
+        return lambda row: getattr(npus[row.chip].backends[name], field) if row.chip in npus else None
 
     columns = (
         Column("chip", lambda row: row.chip, kind=TEXT),
-        Column("NPU", lambda row: row.architecture, kind=TEXT),
-        Column("computes as", lambda row: row.group, kind=TEXT),
+        Column("NPU", lambda row: CHIPS[row.chip].architecture, kind=TEXT),
+        Column("computes as", lambda row: npus[row.chip].chip if row.chip in npus else None, kind=TEXT),
         Column("mIoU %", metric("miou")),
         Column("95 % CI", metric("miou_interval"), optional=True),
         Column("change", metric("change"), kind=CHANGE),
         Column("95 % CI", metric("change_interval"), optional=True),
         Column("change on a device (AI Hub)", lambda row: row.measured_change, 1, CHANGE, optional=True),
-        Column("agreement %", lambda row: npus[row.group].agreement.get(simulated) if row.group in npus else None),
+        Column("agreement %", lambda row: npus[row.chip].agreement.get(simulated) if row.chip in npus else None),
         Column("latency ms (AI Hub)", lambda row: row.latency, kind=TEXT, optional=True),
         Column("nodes not on the NPU", lambda row: row.describe_nodes(), kind=TEXT),
     )

@@ -20,17 +20,13 @@ import yaml  # PyYAML, which aimet-torch needs too
 from ffnet.results.published import RUNTIMES
 from ffnet.system.files import write_atomically
 from ffnet.system.text import format_number
+from ffnet.variants import AI_HUB_INPUT_SIZES
 
 TABLE_FILE = Path(__file__).with_name("ai_hub.json")
 PAGE = Path(__file__).parents[2] / "docs" / "published.md"
 MARKERS = ("<!-- Written by ffnet/results/ai_hub.py -->", "<!-- End of what it wrote -->")
-MODELS = {  # folder in the wheel -> variant; AI Hub switches the pre_down of the last two off
-    "ffnet_40s": "segmentation_ffnet40S_dBBB_mobile",
-    "ffnet_54s": "segmentation_ffnet54S_dBBB_mobile",
-    "ffnet_78s": "segmentation_ffnet78S_dBBB_mobile",
-    "ffnet_78s_lowres": "segmentation_ffnet78S_BCC_mobile",
-    "ffnet_122ns_lowres": "segmentation_ffnet122NS_CCC_mobile",
-}
+FOLDERS = ("ffnet_40s", "ffnet_54s", "ffnet_78s", "ffnet_78s_lowres", "ffnet_122ns_lowres")
+MODELS = dict(zip(FOLDERS, AI_HUB_INPUT_SIZES, strict=True))  # folder in the wheel -> variant
 
 
 def read_wheel(path: Path) -> dict[str, Any]:
@@ -89,10 +85,11 @@ def markdown_tables(table: Mapping[str, Any]) -> str:
     """Return the tables in `docs/published.md`: the mIoU of each model, and its W8A8 latency on each device."""
     models: Mapping[str, Mapping[str, Any]] = table["models"]
     runtimes = " / ".join(RUNTIMES.values())
-    mious = [
-        (model["name"], name, "{}x{}".format(*model["input_size"]), *_accuracy(model["float_miou"], model["w8a8_miou"]))
-        for name, model in models.items()
-    ]
+    mious = []
+    for name, model in models.items():
+        miou, w8a8 = model["float_miou"], model["w8a8_miou"]
+        change = _cell({key: value - miou for key, value in w8a8.items()}, "+")
+        mious.append((model["name"], name, "{}x{}".format(*model["input_size"]), miou, _cell(w8a8), change))
     latency = [
         (f"{device} ({part})", *(_cell(model["latency_ms"]["w8a8"].get(device, {})) for model in models.values()))
         for device, part in table["devices"].items()
@@ -106,10 +103,6 @@ def markdown_tables(table: Mapping[str, Any]) -> str:
             _markdown([("device", *(model["name"] for model in models.values())), *latency]),
         )
     )
-
-
-def _accuracy(miou: float, w8a8: Mapping[str, float]) -> tuple[float, str, str]:
-    return miou, _cell(w8a8), _cell({key: value - miou for key, value in w8a8.items()}, "+")
 
 
 def _cell(values: Mapping[str, float], sign: str = "") -> str:

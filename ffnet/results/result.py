@@ -114,25 +114,22 @@ class NpuResult:
 
 @dataclass(frozen=True)
 class ChipResult:
-    """What one chip of --npu makes of the file."""
+    """What one chip of --npu makes of the file, and what Qualcomm AI Hub measured on a device with it."""
 
     chip: str  # part name
-    architecture: str  # Hexagon architecture, such as "v79"
-    error: str | None  # why the file can't be compiled for the chip or run; None if it can
-    refused: list[str]  # names of the nodes that the chip refuses, if the error names any
-    cpu_nodes: list[str]  # names of the nodes that run on the CPU
-    group: str | None  # chip whose NpuResult counts for this one; None if there is an error
-    device: str | None  # device with this chip on which Qualcomm AI Hub measured the model
-    latency: str | None  # AI Hub's W8A8 latency there by TFLite/DLC/ONNX in milliseconds
-    measured_change: float | None  # AI Hub's mIoU change there by ONNX in percentage points
+    latency: str | None = None  # AI Hub's W8A8 latency by TFLite/DLC/ONNX in milliseconds
+    measured_change: float | None = None  # AI Hub's mIoU change by ONNX in percentage points
+    hardware: bool = False  # whether an NPU in this PC runs the file
+    cpu_nodes: list[str] = field(default_factory=list)  # names of the nodes that run on the CPU
+    logits: str | None = None  # sha256 of the logits of the first image; None if no other chip is compared
+    error: str | None = None  # why the file can't be compiled for the chip or run
+    refused: list[str] = field(default_factory=list)  # names of the nodes that the chip refuses
 
     def describe_nodes(self) -> str:
-        """Return what keeps the chip from running all nodes on its NPU."""
-        if self.error is None:
-            return f"{count(len(self.cpu_nodes), 'node')} on the CPU: {list_names(self.cpu_nodes)}" * bool(
-                self.cpu_nodes
-            )
-        return f"refuses {list_names(self.refused)}" if self.refused else "can't run the file"
+        """Return which nodes do not run on the NPU, and why."""
+        if self.error:
+            return f"refuses {list_names(self.refused)}" if self.refused else "can't run the file"
+        return f"on the CPU: {list_names(self.cpu_nodes)}" if self.cpu_nodes else ""
 
 
 @dataclass(frozen=True)

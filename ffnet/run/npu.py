@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from datasets.split import Split
 from ffnet.chips import CHIPS
-from ffnet.config import Config
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
@@ -29,7 +28,6 @@ from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.results import result as results
 from ffnet.results.published import (
-    MIOU_DEVICE,
     Comparison,
     ImageSetup,
     ai_hub_notes,
@@ -57,52 +55,21 @@ class NpuOutcome:
 
 
 @dataclass(frozen=True)
-class ChipCheck:
-    """What one chip makes of a file."""
-
-    error: str | None = None  # why it can't be compiled or run
-    refused: list[str] = field(default_factory=list)  # names of the nodes that the error is about
-    cpu_nodes: list[str] = field(default_factory=list)
-    hardware: bool = False  # an NPU in this PC runs the file; otherwise the emulator does
-    logits: str = ""  # sha256 of the logits of one image; "" if there is no other chip
-
-
-@dataclass(frozen=True)
 class NpuFile:
     """A file that at least one of the run's chips takes."""
 
     path: Path
     input_format: InputFormat
-    checks: Mapping[str, ChipCheck]  # chip -> check, in the order of the run
+    chips: tuple[ChipResult, ...]
 
     @property
-    def groups(self) -> list[list[str]]:
-        """The chips that take the file; those of a group computed the same logits. The first one stands for all."""
-        found: dict[str, list[str]] = {}
-        for chip, check in self.checks.items():
-            if check.error is None:
-                found.setdefault(check.logits, []).append(chip)
+    def groups(self) -> list[list[ChipResult]]:
+        """The chips that take the file; those of a group computed the same logits, and the first stands for all."""
+        found: dict[str | None, list[ChipResult]] = {}
+        for chip in self.chips:
+            if chip.error is None:
+                found.setdefault(chip.logits, []).append(chip)
         return list(found.values())
-
-    def chip_results(self, config: Config) -> tuple[ChipResult, ...]:
-        """Return what the report says about every chip."""
-        groups, rows = {chip: group[0] for group in self.groups for chip in group}, []
-        for chip, check in self.checks.items():
-            measured = ai_hub_result_on(chip, config)
-            rows.append(
-                ChipResult(
-                    chip=chip,
-                    architecture=CHIPS[chip].architecture,
-                    error=check.error,
-                    refused=check.refused,
-                    cpu_nodes=check.cpu_nodes,
-                    group=groups.get(chip),
-                    device=measured.device if measured else None,
-                    latency=measured.describe_latency() if measured else None,
-                    measured_change=measured.measured_change if measured and measured.device == MIOU_DEVICE else None,
-                )
-            )
-        return tuple(rows)
 
 
 def open_npu(path: Path, images: Split, run: Run, input_format: InputFormat = NORMALIZED_RGB) -> NpuFile:
@@ -112,36 +79,43 @@ def open_npu(path: Path, images: Split, run: Run, input_format: InputFormat = NO
         UserError: If no chip takes the file.
     """
     with run.stage("compile for the NPU"):
-        checks = run.once(_check_chips, path, images, run, input_format)
-    errors = [check.error for check in checks.values()]
-    if all(errors):
-        raise UserError("; ".join(dict.fromkeys(filter(None, errors))))
-    return NpuFile(path, input_format, checks)
+        chips = run.once(_check_chips, path, images, run, input_format)
+    errors = [chip.error for chip in chips if chip.error]
+    if len(errors) == len(chips):
+        raise UserError("; ".join(errors))
+    return NpuFile(path, input_format, chips)
 
 
-def _check_chips(path: Path, images: Split, run: Run, input_format: InputFormat) -> dict[str, ChipCheck]:
-    """Return the check of every chip; those of an earlier run are not repeated."""
+def _check_chips(path: Path, images: Split, run: Run, input_format: InputFormat) -> tuple[ChipResult, ...]:
+    """Return what every chip makes of a file; what an earlier run saved is not repeated."""
     npu, storage = run.config.npu, run.storage
-    saved = storage.load_chips(ChipCheck) if storage else {}
+    saved = storage.load_chips() if storage else {}
     image = normalize(images[0][0][None]) if len(npu.chips) > 1 else None
-    checks = {}
+    found = []
     for part in tqdm(npu.chips, "compile for chips", unit="chip", disable=run.runtime.quiet or image is None):
         target = NpuTarget(path, CHIPS[part], npu.fallback)
-        check = checks[part] = saved.get(part) or _check_chip(target, input_format, image)
-        if storage and (check.error is None or check.refused):  # a crash is tried again
-            storage.save_chips(saved := {**saved, part: check})
-    return checks
+        found.append(saved.get(part) or _check_chip(_published(part, run), target, input_format, image))
+        if storage and (found[-1].refused or not found[-1].error):  # a crash is tried again
+            saved[part] = found[-1]
+            storage.save_chips(saved)
+    return tuple(found)
 
 
-def _check_chip(target: NpuTarget, input_format: InputFormat, image: torch.Tensor | None) -> ChipCheck:
+def _published(part: str, run: Run) -> ChipResult:
+    """Return a chip with what Qualcomm AI Hub published for it."""
+    found = ai_hub_result_on(part, run.config)
+    return ChipResult(part, found.describe_latency(), found.measured_change) if found else ChipResult(part)
+
+
+def _check_chip(chip: ChipResult, target: NpuTarget, form: InputFormat, image: torch.Tensor | None) -> ChipResult:
     try:
-        with NpuBackend(target, input_format=input_format) as backend:
-            logits = "" if image is None else hashlib.sha256(backend(image).numpy().tobytes()).hexdigest()
+        with NpuBackend(target, input_format=form) as backend:
+            logits = None if image is None else hashlib.sha256(backend(image).numpy().tobytes()).hexdigest()
             session = backend.session
     except UserError as error:
         message = str(error).replace(str(target.path), target.path.name)  # the folder may be temporary
-        return ChipCheck(message, getattr(error, "nodes", []))
-    return ChipCheck(cpu_nodes=list(session.cpu_nodes), hardware=session.hardware, logits=logits)
+        return replace(chip, error=message, refused=getattr(error, "nodes", []))
+    return replace(chip, cpu_nodes=list(session.cpu_nodes), hardware=session.hardware, logits=logits)
 
 
 def run_on_npu(
@@ -170,16 +144,16 @@ def run_on_npu(
 def _with_layers(outcome: NpuOutcome, file: NpuFile, network: QuantizedNetwork, images: Split, run: Run) -> NpuOutcome:
     """Return an outcome with the divergence of the layers, or with the error that prevented the comparison."""
     layers: dict[str, tuple[LayerDivergence, ...]] = {}
+    failure: BaseException | None = None
     try:
         for result in outcome.results:
             target = NpuTarget(file.path, CHIPS[result.chip], run.config.npu.fallback)
             layers[result.chip] = tuple(compare_with_npu(target, network, images))
     except KeyboardInterrupt as interrupt:
-        return replace(outcome, layers=layers, failure=interrupt)
+        failure = interrupt
     except Exception as error:
         failure = UserError(f"The layers of {network.names.of(NPU)} could not be compared: {error}")
-        return replace(outcome, layers=layers, failure=failure)
-    return replace(outcome, layers=layers)
+    return replace(outcome, layers=layers, failure=failure)
 
 
 def evaluate_on_npu(
@@ -197,26 +171,28 @@ def evaluate_on_npu(
     indices, groups = every_nth(len(images), run.config.npu.images), file.groups
     names = network.names if network else BackendNames("")
     calibration = calibration_setup(network.found, run.config) if network else None
-    missing = sum(len(run.missing(NPU_IMAGES.format(group[0]), indices)) for group in groups)
+    missing = sum(len(run.missing(NPU_IMAGES.format(group[0].chip), indices)) for group in groups)
     title = f"evaluate {names.of(NPU)}, {count(len(groups), 'group')} of chips"
     several = len(groups) > 1  # otherwise the evaluation loop has a progress bar
     results, failures = [], []
     with tqdm(total=missing, desc=title, unit="image", disable=run.runtime.quiet or not several) as bar:
         for group in groups:
-            shard, processes, failure = _score_chip(group[0], file, prepared, images, run, names.of(NPU), bar)
+            shard, processes, failure = _score_chip(group[0].chip, file, prepared, images, run, names.of(NPU), bar)
             failures += [failure] if failure else []
             if scored := shard.scores.images:
                 setup = ImageSetup(run.config.data.split, scored, images.size)
-                published = compare_with_ai_hub(run.config, group, setup, len(images), calibration)
+                published = compare_with_ai_hub(
+                    run.config, [chip.chip for chip in group], setup, len(images), calibration
+                )
                 ran = images.select(shard.indices.tolist())
-                result = npu_result(group, file, processes, shard.scores, ran, len(indices), published, names)
+                result = npu_result(group, processes, shard.scores, ran, len(indices), published, names)
                 results.append(result)
-                label = f"{names.of(NPU)}, {group[0]}" if several else names.of(NPU)
+                label = f"{names.of(NPU)}, {group[0].chip}" if several else names.of(NPU)
                 run.notes += [f"{label}: {result.describe()}", *published.notes]
             if isinstance(failure, KeyboardInterrupt):
                 break
     run.notes += ai_hub_notes(run.config) if results else []
-    return NpuOutcome(tuple(results), file.chip_results(run.config), failure=next(iter(failures), None))
+    return NpuOutcome(tuple(results), file.chips, failure=next(iter(failures), None))
 
 
 def _score_chip(
@@ -251,13 +227,11 @@ def _score_chip(
         failure = UserError(
             f"{shard.scores.unsaved}. The images of {name} from this one on are not saved for --resume."
         )
-    used = 1 if file.checks[part].hardware else min(processes, len(indices))
-    return shard, used * run.ranks.world_size, failure
+    return shard, min(processes, len(indices)) * run.ranks.world_size, failure
 
 
 def npu_result(
-    group: Sequence[str],
-    file: NpuFile,
+    group: Sequence[ChipResult],
     processes: int,
     scores: Scores,
     images: Split,
@@ -266,17 +240,17 @@ def npu_result(
     backend_names: BackendNames,
 ) -> NpuResult:
     """Return the result of a group of chips on the images that the first one ran."""
-    chip, check = CHIPS[group[0]], file.checks[group[0]]
+    first, chip = group[0], CHIPS[group[0].chip]
     return NpuResult(
         chip=chip.part,
-        same_chips=list(group[1:]),
+        same_chips=[other.chip for other in group[1:]],
         name=chip.name,
         soc_model=chip.soc_model,
         architecture=chip.architecture,
-        hardware=check.hardware,
+        hardware=first.hardware,
         version=importlib.metadata.version("onnxruntime-qnn"),
-        processes=processes,
-        cpu_nodes=check.cpu_nodes,
+        processes=1 if first.hardware else processes,
+        cpu_nodes=first.cpu_nodes,
         requested_images=requested_images,
         images=images.names,
         classes=results.class_counts(scores, images.label_set),

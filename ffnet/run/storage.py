@@ -28,7 +28,7 @@ from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, ONNX_RUNTIME, SIMULATE
 from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.sites import SavedStates, SimState, load_state, save_state, without_parameters
-from ffnet.results.result import SCHEMA, processor_name, versions
+from ffnet.results.result import SCHEMA, ChipResult, processor_name, versions
 from ffnet.run.records import RecordedImages, RecordFile, read_records
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, write_atomically
@@ -199,17 +199,15 @@ class Storage(SavedStates):
         with self.errors_named():
             write_atomically(self.folder / RECOVERY.replace("*", name), save_state(state, description))
 
-    def load_chips(self, form: Any) -> dict[str, Any]:
-        """Return what `save_chips` saved, as instances of the dataclass `form` by chip."""
+    def load_chips(self) -> dict[str, ChipResult]:
+        """Return what `save_chips` saved."""
         path = self.folder / NPU_CHIPS
-        if not path.exists():
-            return {}
         with damage_named(path):
-            return dict(parse(dict[str, form], json.loads(read_utf8(path))))
+            return dict(parse(dict[str, ChipResult], json.loads(read_utf8(path)))) if path.exists() else {}
 
-    def save_chips(self, checks: Mapping[str, Any]) -> None:
-        """Save what is known of each chip, a dataclass."""
-        content = {chip: dataclasses.asdict(check) for chip, check in checks.items()}
+    def save_chips(self, chips: Mapping[str, ChipResult]) -> None:
+        """Save what is known of each chip."""
+        content = {name: dataclasses.asdict(chip) for name, chip in chips.items()}
         with self.errors_named():
             write_atomically(self.folder / NPU_CHIPS, json.dumps(content, indent=1) + "\n")
 

@@ -170,10 +170,10 @@ def several_chips():
         "sm8750": ("sm8750", None),
     }
     chips = [
-        ChipResult(chip, "v1", error, ["conv0 (Conv2d)"] if error else [], [], group, None, None, None)
+        ChipResult(chip, error=error, refused=["conv0 (Conv2d)"] if error else [], logits=group)
         for chip, (group, error) in rows.items()
     ]
-    chips[-1] = dataclasses.replace(chips[-1], device="S25", latency="4.0/-/5.0", measured_change=-0.2)
+    chips[-1] = dataclasses.replace(chips[-1], latency="4.0/-/5.0", measured_change=-0.2)
     others = [small_npu(backends=backends)]
     return {"npu": small_npu(chip="sm8450", same_chips=["sm8650"]), "other_npus": others, "npu_chips": chips}
 

@@ -229,8 +229,8 @@ def test_the_table_of_chips_shows_groups_refusals_and_what_ai_hub_measured():
     result = small_result(**several_chips())
     rows = [line.split() for line in tables.chips_table(result).format().splitlines()[1:]]
     changed, refused, same, equal = rows
-    assert changed[:5] == ["sm8450", "v1", "sm8450", "83.75", "-16.25"] and same == ["sm8650", *changed[1:]]
-    assert refused[:5] == ["qcs6490", "v1", "-", "-", "-"] and " ".join(refused[-3:]) == "refuses conv0 (Conv2d)"
+    assert changed[:5] == ["sm8450", "v69", "sm8450", "83.75", "-16.25"] and same == ["sm8650", "v75", *changed[2:]]
+    assert refused[:5] == ["qcs6490", "v68", "-", "-", "-"] and " ".join(refused[-3:]) == "refuses conv0 (Conv2d)"
     assert equal[2:6] == ["sm8750", "100.00", "+0.00", "-0.2"] and "4.0/-/5.0" in equal
     shown = [line.split("  ")[0] for line in format_console(result).splitlines() if line.startswith("on the 2 images")]
     assert shown == ["on the 2 images of the NPU, sm8450", "on the 2 images of the NPU, sm8750"]
