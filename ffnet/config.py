@@ -194,10 +194,6 @@ class Config:
         return replace(
             self,
             model=replace(self.model, names=(name,)),
-            data=self.data_of(name),
+            data=replace(self.data, input_size=self.data.input_size or self.input_sizes.get(name)),
             output=replace(self.output, **own),
         )
-
-    def data_of(self, name: str) -> DataConfig:
-        """Return the images of a model, whose size may be that of its own network."""
-        return replace(self.data, input_size=self.data.input_size or self.input_sizes.get(name))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffnet.chips import CHIPS, Chip
+from ffnet.chips import CHIPS
 from ffnet.config import CONTEXT_FILE, MODEL_FILE, NPU_FOLDER, NpuConfig
 from ffnet.npu import worker as npu_worker
 from ffnet.npu.worker import NpuSession, NpuTarget
@@ -130,25 +130,20 @@ def write_npu_contexts(work: Path, npu: NpuConfig) -> dict[str, Any]:
     Raises:
         UserError: If no chip takes the file.
     """
-    entries, errors = [], []
-    for part in npu.chips:
+    entries, errors = list[dict[str, Any]](), list[UserError]()
+    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
+    for chip in (CHIPS[part] for part in npu.chips):
+        file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
         try:
-            entries.append(_write_npu_context(work, CHIPS[part], npu.fallback))
+            with NpuProcess(NpuTarget(work / MODEL_FILE, chip, npu.fallback)) as process:
+                process.call(npu_worker.describe_session)  # a chip that refuses the file gets no folder
+                file.parent.mkdir(parents=True)
+                session = dataclasses.asdict(process.call(npu_worker.describe_session, file))
         except UserError as error:
             errors.append(error)
+            continue
+        entry = {"chip": dataclasses.asdict(chip), "file": file.relative_to(work).as_posix()}
+        entries.append(entry | {"versions": versions | {"qairt": session.pop("qairt")}, **session})
     if not entries:
         raise errors[0]
     return {"npu": entries[0], **({"npu_others": entries[1:]} if len(npu.chips) > 1 else {})}
-
-
-def _write_npu_context(work: Path, chip: Chip, fallback: bool) -> dict[str, Any]:
-    """Compile the file for a chip, and return what the manifest says about the result."""
-    file = work / NPU_FOLDER / chip.part / CONTEXT_FILE
-    with NpuProcess(NpuTarget(work / MODEL_FILE, chip, fallback)) as process:
-        process.call(npu_worker.describe_session)  # creates no folder for a chip that refuses the file
-        file.parent.mkdir(parents=True)
-        description = dataclasses.asdict(process.call(npu_worker.describe_session, file))
-    versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
-    versions["qairt"] = description.pop("qairt")
-    entry = {"chip": dataclasses.asdict(chip), "file": file.relative_to(work).as_posix(), "versions": versions}
-    return {**entry, **description}

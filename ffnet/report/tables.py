@@ -142,11 +142,12 @@ def npu_tables(result: Result) -> list[Table]:
     """
     tables = [chips_table(result)] if len(result.npu_chips) > 1 else []
     for npu in result.npus.values():
-        where, suffix = f"on the {count(len(npu.images), 'image')} of the NPU", ""
-        if result.other_npus:
-            where, suffix = f"{where}, {npu.chip}", f"-{npu.chip}"
-        tables.append(result_table(npu, f"npu-backends{suffix}", where))
-        tables.append(agreement_table(f"npu-agreement{suffix}", npu.agreement, where))
+        comma, dash = (f", {npu.chip}", f"-{npu.chip}") if result.other_npus else ("", "")
+        where = f"on the {count(len(npu.images), 'image')} of the NPU{comma}"
+        tables += [
+            result_table(npu, f"npu-backends{dash}", where),
+            agreement_table(f"npu-agreement{dash}", npu.agreement, where),
+        ]
     return tables
 
 

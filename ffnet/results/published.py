@@ -227,12 +227,10 @@ def ai_hub_notes(config: Config) -> list[str]:
     result = ai_hub_result_on(config.npu.chips[0], config) if len(config.npu.chips) == 1 else None
     if result is None:
         return []
-    measured = (
-        f" The change of the mIoU measured there, W8A8 by ONNX against float: {result.measured_change:+.1f} percentage "
-        f"points on {count(result.miou_images, 'image')}."
-    )
-    return [
+    note = (
         f"{SOURCE}: latency of this model, W8A8 at {'{}x{}'.format(*result.input_size)}, on a {result.device} by "
         f"{'/'.join(RUNTIMES.values())}: {result.describe_latency()} ms. An emulation tells nothing about latency."
-        + (measured if result.measured_change is not None else "")
-    ]
+    )
+    if (change := result.measured_change) is not None:
+        note += f" The mIoU changed there by {change:+.1f} percentage points, W8A8 by ONNX against float."
+    return [note]

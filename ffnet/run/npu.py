@@ -19,7 +19,7 @@ from ffnet.chips import CHIPS
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
-from ffnet.evaluation.scores import NPU, BackendNames, Scores, Shard, no_scores
+from ffnet.evaluation.scores import NPU, BackendNames, Shard, no_scores
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
@@ -27,19 +27,12 @@ from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.results import result as results
-from ffnet.results.published import (
-    Comparison,
-    ImageSetup,
-    ai_hub_notes,
-    ai_hub_result_on,
-    compare_with_ai_hub,
-)
+from ffnet.results.published import ImageSetup, ai_hub_notes, ai_hub_result_on, compare_with_ai_hub
 from ffnet.results.result import ChipResult, NpuResult
 from ffnet.run.networks import calibration_setup
 from ffnet.run.session import Run
 from ffnet.run.storage import NPU_IMAGES
 from ffnet.system.errors import UserError
-from ffnet.system.text import count
 
 MAX_PROCESSES = 16  # processes that run images at the same time; one takes about 0.4 GB for a large network
 
@@ -88,42 +81,33 @@ def open_npu(path: Path, images: Split, run: Run, input_format: InputFormat = NO
 
 def _check_chips(path: Path, images: Split, run: Run, input_format: InputFormat) -> tuple[ChipResult, ...]:
     """Return what every chip makes of a file; what an earlier run saved is not repeated."""
-    npu, storage = run.config.npu, run.storage
-    saved = storage.load_chips() if storage else {}
-    image = normalize(images[0][0][None]) if len(npu.chips) > 1 else None
-    found = []
-    for part in tqdm(npu.chips, "compile for chips", unit="chip", disable=run.runtime.quiet or image is None):
-        target = NpuTarget(path, CHIPS[part], npu.fallback)
-        found.append(saved.get(part) or _check_chip(_published(part, run), target, input_format, image))
-        if storage and (found[-1].refused or not found[-1].error):  # a crash is tried again
-            saved[part] = found[-1]
-            storage.save_chips(saved)
-    return tuple(found)
+    chips, storage = run.config.npu.chips, run.storage
+    found = storage.load_chips() if storage else {}
+    image = normalize(images[0][0][None]) if len(chips) > 1 else None
+    for part in tqdm(chips, "compile for chips", unit="chip", disable=run.runtime.quiet or image is None):
+        if part not in found:
+            found[part] = _check_chip(part, path, run, input_format, image)
+            if storage:
+                storage.save_chips({chip: row for chip, row in found.items() if row.refused or not row.error})
+    return tuple(found[part] for part in chips)
 
 
-def _published(part: str, run: Run) -> ChipResult:
-    """Return a chip with what Qualcomm AI Hub published for it."""
+def _check_chip(part: str, path: Path, run: Run, input_format: InputFormat, image: torch.Tensor | None) -> ChipResult:
+    """Return what one chip makes of a file, beside what Qualcomm AI Hub published for the chip."""
     found = ai_hub_result_on(part, run.config)
-    return ChipResult(part, found.describe_latency(), found.measured_change) if found else ChipResult(part)
-
-
-def _check_chip(chip: ChipResult, target: NpuTarget, form: InputFormat, image: torch.Tensor | None) -> ChipResult:
+    chip = ChipResult(part, found.describe_latency(), found.measured_change) if found else ChipResult(part)
     try:
-        with NpuBackend(target, input_format=form) as backend:
+        with NpuBackend(NpuTarget(path, CHIPS[part], run.config.npu.fallback), input_format=input_format) as backend:
             logits = None if image is None else hashlib.sha256(backend(image).numpy().tobytes()).hexdigest()
             session = backend.session
     except UserError as error:
-        message = str(error).replace(str(target.path), target.path.name)  # the folder may be temporary
+        message = str(error).replace(str(path), path.name)  # the folder may be temporary
         return replace(chip, error=message, refused=getattr(error, "nodes", []))
     return replace(chip, cpu_nodes=list(session.cpu_nodes), hardware=session.hardware, logits=logits)
 
 
 def run_on_npu(
-    file: NpuFile,
-    prepared: PreparedBackends,
-    images: Split,
-    run: Run,
-    network: QuantizedNetwork | None = None,
+    file: NpuFile, prepared: PreparedBackends, images: Split, run: Run, network: QuantizedNetwork | None = None
 ) -> NpuOutcome:
     """Score the NPU beside the other backends and, if `network` is given, compare its layers with the simulation's.
 
@@ -157,11 +141,7 @@ def _with_layers(outcome: NpuOutcome, file: NpuFile, network: QuantizedNetwork, 
 
 
 def evaluate_on_npu(
-    file: NpuFile,
-    prepared: PreparedBackends,
-    images: Split,
-    run: Run,
-    network: QuantizedNetwork | None,
+    file: NpuFile, prepared: PreparedBackends, images: Split, run: Run, network: QuantizedNetwork | None
 ) -> NpuOutcome:
     """Score all backends and the first chip of each group on the same images, every n-th of those that are scored.
 
@@ -169,26 +149,19 @@ def evaluate_on_npu(
     to be saved.
     """
     indices, groups = every_nth(len(images), run.config.npu.images), file.groups
-    names = network.names if network else BackendNames("")
-    calibration = calibration_setup(network.found, run.config) if network else None
+    name = (network.names if network else BackendNames("")).of(NPU)
     missing = sum(len(run.missing(NPU_IMAGES.format(group[0].chip), indices)) for group in groups)
-    title = f"evaluate {names.of(NPU)}, {count(len(groups), 'group')} of chips"
     several = len(groups) > 1  # otherwise the evaluation loop has a progress bar
+    title = f"evaluate {name}, {len(groups)} groups of chips"
     results, failures = [], []
     with tqdm(total=missing, desc=title, unit="image", disable=run.runtime.quiet or not several) as bar:
         for group in groups:
-            shard, processes, failure = _score_chip(group[0].chip, file, prepared, images, run, names.of(NPU), bar)
+            shard, failure = _score_chip(group[0].chip, file, prepared, images, run, name, bar)
             failures += [failure] if failure else []
-            if scored := shard.scores.images:
-                setup = ImageSetup(run.config.data.split, scored, images.size)
-                published = compare_with_ai_hub(
-                    run.config, [chip.chip for chip in group], setup, len(images), calibration
-                )
-                ran = images.select(shard.indices.tolist())
-                result = npu_result(group, processes, shard.scores, ran, len(indices), published, names)
+            if shard.scores.images:
+                result, notes = npu_result(group, shard, images, run, network)
                 results.append(result)
-                label = f"{names.of(NPU)}, {group[0].chip}" if several else names.of(NPU)
-                run.notes += [f"{label}: {result.describe()}", *published.notes]
+                run.notes += [f"{name}{f', {result.chip}' if several else ''}: {result.describe()}", *notes]
             if isinstance(failure, KeyboardInterrupt):
                 break
     run.notes += ai_hub_notes(run.config) if results else []
@@ -197,18 +170,16 @@ def evaluate_on_npu(
 
 def _score_chip(
     part: str, file: NpuFile, prepared: PreparedBackends, images: Split, run: Run, name: str, bar: tqdm
-) -> tuple[Shard, int, BaseException | None]:
-    """Return the scores with one chip, the number of processes that ran it, and what ended the evaluation early."""
-    indices = every_nth(len(images), run.config.npu.images)
-    target = NpuTarget(file.path, CHIPS[part], run.config.npu.fallback)
+) -> tuple[Shard, BaseException | None]:
+    """Return the scores with one chip, and what ended the evaluation early."""
     failures: list[BaseException] = []
-    processes = min(torch.get_num_threads(), MAX_PROCESSES)
 
     def batches(own: np.ndarray) -> Iterator[ScoredBatch]:
-        if not len(own):
-            return
+        target = NpuTarget(file.path, CHIPS[part], run.config.npu.fallback)
         try:
-            with NpuBackend(target, min(processes, len(own)), file.input_format) as backend:
+            if not len(own):
+                return
+            with NpuBackend(target, _processes(len(own)), file.input_format) as backend:
                 both = replace(prepared, backends={**prepared.backends, NPU: backend})
                 quiet = run.runtime.quiet or not bar.disable
                 runtime = replace(run.runtime, batch_size=len(backend.processes), num_workers=0, quiet=quiet)
@@ -220,28 +191,29 @@ def _score_chip(
         except Exception as error:
             failures.append(UserError(f"The other results are complete, but {name} is not: {error}"))
 
+    indices = every_nth(len(images), run.config.npu.images)
     nothing = no_scores((*prepared.backends, NPU), len(images.label_set.classes))
     shard = run.saved_per_image(NPU_IMAGES.format(part), indices, nothing, batches)
     failure = next((each for found in run.ranks.all_gather(failures) for each in found), None)
-    if shard.scores.unsaved and not failure:
-        failure = UserError(
-            f"{shard.scores.unsaved}. The images of {name} from this one on are not saved for --resume."
-        )
-    return shard, min(processes, len(indices)) * run.ranks.world_size, failure
+    if (unsaved := shard.scores.unsaved) and not failure:
+        failure = UserError(f"{unsaved}. The images of {name} from this one on are not saved for --resume.")
+    return shard, failure
+
+
+def _processes(images: int) -> int:
+    return min(torch.get_num_threads(), MAX_PROCESSES, images)
 
 
 def npu_result(
-    group: Sequence[ChipResult],
-    processes: int,
-    scores: Scores,
-    images: Split,
-    requested_images: int,
-    published: Comparison,
-    backend_names: BackendNames,
-) -> NpuResult:
-    """Return the result of a group of chips on the images that the first one ran."""
-    first, chip = group[0], CHIPS[group[0].chip]
-    return NpuResult(
+    group: Sequence[ChipResult], shard: Shard, images: Split, run: Run, network: QuantizedNetwork | None
+) -> tuple[NpuResult, Sequence[str]]:
+    """Return the result of a group of chips on the images that the first one ran, and notes on published values."""
+    first, chip, config, scores = group[0], CHIPS[group[0].chip], run.config, shard.scores
+    names, requested = network.names if network else BackendNames(""), len(every_nth(len(images), config.npu.images))
+    setup = ImageSetup(config.data.split, scores.images, images.size)
+    calibration = calibration_setup(network.found, config) if network else None
+    published = compare_with_ai_hub(config, [each.chip for each in group], setup, len(images), calibration)
+    result = NpuResult(
         chip=chip.part,
         same_chips=[other.chip for other in group[1:]],
         name=chip.name,
@@ -249,15 +221,16 @@ def npu_result(
         architecture=chip.architecture,
         hardware=first.hardware,
         version=importlib.metadata.version("onnxruntime-qnn"),
-        processes=1 if first.hardware else processes,
+        processes=1 if first.hardware else _processes(requested) * run.ranks.world_size,
         cpu_nodes=first.cpu_nodes,
-        requested_images=requested_images,
-        images=images.names,
+        requested_images=requested,
+        images=images.select(shard.indices.tolist()).names,
         classes=results.class_counts(scores, images.label_set),
-        backends=results.backend_results(scores, backend_names, images.label_set.names),
-        agreement=results.agreement(scores, backend_names),
+        backends=results.backend_results(scores, names, images.label_set.names),
+        agreement=results.agreement(scores, names),
         published=dict(published.mious),
     )
+    return result, published.notes
 
 
 def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: Split) -> list[LayerDivergence]:

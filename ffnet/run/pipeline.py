@@ -55,7 +55,7 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
     names, seconds = config.model.names, dict[str, float]()
     if ranks.is_main and ranks.device == "cpu" and config.use_cuda is None:
         logger.warning("No CUDA device found: running on the CPU.")
-    data = config.data_of(names[0])
+    data = config.for_model(names[0]).data
     with timed("open images", seconds):
         inputs = open_inputs(replace(config, data=data), ranks)
     with timed("find checkpoints", seconds):
@@ -63,8 +63,7 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
         if len(names) > 1:  # report errors before the first model takes time
             ranks.once(check_checkpoints, checkpoints, inputs.images.label_set)
     for name in names:
-        if data != config.data_of(name):  # images of another size
-            data = config.data_of(name)
+        if data != (data := config.for_model(name).data):  # images of another size
             inputs = open_inputs(replace(config, data=data), ranks)
         with _model_named(name, config), Run(config.for_model(name), ranks, seconds, [*inputs.notes, *notes]) as run:
             result = evaluate_model(run, inputs, checkpoints[name])
