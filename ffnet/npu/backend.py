@@ -125,11 +125,7 @@ def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write_npu_contexts(work: Path, npu: NpuConfig) -> dict[str, Any]:
-    """Compile the `model.onnx` of an export in `work` for the chips that take it; return entries of the manifest.
-
-    Raises:
-        UserError: If no chip takes the file.
-    """
+    """Compile `model.onnx` in `work` for the chips that take it, at least one; return entries of the manifest."""
     entries, errors = list[dict[str, Any]](), list[UserError]()
     versions = {name: importlib.metadata.version(name) for name in ("onnxruntime", "onnxruntime-qnn")}
     for chip in (CHIPS[part] for part in npu.chips):

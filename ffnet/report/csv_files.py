@@ -94,10 +94,7 @@ def recovery_rows(recovery: Recovery) -> list[Row]:
 
 
 def npu_layer_rows(layers: Mapping[str, Sequence[LayerDivergence]]) -> list[Row]:
-    """Return the rows of npu_layers.csv: how far the NPU is from the simulation at each quantized activation.
-
-    Several groups of chips are told apart by a first column.
-    """
+    """Return the rows of npu_layers.csv: how far the NPU is from the simulation at each quantized activation."""
     rows = []
     for chip, layer in ((chip, layer) for chip, each in layers.items() for layer in each):
         row: Row = {"chip": chip, "layer": layer.layer} if len(layers) > 1 else {"layer": layer.layer}

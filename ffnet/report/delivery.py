@@ -16,7 +16,7 @@ from ffnet.results.result import DEMO_NOTE, Result
 from ffnet.system.errors import UserError
 from ffnet.system.files import write_atomically
 from ffnet.system.process import interrupt_status, print_lines
-from ffnet.system.text import count, format_number, list_names, printable
+from ffnet.system.text import format_number, list_names, printable
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,7 @@ def deliver_result(result: Result, config: Config) -> int:
         errors.append(str(failure))
     refused = [each.chip for each in result.npu_chips if each.error]
     if refused and config.output.fail_under is not None and not failure:
-        chips = (
-            f"{len(refused)} of {count(len(result.npu_chips), 'chip')} can't run the file: {list_names(refused, 50)}"
-        )
+        chips = f"{len(refused)} of {len(result.npu_chips)} chips can't run the file: {list_names(refused, 50)}"
         errors.append(f"--fail-under and --npu: {chips}. Name other chips, or remove --fail-under.")
     drops = [] if errors or failure else excessive_drops(result, config.output.fail_under)
     _print_errors(errors, drops, f"{result.model}: " if several else "")

@@ -136,18 +136,13 @@ def agreement_table(name: str, agreement: Mapping[str, float], where: str = "") 
 
 
 def npu_tables(result: Result) -> list[Table]:
-    """Return, for each group of chips, the metrics and the agreement of every backend on the images of the NPU.
-
-    If there are several chips, the table of all comes first.
-    """
+    """Return the table of several chips, and the metrics and the agreement of each group on the images of the NPU."""
     tables = [chips_table(result)] if len(result.npu_chips) > 1 else []
     for npu in result.npus.values():
         comma, dash = (f", {npu.chip}", f"-{npu.chip}") if result.other_npus else ("", "")
         where = f"on the {count(len(npu.images), 'image')} of the NPU{comma}"
-        tables += [
-            result_table(npu, f"npu-backends{dash}", where),
-            agreement_table(f"npu-agreement{dash}", npu.agreement, where),
-        ]
+        tables.append(result_table(npu, f"npu-backends{dash}", where))
+        tables.append(agreement_table(f"npu-agreement{dash}", npu.agreement, where))
     return tables
 
 
@@ -315,10 +310,8 @@ def compared_backends_table(comparison: ModelComparison) -> Table:
     for model in comparison.models:
         result = model.result
         rows += [BackendRow(name, result, model.short_name, result.images) for name in result.backends]
-        rows += [
-            BackendRow(result.names.of(NPU), npu, model.short_name, len(npu.images), label)
-            for label, npu in result.npus.items()
-        ]
+        for label, npu in result.npus.items():
+            rows.append(BackendRow(result.names.of(NPU), npu, model.short_name, len(npu.images), label))
     return _backends_table(rows)
 
 

@@ -102,10 +102,7 @@ class NpuResult:
             how = f"this PC's NPU, driven by {package},"
         early = ", and then ended early" if len(self.images) < self.requested_images else ""
         nodes = f"Nodes that ran on the CPU: {list_names(self.cpu_nodes, most=50) or 'none'}."
-        same = (
-            f" The result also counts for {list_names(self.same_chips, most=50)}, which computed the same logits of 1 "
-            "image, the first."
-        )
+        same = f" Chips with the same logits on 1 image, the first: {list_names(self.same_chips, most=50)}."
         return (
             f"{how} ran {len(self.images)} of {count(self.requested_images, 'image')}{early}. {nodes}"
             f"{same if self.same_chips else ''}"

@@ -66,11 +66,7 @@ class NpuFile:
 
 
 def open_npu(path: Path, images: Split, run: Run, input_format: InputFormat = NORMALIZED_RGB) -> NpuFile:
-    """Compile a file for the chips that the run names and, if there are several, run the first image on each.
-
-    Raises:
-        UserError: If no chip takes the file.
-    """
+    """Compile a file for the run's chips, run the first image on several; raise a UserError if none takes it."""
     with run.stage("compile for the NPU"):
         chips = run.once(_check_chips, path, images, run, input_format)
     errors = [chip.error for chip in chips if chip.error]

@@ -207,9 +207,8 @@ class Storage(SavedStates):
 
     def save_chips(self, chips: Mapping[str, ChipResult]) -> None:
         """Save what is known of each chip."""
-        content = {name: dataclasses.asdict(chip) for name, chip in chips.items()}
         with self.errors_named():
-            write_atomically(self.folder / NPU_CHIPS, json.dumps(content, indent=1) + "\n")
+            write_atomically(self.folder / NPU_CHIPS, json.dumps(chips, indent=1, default=dataclasses.asdict) + "\n")
 
     @property
     def is_finished(self) -> bool:
