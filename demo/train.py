@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from datasets import open_split
+from datasets import Split
 from datasets.cityscapes import CityscapesSplit
 from demo.streetscenes.render import render_scene
 from demo.streetscenes.scenes import FIRST_FREE_SEED, ensure_scenes, process_pool
@@ -88,7 +88,7 @@ def learn_head(args: argparse.Namespace) -> None:
     """Train a head for the classes of a data set on the backbone of the demo's network, save it, and evaluate it."""
     name = (args.model_name or DEMO_VARIANTS)[0]
     label_set = read_label_set(args.classes) if args.classes else None
-    images, scored = (open_split(args.dataset, args.dataset_path, split, None, label_set) for split in ("train", "val"))
+    images, scored = (Split(args.dataset, args.dataset_path, split, None, label_set) for split in ("train", "val"))
     torch.manual_seed(args.seed)
     model = build_model(name, len(images.label_set.classes)).requires_grad_(False)
     weights = load_checkpoint(name, DEMO_FOLDER / f"{name}.pth").model.state_dict()
