@@ -117,7 +117,8 @@ def render_scenes(count: int, first_seed: int) -> list[Sample]:
 def train(model: nn.Module, samples: Sequence[Sample], label_set: LabelSet, steps: int) -> nn.Module:
     """Return a network in eval mode with the moving average of its weights while those with gradients are trained."""
     model = model.to(memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
+    decay = min(EMA_DECAY, 1 - 10 / steps)  # a short training must forget its initial weights
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
