@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import DatasetError, open_split
-from datasets.split import Split
+from datasets import DatasetError, Split
 from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, find_in_folder, load_checkpoint
@@ -122,7 +121,7 @@ def open_images(config: Config) -> Split:
 def _open_split(root: Path, data: DataConfig, split: str, limit: int | None = None) -> Split:
     """Open one split of the data set whose layout, label set and input size `data` names."""
     label_set = read_label_set(data.classes) if data.classes else None
-    return open_split(data.dataset, root, split, limit, label_set, data.input_size)
+    return Split(data.dataset, root, split, limit, label_set, data.input_size)
 
 
 def check_one_size(config: Config, images: Split) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from datasets.split import Split
+from datasets import Split
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import MODEL_FILE, ONE_SPLIT, ROUNDED_LAYERS, Config, Runtime
 from ffnet.evaluation.loading import memory_format

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets.split import Split
+from datasets import Split
 from ffnet.chips import CHIPS
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
