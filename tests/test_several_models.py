@@ -11,6 +11,7 @@ import torch
 import ffnet_quanteval
 from ffnet.config import COMPARISON_FILES
 from ffnet.run import networks, pipeline
+from ffnet.variants import MODEL_GROUPS
 from tests.helpers.networks import TOY
 from tests.helpers.program import run_with_result
 from tests.helpers.two_models import NAMES, SMOOTHED, counts, options_for, read
@@ -42,6 +43,21 @@ def test_each_model_has_the_results_of_a_run_of_its_own(data, together, tmp_path
     for name in NAMES:
         assert json.loads((data / "export" / name / "manifest.json").read_text())["model"] == name
         assert len(list((data / "save-predictions" / name).glob("*/*.png"))) == 6
+
+
+@pytest.mark.slow
+def test_each_model_of_ai_hub_gets_images_of_its_own_size(data, tmp_path, monkeypatch, capsys):
+    sizes = dict(zip(NAMES, ((64, 128), (32, 64)), strict=True))
+    monkeypatch.setitem(MODEL_GROUPS, "ai-hub", NAMES)
+    monkeypatch.setattr("ffnet.options.AI_HUB_INPUT_SIZES", sizes)
+    out = tmp_path / "out"
+    assert ffnet_quanteval.main(options_for(data, "--output-dir", str(out), names=("ai-hub",))) == 0
+    assert "val, 64x128 and 32x64, " in capsys.readouterr().out
+    for name, (height, width) in sizes.items():
+        alone = run_with_result(options_for(data, "--input-size", f"{height}x{width}", names=(name,)), tmp_path / name)
+        assert read(out / name)["options"]["input_size"] == f"{height}x{width}"
+        assert read(out / name)["agreement"] == alone["agreement"]
+        assert counts(tmp_path / name, (name,))[name] == counts(out)[name]
 
 
 @pytest.mark.slow
