@@ -96,7 +96,7 @@ def markdown_tables(table: Mapping[str, Any]) -> str:
     ]
     return "\n\n".join(
         (
-            f"{table['source']}: mIoU in percent and its change in percentage points on a "
+            f"{table['source']}: mIoU in percent and its change on a "
             f"{next(iter(table['devices']))}, W8A8 by {runtimes}:",
             _markdown([("AI Hub", "model", "input", "float", "W8A8", "change"), *mious]),
             f'W8A8 latency in milliseconds by {runtimes}; "-" if none was published:',

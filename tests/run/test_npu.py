@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,12 @@ from ffnet.config import MODEL_FILE
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.divergence import Difference, LayerDivergence
-from ffnet.run.npu import divergence_notes
+from ffnet.onnx.input_format import NORMALIZED_RGB
+from ffnet.run.npu import NpuFile, divergence_notes
 from tests.helpers.cityscapes_tree import SIZE
 from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.program import arguments, run_with_result
+from tests.helpers.results import several_chips
 from tests.helpers.two_models import SMOOTHED, options_for
 
 
@@ -211,3 +214,8 @@ def test_a_file_that_no_chip_takes_is_an_error(pre_down, capsys):
     assert ffnet_quanteval.main([*pre_down[:chips], "qcs6490", "qcm6490"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "--npu qcs6490: " in error and "--npu qcm6490: " in error and "refuses 3 nodes" in error
+
+
+def test_chips_with_equal_logits_form_a_group_without_those_that_refuse():
+    file = NpuFile(Path("model.onnx"), NORMALIZED_RGB, tuple(several_chips()["npu_chips"]))
+    assert [[row.chip for row in group] for group in file.groups] == [["sm8450", "sm8650"], ["sm8750"]]
