@@ -71,7 +71,7 @@ def open_npu(path: Path, images: Split, run: Run, input_format: InputFormat = NO
         chips = run.once(_check_chips, path, images, run, input_format)
     errors = [chip.error for chip in chips if chip.error]
     if len(errors) == len(chips):
-        raise UserError("; ".join(errors))
+        raise UserError(f"--npu: none of {len(chips)} chips takes the file. {errors[0]}" if errors[1:] else errors[0])
     return NpuFile(path, input_format, chips)
 
 

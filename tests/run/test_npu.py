@@ -213,7 +213,7 @@ def test_a_file_that_no_chip_takes_is_an_error(pre_down, capsys):
     chips = pre_down.index("sm8450")
     assert ffnet_quanteval.main([*pre_down[:chips], "qcs6490", "qcm6490"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "--npu qcs6490: " in error and "--npu qcm6490: " in error and "refuses 3 nodes" in error
+    assert "--npu: none of 2 chips takes the file. --npu qcs6490: " in error and "refuses 3 nodes" in error
 
 
 def test_chips_with_equal_logits_form_a_group_without_those_that_refuse():
