@@ -51,7 +51,9 @@ def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Mod
     description = describe_encodings(run.config, found.calibration_images, network.loaded)
     neighbors = " or fewer of one size" if inputs.calibration_images and inputs.calibration_images.size is None else ""
     if found.batch_size is not None:
-        description += f" Calibration took them in file order, in batches of {found.batch_size}{neighbors}{layout(run.runtime)}."
+        description += (
+            f" Calibration took them in file order, in batches of {found.batch_size}{neighbors}{layout(run.runtime)}."
+        )
     if found.batch_size is not None and found.batch_size < run.runtime.batch_size:
         description += " The GPU ran out of memory for larger ones."
     calibration = Calibration(found.calibration_images, found.batch_size, description)
