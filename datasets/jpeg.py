@@ -35,7 +35,7 @@ def decode(data: bytes) -> np.ndarray:
         ValueError: If the data ends early or is damaged, as far as a format without checksums shows it.
     """
     if data.rfind(END) < data.rfind(SCAN):  # Pillow accepts zeros after most of the data, as interrupted copies have
-        raise ValueError("this JPEG file is truncated: it has no end")
+        raise ValueError("this JPEG file is truncated or damaged (it has no end)")
     try:
         return np.array(_open(io.BytesIO(data)))
     except OSError as error:
