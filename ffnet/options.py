@@ -5,18 +5,19 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ffnet import __version__
-from ffnet.chips import CHIPS, DEFAULT_CHIP, find_chip
+from ffnet.chips import DEFAULT_CHIP
 from ffnet.config import ADAROUND_ITERATIONS, CHANNEL_ORDERS, LIST_CHIPS, SEQ_MSE_BITS, VALUE_RANGES, Config
+from ffnet.option_types import boolean, chips, integer, model_names, path, percentage_points, plain_text, size
 from ffnet.system.errors import UserError
 from ffnet.system.process import print_lines
-from ffnet.variants import AI_HUB_INPUT_SIZES, DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS, find_variant
+from ffnet.variants import AI_HUB_INPUT_SIZES, DEFAULT_MODEL, DEMO_VARIANTS, MODEL_GROUPS
 
 PROGRAM = "ffnet_quanteval.py"
 DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --dataset-path is not given
@@ -51,78 +52,6 @@ REQUIRES = {  # option -> options; it has no effect without at least one of them
 }
 
 
-def _model_names(text: str) -> tuple[str, ...]:
-    """Return the names of one model or of a group of them."""
-    if text in MODEL_GROUPS:
-        return MODEL_GROUPS[text]
-    try:
-        return (find_variant(text).name,)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _chips(text: str) -> tuple[str, ...]:
-    """Return the part name of a chip, or of all of them, or LIST_CHIPS."""
-    words = {LIST_CHIPS: (LIST_CHIPS,), "all": tuple(CHIPS)}
-    try:
-        return words.get(text.lower()) or (find_chip(text).part,)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _boolean(text: str) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false. Give one of {', '.join(words)}.")
-    return words[text.lower()]
-
-
-def _integer(least: int, most: int = 10**9, word: str = "") -> Callable[[str], int | str]:
-    """Return an argparse type for whole numbers from `least` to `most`, and for `word` if it is not empty."""
-
-    def number(text: str) -> int | str:
-        if word and text.lower() == word:
-            return word
-        if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or not least <= int(text) <= most:
-            bounds = f"of at least {least}" if most == 10**9 else f"from {least} to {most}"
-            alternative = f", nor `{word}`" if word else ""
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number {bounds}{alternative}.")
-        return int(text)
-
-    return number
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Return height and width of "512x1024"."""
-    height, _, width = text.lower().partition("x")
-    if not all(side.isascii() and side.isdecimal() and 32 <= int(side[:6]) <= 8192 for side in (height, width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width from 32 to 8192, such as 512x1024.")
-    return int(height), int(width)
-
-
-def _text(text: str) -> str:
-    """Accept text that is not empty and that every library can open as a file name."""
-    if not text:
-        raise argparse.ArgumentTypeError("the value is empty. Name a file or folder.")
-    if text != text.encode(errors="ignore").decode():
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid UTF-8, and not every library can open it. Rename it.")
-    return text
-
-
-def _path(text: str) -> Path:
-    return Path(_text(text))
-
-
-def _percentage_points(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of percentage points from 0 to 100.")
-    return value
-
-
 @dataclass(frozen=True)
 class Option:
     """One option: where its value goes, and how argparse reads it."""
@@ -147,11 +76,11 @@ def lookup(config: Config, target: str) -> Any:
 
 FLAG: dict[str, Any] = {"action": "store_true"}
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}  # --name and --no-name
-FILE: dict[str, Any] = {"type": _path, "metavar": "FILE"}
-FOLDER: dict[str, Any] = {"type": _path, "metavar": "DIR"}
-COUNT: dict[str, Any] = {"type": _integer(1), "metavar": "N"}
-COUNT_OR_ZERO: dict[str, Any] = {"type": _integer(0), "metavar": "N"}
-BITS: dict[str, Any] = {"type": _integer(4, 16), "metavar": "BITS"}  # float32 cannot simulate many more
+FILE: dict[str, Any] = {"type": path, "metavar": "FILE"}
+FOLDER: dict[str, Any] = {"type": path, "metavar": "DIR"}
+COUNT: dict[str, Any] = {"type": integer(1), "metavar": "N"}
+COUNT_OR_ZERO: dict[str, Any] = {"type": integer(0), "metavar": "N"}
+BITS: dict[str, Any] = {"type": integer(4, 16), "metavar": "BITS"}  # float32 cannot simulate many more
 SPLIT: dict[str, Any] = {"choices": ("val", "train")}
 
 OPTIONS: dict[str, tuple[Option, ...]] = {
@@ -159,7 +88,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--model-name", "model.names", "FFNet segmentation models that are evaluated and compared: names, "
                "`published` for the five with published INT8 results, `ai-hub` for Qualcomm AI Hub's five at its input "
                f"sizes, `all` for the 66, or the demo's two (default: {DEFAULT_MODEL})",
-               {"type": _model_names, "nargs": "+", "action": "extend", "metavar": "NAME"}, ("--model-config",)),
+               {"type": model_names, "nargs": "+", "action": "extend", "metavar": "NAME"}, ("--model-config",)),
         Option("--list-models", "list_models", "list the 66 models with sizes and published mIoU, and exit", FLAG),
         Option("--checkpoint", "model.checkpoint", "weights, or a folder whose files are matched with the models by "
                "name or content (default: the published files, downloaded once)", FOLDER | {"metavar": "FILE_OR_DIR"}),
@@ -177,10 +106,10 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                f"gtFine (default: ${DATASET_VARIABLE})", FOLDER),
         Option("--dataset", "data.dataset", "layout of --dataset-path: cityscapes, kitti, bdd100k, or folders for your "
                "own data; cityscapes:foggy_beta_0.02 and the like for foggy and rainy variants",
-               {"type": _text, "metavar": "LAYOUT"}),
+               {"type": plain_text, "metavar": "LAYOUT"}),
         Option("--classes", "data.classes", "JSON file of the label set (default: that of --dataset)", FILE),
         Option("--input-size", "data.input_size", "resize the images to height x width, as Qualcomm AI Hub does "
-               "(default: their own size)", {"type": _size, "metavar": "HxW"}),
+               "(default: their own size)", {"type": size, "metavar": "HxW"}),
         Option("--split", "data.split", "the split that is scored", SPLIT),
         Option("--limit", "data.limit", "score only the first N images of --split", COUNT),
     ),
@@ -192,7 +121,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--cle", "quantization.cle", "cross-layer equalization (default: on)", SWITCH),
         Option("--config-file", "quantization.config_file",
                "AIMET's quantization configuration, or the name of one of its own (default: its per-channel one)",
-               {"type": _text, "metavar": "FILE"}),
+               {"type": plain_text, "metavar": "FILE"}),
         Option("--calibration-split", "data.calibration_split", "the split of the calibration images", SPLIT),
         Option("--calibration-images", "data.calibration_images",
                "number of calibration images, drawn with --seed (default: all, as published)", COUNT),
@@ -205,10 +134,10 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--seq-mse", "quantization.seq_mse", "choose the ranges of 4-bit weights by sequential MSE", FLAG),
         Option("--adaround", "quantization.adaround", "round weights up or down so that each layer's output changes "
                f"least; ITERATIONS per layer (without a number: {ADAROUND_ITERATIONS})",
-               {"type": _integer(1, 10**6), "nargs": "?", "const": ADAROUND_ITERATIONS, "metavar": "ITERATIONS"}),
+               {"type": integer(1, 10**6), "nargs": "?", "const": ADAROUND_ITERATIONS, "metavar": "ITERATIONS"}),
         Option("--max-drop", "quantization.max_drop", "try sequential MSE, then AdaRound, then more bits for the most "
                "sensitive layers, until the mIoU drop is at most POINTS percentage points",
-               {"type": _percentage_points, "metavar": "POINTS"}),
+               {"type": percentage_points, "metavar": "POINTS"}),
         Option("--recovery-images", "quantization.recovery_images",
                "number of calibration images for sequential MSE and AdaRound, spread evenly", COUNT),
         Option("--selection-images", "data.selection_images",
@@ -218,21 +147,21 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
     "NPU": (
         Option("--npu", "npu.chips", "add a backend: the exported file on Qualcomm's NPU, emulated unless the PC has "
                f"one; several chips, or `all`, are compared; `--npu {LIST_CHIPS}` prints the chips (without a "
-               f"name: {DEFAULT_CHIP})", {"type": _chips, "nargs": "*", "metavar": "CHIP"}),
+               f"name: {DEFAULT_CHIP})", {"type": chips, "nargs": "*", "metavar": "CHIP"}),
         Option("--npu-images", "npu.images", "number of images for --npu, every n-th of those scored, or `all`",
-               {"type": _integer(1, word="all"), "metavar": "N"}),
+               {"type": integer(1, word="all"), "metavar": "N"}),
         Option("--npu-fallback", "npu.fallback", "run nodes that the NPU refuses on the CPU, and name them", FLAG),
     ),
     "runtime": (
         Option("--use-cuda", "use_cuda", "true or false (default: true if a CUDA device is available)",
-               {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}),
+               {"type": boolean, "nargs": "?", "const": True, "metavar": "BOOL"}),
         Option("--allow-tf32", "runtime.allow_tf32", "on a GPU, compute FP32 in TF32: faster and less exact", FLAG),
         Option("--compile", "runtime.compile", "compile the networks (default: if the run is long enough)", SWITCH),
         Option("--batch-size", "runtime.batch_size", "images per batch; the encodings depend on it, because "
                "TF-Enhanced takes the range of its histograms from the first batch",
-               {"type": _integer(1, 4096), "metavar": "N"}),
+               {"type": integer(1, 4096), "metavar": "N"}),
         Option("--num-workers", "runtime.num_workers", "threads that decode images; 0: the main thread (default: up to "
-               "4, with a GPU up to 16, at most one per processor)", {"type": _integer(0, 256), "metavar": "N"}),
+               "4, with a GPU up to 16, at most one per processor)", {"type": integer(0, 256), "metavar": "N"}),
         Option("--quiet", "runtime.quiet", "show no progress on stderr", FLAG),
     ),
     "results": (
@@ -249,7 +178,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                "(default: on in the demo)", SWITCH),
         Option("--force", "output.force", "write into folders that hold other files", FLAG),
         Option("--fail-under", "output.fail_under", "exit with status 1 if an INT8 backend's mIoU drop exceeds DROP "
-               "percentage points", {"type": _percentage_points, "metavar": "DROP"}),
+               "percentage points", {"type": percentage_points, "metavar": "DROP"}),
     ),
 }  # fmt: skip
 FLAGS = {option.target: option.flag for option in itertools.chain(*OPTIONS.values())}
