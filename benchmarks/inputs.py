@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, CityscapesSplit
+from datasets import LAYOUTS
+from datasets.cityscapes import CityscapesSplit
 from demo.streetscenes.render import render_scene
 from ffnet.evaluation.loading import normalize
 from ffnet.model import FFNet, build_model
@@ -44,7 +45,8 @@ def write_images(
     folders = [root / kind / "val" / "bench" for kind in ("leftImg8bit", "gtFine")]
     for folder in folders:
         folder.mkdir(parents=True)
-    suffixes = (IMAGE_SUFFIX, LABEL_SUFFIX)
+    layout = LAYOUTS["cityscapes"]
+    suffixes = (layout.images.suffixes[0], layout.labels.suffixes[0])
     scenes = min(scenes or number, number)
     for seed in tqdm(range(scenes), "render", disable=None):
         for folder, suffix, pixels in zip(folders, suffixes, render_scene(seed, *size), strict=True):

@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from datasets import open_split
+from datasets import Split
 from datasets.cityscapes import CityscapesSplit
 from demo.streetscenes.render import render_scene
 from demo.streetscenes.scenes import FIRST_FREE_SEED, ensure_scenes, process_pool
@@ -88,7 +88,7 @@ def learn_head(args: argparse.Namespace) -> None:
     """Train a head for the classes of a data set on the backbone of the demo's network, save it, and evaluate it."""
     name = (args.model_name or DEMO_VARIANTS)[0]
     label_set = read_label_set(args.classes) if args.classes else None
-    images, scored = (open_split(args.dataset, args.dataset_path, split, None, label_set) for split in ("train", "val"))
+    images, scored = (Split(args.dataset, args.dataset_path, split, None, label_set) for split in ("train", "val"))
     torch.manual_seed(args.seed)
     model = build_model(name, len(images.label_set.classes)).requires_grad_(False)
     weights = load_checkpoint(name, DEMO_FOLDER / f"{name}.pth").model.state_dict()
@@ -117,7 +117,8 @@ def render_scenes(count: int, first_seed: int) -> list[Sample]:
 def train(model: nn.Module, samples: Sequence[Sample], label_set: LabelSet, steps: int) -> nn.Module:
     """Return a network in eval mode with the moving average of its weights while those with gradients are trained."""
     model = model.to(memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
+    decay = min(EMA_DECAY, 1 - 10 / steps)  # a short training must forget its initial weights
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)

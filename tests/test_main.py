@@ -17,7 +17,7 @@ from aimet_torch.quantsim import QuantizationSimModel
 from skimage.io import imread
 
 import ffnet_quanteval
-from datasets import cityscapes
+from datasets import split
 from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, BackendNames
 from ffnet.labels import CITYSCAPES
 from ffnet.model import FFNet, remove_batch_norms
@@ -260,7 +260,7 @@ def test_a_lack_of_memory_ends_the_run_with_one_line_that_blames_no_file(tree, t
     def fail(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
 
-    monkeypatch.setattr(cityscapes, "_decode", fail)
+    monkeypatch.setattr(split, "decode", fail)
     assert ffnet_quanteval.main(arguments(tree, toy_checkpoint, "--num-workers", "2", "--quiet")) == 2
     error = capsys.readouterr().err
     assert "error: --batch-size 2 and --num-workers 2: the memory does not suffice" in error and error.count("\n") == 1

@@ -92,6 +92,7 @@ def compare_images(
         largest = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
+        shown = np.array(Image.fromarray(image.transpose(1, 2, 0)).resize((width, height)))  # it may have --input-size
         comparison = ImageComparison(
             name=names[index],
             mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
@@ -99,7 +100,7 @@ def compare_images(
             regressed=100 * float((codes == REGRESSED).sum() / scored),
             improved=100 * float((codes == IMPROVED).sum() / scored),
             largest_drops=[(label_set.names[i], float(before[i]), float(after[i])) for i in largest],
-            panels=draw_panels(image.transpose(1, 2, 0), labels, predictions, label_set, factor),
+            panels=draw_panels(shown, labels, predictions, label_set, factor),
         )
         comparisons.append(comparison)
     return comparisons
@@ -119,7 +120,7 @@ def disagreement(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> n
 def draw_panels(
     image: np.ndarray, labels: np.ndarray, predictions: dict[str, np.ndarray], label_set: LabelSet, factor: int
 ) -> list[Panel]:
-    """Return five panels of an image (h, w, 3) uint8, its labels and both predictions, train ids (H, W) uint8."""
+    """Return five panels of an image (H, W, 3) uint8, its labels and both predictions, train ids (H, W) uint8."""
     small = block_reduce(image, (factor, factor, 1), np.mean).round().astype(np.uint8)
     pngs = {
         title: _class_map(ids[::factor, ::factor], label_set) for title, ids in {"label": labels, **predictions}.items()

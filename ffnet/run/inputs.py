@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import DatasetError, open_split
-from datasets.split import Split
+from datasets import DatasetError, Split
 from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, find_in_folder, load_checkpoint
@@ -88,7 +87,6 @@ def _open_checked(config: Config) -> Inputs:
     if quantization.encodings:
         read_encodings(quantization.encodings)
     images = open_images(config)
-    check_one_size(config, images)
     calibration = selection = None
     needs_images = quantization.encodings is None or quantization.partial_encodings or config.output.sensitivity
     split = images
@@ -98,6 +96,8 @@ def _open_checked(config: Config) -> Inputs:
         chosen = selection_indices(len(split), config.data) if quantization.recovers else []
         selection = split.select(chosen) if chosen else None
         calibration = split.select(calibration_indices(len(split), chosen, config.data))
+    check_one_size(config, images, ("output.export", "output.execute", "npu.chip"))
+    check_one_size(config, calibration or images, ("quantization.seq_mse", "quantization.max_drop"))  # AIMET's SeqMSE
     return Inputs(images, calibration, selection, tuple(_ignored_files_notes(images, split)), digest="")
 
 
@@ -122,13 +122,12 @@ def open_images(config: Config) -> Split:
 def _open_split(root: Path, data: DataConfig, split: str, limit: int | None = None) -> Split:
     """Open one split of the data set whose layout, label set and input size `data` names."""
     label_set = read_label_set(data.classes) if data.classes else None
-    return open_split(data.dataset, root, split, limit, label_set, data.input_size)
+    return Split(data.dataset, root, split, limit, label_set, data.input_size)
 
 
-def check_one_size(config: Config, images: Split) -> None:
-    """Raise a UserError if an option needs images of one size, and those of the run differ."""
-    needing = ("output.export", "output.execute", "npu.chip")
-    flags = [FLAGS[target] for target in needing if lookup(config, target)]
+def check_one_size(config: Config, images: Split, targets: Sequence[str]) -> None:
+    """Raise a UserError if one of the options is set, which need images of one size, and the images differ in size."""
+    flags = [FLAGS[target] for target in targets if lookup(config, target) not in (None, False)]
     if flags and images.size is None:
         sizes = " and ".join(sorted({describe_size(size) for size in images.sizes})[:2])
         raise UserError(

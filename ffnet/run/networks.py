@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from datasets.split import Split
+from datasets import Split
 from ffnet.checkpoints.loading import Checkpoint
 from ffnet.config import MODEL_FILE, ONE_SPLIT, ROUNDED_LAYERS, Config, Runtime
 from ffnet.evaluation.loading import memory_format
@@ -49,8 +49,11 @@ def quantize_checkpoint(checkpoint: Checkpoint, inputs: Inputs, run: Run) -> Mod
         recovery = replace(recovery, selection_images=selection.names, scored_too=scored_too)
         run.notes.append(recovery.describe())
     description = describe_encodings(run.config, found.calibration_images, network.loaded)
+    neighbors = " or fewer of one size" if inputs.calibration_images and inputs.calibration_images.size is None else ""
     if found.batch_size is not None:
-        description += f" Calibration took them in file order, in batches of {found.batch_size}{layout(run.runtime)}."
+        description += (
+            f" Calibration took them in file order, in batches of {found.batch_size}{neighbors}{layout(run.runtime)}."
+        )
     if found.batch_size is not None and found.batch_size < run.runtime.batch_size:
         description += " The GPU ran out of memory for larger ones."
     calibration = Calibration(found.calibration_images, found.batch_size, description)
@@ -75,10 +78,11 @@ def describe_encodings(config: Config, images: int, loaded: LoadedEncodings | No
     """Return sentences that say where the encodings come from; `images`: number of calibration images."""
     data = config.data
     if data.scores_calibration_images:
-        published = ", as the published results were" if not config.quantization.recovers else ""
+        as_published = (data.demo or data.is_cityscapes) and not config.quantization.recovers
+        published = ", as the published results were" if as_published else ""
         remedy = "with --calibration-split train no calibration image is scored"
         if data.dataset == ONE_SPLIT:
-            published, remedy = "", "this data set has one part only"
+            remedy = "this data set has one part only"
         calibrated = f"Calibrated on {count(images, 'image')} of the split that is scored{published}; {remedy}."
     else:
         calibrated = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.split import Split
+from datasets import Split
 from ffnet.chips import CHIPS
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize

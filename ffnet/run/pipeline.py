@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from datasets import LAYOUTS
-from datasets.split import Split
+from datasets import Split, find_layout
 from ffnet.config import ONE_SPLIT, RESULT_FILE, Config, Runtime
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
@@ -172,9 +171,9 @@ def dataset_name(config: Config) -> str:
     data = config.data
     if data.demo:
         return "the demo's street scenes"
-    layout, _, variant = data.dataset.partition(":")
-    title = LAYOUTS[layout].title or Path(str(data.dataset_path)).resolve().name
-    return " ".join(filter(None, (title, "" if layout == ONE_SPLIT else data.split, variant)))
+    layout = find_layout(data.dataset)
+    title = layout.title or Path(str(data.dataset_path)).resolve().name
+    return " ".join(filter(None, (title, "" if data.dataset == ONE_SPLIT else data.split, layout.variant)))
 
 
 def details_of(scores: Scores, images: Split, **others: Any) -> Details:

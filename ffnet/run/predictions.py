@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.split import Split
+from datasets import Split
 from ffnet.config import Config
 from ffnet.system.files import write_atomically
 

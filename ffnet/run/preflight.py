@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from datasets import LAYOUTS, check_folders
+from datasets import check_folders, find_label_set, find_layout
 from ffnet.chips import check_npu_package
 from ffnet.config import (
     COMPARISON_FILES,
@@ -15,7 +15,6 @@ from ffnet.config import (
     RESULT_FILES,
     Config,
 )
-from ffnet.labels import read_label_set
 from ffnet.options import FLAGS, lookup
 from ffnet.run.predictions import PREDICTION_FOLDERS
 from ffnet.system.errors import UserError
@@ -28,13 +27,10 @@ INPUT_FILES = ("quantization.encodings", "quantization.config_file", "model.onnx
 def check(config: Config) -> None:
     """Raise a UserError if an input file is missing, an output folder can't be used or a package is not installed."""
     data = config.data
-    if data.dataset.partition(":")[0] not in LAYOUTS:
-        raise UserError(f"--dataset {data.dataset}: this layout is not known. Give one of {', '.join(LAYOUTS)}.")
     if data.dataset_path:
         check_folders(data.dataset, data.dataset_path, data.split)
     _check_input_files(config)
-    if data.classes:
-        read_label_set(data.classes)
+    find_label_set(find_layout(data.dataset), data.dataset_path or Path(), data.classes)
     _check_nesting(_output_folders(config))
     _check_output_folders(config)
     if config.npu.chip:

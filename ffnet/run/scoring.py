@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from datasets.split import Split
+from datasets import Split
 from ffnet.evaluation.compilation import PreparedBackends, choose_compilation, prepare_backends
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up

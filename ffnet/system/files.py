@@ -34,17 +34,8 @@ def is_system_file(name: str) -> bool:
     return any(fnmatchcase(name.lower(), pattern) for pattern in _SYSTEM_FILES)
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """Return the files and folders in `folder` that are not ignored."""
-    return [path for path in folder.iterdir() if not _is_ignored(path.name)]
-
-
-def ignored_files(folder: Path) -> list[Path]:
-    """Return the files and folders in `folder` that are ignored."""
-    return [path for path in folder.iterdir() if _is_ignored(path.name)]
-
-
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder of this name in a data set is ignored: it is hidden or a system file."""
     return name.startswith(".") or is_system_file(name)
 
 

@@ -14,7 +14,7 @@ from skimage.io import imread, imsave
 
 from datasets import DatasetError
 from datasets.cityscapes import CityscapesSplit
-from ffnet.labels import TRAIN_IDS
+from ffnet.labels import CITYSCAPES
 from tests.helpers.cityscapes_tree import write_tree
 
 
@@ -110,7 +110,7 @@ IMAGE_FAULTS = {
     "flipped bytes": lambda data: data[:1000] + b"0123456789" + data[1010:],
 }
 LABEL_FAULTS = {
-    "train ids with void": lambda pixels: np.append(TRAIN_IDS, np.zeros(221, np.uint8))[pixels],
+    "train ids with void": lambda pixels: CITYSCAPES.train_ids[pixels],
     "train ids without void": lambda pixels: (pixels % 19).astype(np.uint8),
 }
 
