@@ -10,6 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from datasets.png import check_limits
 
 SUFFIXES = (".jpg", ".jpeg")
+SCAN, END = b"\xff\xda", b"\xff\xd9"  # markers before pixels and after all
 
 
 def read_size(path: Path | str) -> tuple[int, int]:
@@ -33,6 +34,8 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         ValueError: If the data ends early or is damaged, as far as a format without checksums shows it.
     """
+    if data.rfind(END) < data.rfind(SCAN):  # Pillow accepts zeros after most of the data, as interrupted copies have
+        raise ValueError("this JPEG file is truncated or damaged (it has no end)")
     try:
         return np.array(_open(io.BytesIO(data)))
     except OSError as error:
@@ -43,5 +46,7 @@ def _open(file: IO[bytes]) -> JpegImageFile:
     """Read the header with Pillow's class for JPEG alone: other formats are not tried, and no warnings are printed."""
     try:
         return JpegImageFile(file)
-    except SyntaxError as error:
+    except (OSError, SyntaxError) as error:
+        if getattr(error, "errno", None):  # not an error in the content
+            raise
         raise ValueError("this is not a JPEG file, or its header is damaged") from error

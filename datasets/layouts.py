@@ -87,9 +87,12 @@ def find_layout(text: str) -> Layout:
     layout = LAYOUTS[name]
     if not variant:
         return layout
-    folder, archive = f"leftImg8bit_{variant.partition('_')[0]}", f"leftImg8bit_trainvaltest_{variant}.zip"
-    images = replace(layout.images, folder=folder + "/{split}", suffixes=(f"_leftImg8bit_{variant}.png",))
-    return replace(layout, images=replace(images, archive=archive), variant=variant)
+    weather = variant.partition("_")[0]
+    archive = f"leftImg8bit_{'trainval' if weather == 'rain' else 'trainvaltest'}_{weather}.zip"
+    folder, suffixes = f"leftImg8bit_{weather}/{{split}}", (f"_leftImg8bit_{variant}.png",)
+    return replace(
+        layout, images=replace(layout.images, folder=folder, suffixes=suffixes, archive=archive), variant=variant
+    )
 
 
 def find_label_set(layout: Layout, root: Path, given: Path | None = None) -> LabelSet:
@@ -113,6 +116,9 @@ def check_folders(text: str, root: Path, split: str) -> None:
         if misplaced:
             raise DatasetError(f"{misplaced[0]}: this is not the folder of a city. Move it out of {folder}.")
         if not any(side.suffix_of(path) for path in files):
+            variants = sorted({path.stem.partition("_leftImg8bit_")[2] for path in files} - {""})
+            if layout.variant and variants:
+                raise DatasetError(f"--dataset {text}: {folder} has no such variant. It has {', '.join(variants)}.")
             example = f", but {count(len(files), 'other file')} such as {files[0].name}" if files else ""
             unpack = f" Unpack {side.archive} there, or give the files of other data such names." * bool(side.archive)
             raise DatasetError(

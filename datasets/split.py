@@ -14,6 +14,7 @@ from PIL import Image
 from datasets.files import DatasetError, decode, read_size
 from datasets.layouts import Layout, check_folders, find_label_set, find_layout, ignored_files, visible_files
 from ffnet.labels import CITYSCAPES, UNKNOWN, LabelSet
+from ffnet.system.files import is_ignored
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,8 @@ class Split:
         self.names = list(pairs)[:limit]
         self.images, self.targets = ([str(pair[i]) for pair in pairs.values()][:limit] for i in (0, 1))
         folders = [side.path(self.root, split) for side in (self._layout.images, self._layout.labels)]
-        self.ignored = {path for folder in (*folders, *(f.parent for f in folders)) for path in ignored_files(folder)}
+        beside = [path for folder in folders for path in folder.parent.iterdir() if is_ignored(path.name)]
+        self.ignored = {path for folder in folders for path in ignored_files(folder)}.union(beside)
         self.sizes = check_headers(self.images, self.targets, self._layout)
         self._decoded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by path; shared with selections
         self._most_decoded = 0

@@ -152,7 +152,8 @@ def test_hidden_and_operating_system_files_are_ignored_and_counted_at_every_leve
     clean = CityscapesSplit(tree, "val")
     assert not clean.ignored
     levels = [tree / kind / below for kind in ("leftImg8bit", "gtFine") for below in ("", "val", "val/aachen")]
-    for path in (folder / name for folder in (tree, *levels)):
+    write_tree(tree, "train")
+    for path in (folder / name for folder in (tree, tree / "gtFine" / "train", *levels)):
         path.mkdir() if is_folder else path.touch()
         if is_folder:  # as in folders of thumbnails, whose files have the images' own names
             (path / Path(clean.images[0]).name).touch()

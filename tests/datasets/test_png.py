@@ -40,6 +40,16 @@ def test_filters_animations_and_other_chunks_change_nothing(tmp_path):
         assert np.array_equal(decode(tmp_path / "a.png"), SMOOTH)
 
 
+@pytest.mark.parametrize("depth", (1, 2, 4, 8))
+@pytest.mark.parametrize("width", (1, 5, 16))
+def test_palette_indices_of_every_depth_are_read_as_labels(tmp_path, depth, width):
+    ids = np.random.default_rng(0).integers(0, 2**depth, (7, width), np.uint8)
+    image = Image.fromarray(ids)
+    image.putpalette(PIXELS.tobytes()[: 3 * 2**depth])
+    image.save(tmp_path / "a.png", bits=depth)
+    assert np.array_equal(decode(tmp_path / "a.png", "index"), ids)
+
+
 FAULTS = {  # chunks after the header
     "an unknown filter": [(b"IDAT", zlib.compress(b"\x09" * 385 * 64)), END],
     "no data": [END],
