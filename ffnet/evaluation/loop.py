@@ -5,6 +5,7 @@ import itertools
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from ffnet.config import Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.compilation import PreparedBackends
+from ffnet.evaluation.devices import Mark, mark, moved, seconds_between
 from ffnet.evaluation.loading import (
     Images,
     Sample,
@@ -23,7 +25,6 @@ from ffnet.evaluation.loading import (
     label_set_of,
     normalize,
     open_batches,
-    synchronized_clock,
 )
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.scores import Backend, Scores, concatenate, no_scores
@@ -34,6 +35,8 @@ from ffnet.system.text import count
 
 Predictions = dict[str, torch.Tensor]  # {backend: train ids uint8 (N, H, W), on the device}
 T = TypeVar("T")
+K = TypeVar("K")
+REMEDY = "Use another checkpoint or ONNX file."
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,38 @@ class ScoredBatch:
     positions: np.ndarray  # (images,) int64, positions in the dataset of the loop
     scores: Scores
     predictions: Predictions
+
+
+@dataclass(frozen=True)
+class LaunchedBatch:
+    """A batch whose predictions and counts a GPU may still be computing, or copying back."""
+
+    predictions: Predictions
+    finite: dict[str, torch.Tensor]  # backend -> whether its logits are finite
+    matrices: dict[str, torch.Tensor]  # backend -> confusion matrices
+    agreeing: dict[tuple[str, str], torch.Tensor]
+    pixels: np.ndarray
+    marks: dict[str, tuple[Mark, Mark]]  # backend -> begin and end of its network
+    span: tuple[Mark, Mark]  # begin and end of everything
+    processor_seconds: float
+    batch_size: int | None = None  # the batch size after backoff
+
+    def scores(self) -> Scores:
+        """Wait for the device, and return the scores; raise a UserError if logits are not finite."""
+        whole = seconds_between(*self.span)
+        for name, finite in self.finite.items():
+            if not finite:
+                raise UserError(f"{name}: the logits of this backend are not finite. {REMEDY}")
+        seconds = {name: seconds_between(*marks) for name, marks in self.marks.items()}
+        return Scores(
+            {name: matrices.numpy() for name, matrices in self.matrices.items()},
+            {pair: pixels.numpy() for pair, pixels in self.agreeing.items()},
+            self.pixels,
+            seconds,
+            whole - sum(seconds.values()),
+            self.processor_seconds,
+            self.batch_size,
+        )
 
 
 def evaluate(
@@ -93,23 +128,32 @@ def score_batches(
     label_set = label_set_of(images)
     totals = dict.fromkeys(prepared.backends, 0)
     start, batch_size = 0, runtime.batch_size
+    pending: deque[LaunchedBatch] = deque()
+
+    def finished(most_pending: int) -> Iterator[ScoredBatch]:
+        nonlocal start
+        while len(pending) > most_pending:
+            batch = pending.popleft()
+            scores = batch.scores()
+            yield ScoredBatch(np.arange(start, start + scores.images), scores, batch.predictions)
+            bar.set_postfix_str(_running_mious(totals, scores))
+            start += scores.images
+
     with open_batches(images, runtime, title) as (batches, bar):
-        for batch in batches:
-            work = functools.partial(_score_pieces, prepared, batch, label_set, runtime)
+        for batch in moved(batches, runtime.device):
+            work = functools.partial(_launch_pieces, prepared, batch, label_set, runtime)
             pieces, batch_size = with_backoff(work, batch_size)
             reduced = batch_size if batch_size < runtime.batch_size else None
-            for scores, predictions in pieces:
-                positions = np.arange(start, start + scores.images)
-                yield ScoredBatch(positions, replace(scores, batch_size=reduced), predictions)
-                bar.set_postfix_str(_running_mious(totals, scores))
-                start += scores.images
+            pending.extend(replace(piece, batch_size=reduced) for piece in pieces)
+            yield from finished(len(pieces) if runtime.on_gpu else 0)  # a GPU computes while earlier counts are read
+        yield from finished(0)
 
 
 def calibration_batches(images: Images, runtime: Runtime) -> Generator[torch.Tensor, None, None]:
     """Yield normalized batches (N, 3, H, W) float32 on the device of `runtime`, with its progress bar."""
     with open_batches(images, runtime, "calibrate") as (batches, _):
-        for batch, _ in batches:
-            yield normalize(batch.to(runtime.device, non_blocking=True), runtime.allow_tf32)
+        for batch, _ in moved(batches, runtime.device):
+            yield normalize(batch, runtime.allow_tf32)
 
 
 def with_backoff(work: Callable[[int], T], batch_size: int) -> tuple[T, int]:
@@ -152,54 +196,56 @@ def warm_up(prepared: PreparedBackends, images: Images, runtime: Runtime) -> Non
     number = runtime.batch_size if runtime.on_gpu else 1
     image, labels = (tensor.expand(number, *tensor.shape) for tensor in images[0])
     try:
-        _score(prepared, (image, labels.byte()), label_set_of(images), runtime)
+        (batch,) = moved([(image, labels.byte())], runtime.device)
+        _launch(prepared, batch, label_set_of(images), runtime).scores()
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):  # the evaluation loop handles it
             raise
 
 
-def _score_pieces(
+def _launch_pieces(
     prepared: PreparedBackends, batch: Sample, label_set: LabelSet, runtime: Runtime, size: int
-) -> list[tuple[Scores, Predictions]]:
-    """Score a batch in pieces of at most `size` images."""
+) -> list[LaunchedBatch]:
+    """Launch a batch in pieces of at most `size` images."""
     pieces = zip(*(tensor.split(size) for tensor in batch), strict=True)
-    return [_score(prepared, piece, label_set, runtime) for piece in pieces]
+    return [_launch(prepared, piece, label_set, runtime) for piece in pieces]
 
 
 def _check_logits(name: str, logits: torch.Tensor, images: torch.Tensor, label_set: LabelSet) -> None:
-    """Raise a UserError if what a backend returned for a batch is not finite logits (N, classes, h, w)."""
-    remedy, classes = "Use another checkpoint or ONNX file.", len(label_set.classes)
+    """Raise a UserError if what a backend returned for a batch is not logits, float (N, classes, h, w)."""
+    classes = len(label_set.classes)
     is_float = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.numel() > 0
     if not (is_float and logits.dim() == 4 and logits.shape[:2] == (len(images), classes)):
         raise UserError(
             f"{name}: for {count(len(images), 'image')} this backend returned {describe_tensors(logits)} in place of "
             f"logits, float [{len(images)}, {classes}, height, width], for the {classes} classes of the label set "
-            f"{label_set.name!r}. {remedy}"
+            f"{label_set.name!r}. {REMEDY}"
         )
-    if not logits.sum(dtype=torch.float32).isfinite():  # a sum in float16 could overflow
-        raise UserError(f"{name}: the logits of this backend are not finite. {remedy}")
 
 
-def _score(
-    prepared: PreparedBackends, batch: Sample, label_set: LabelSet, runtime: Runtime
-) -> tuple[Scores, Predictions]:
-    """Run a batch through all backends and compare the predictions with the labels, on the device of `runtime`."""
+def _launch(prepared: PreparedBackends, batch: Sample, label_set: LabelSet, runtime: Runtime) -> LaunchedBatch:
+    """Run a batch on the device of `runtime` through all backends, and compare the predictions with the labels."""
     device = runtime.device
-    images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+    images, labels = batch
     inputs = normalize(images, runtime.allow_tf32)
-    predictions, seconds, processor_seconds, start = {}, {}, 0.0, synchronized_clock(device)
+    predictions, marks, finite, processor_seconds, start = {}, {}, {}, 0.0, mark(device)
     for name, backend in prepared.backends.items():
-        before, processor_before = synchronized_clock(device), time.process_time()
+        before, processor_before = mark(device), time.process_time()
         logits = backend(inputs)
-        seconds[name] = synchronized_clock(device) - before
+        marks[name] = before, mark(device)
         processor_seconds += time.process_time() - processor_before
         _check_logits(name, logits, images, label_set)
+        finite[name] = logits.sum(dtype=torch.float32).isfinite()  # a sum in float16 could overflow
         logits = logits.to(device)  # from ONNX Runtime and the NPU: a CPU upsamples a hundred times slower
         predictions[name] = predict(logits, labels.shape[1:], prepared.kernel)
-    classes, pixels = len(label_set.classes), np.full(len(labels), labels[0].numel())
+    classes, pairs = len(label_set.classes), itertools.combinations(predictions, 2)
     matrices = {name: confusion_matrices(labels, ids, classes) for name, ids in predictions.items()}
-    pairs = itertools.combinations(predictions, 2)
     agreeing = {(a, b): agreeing_pixels(predictions[a], predictions[b]) for a, b in pairs}
-    scoring_seconds = synchronized_clock(device) - start - sum(seconds.values())
-    scores = Scores(matrices, agreeing, pixels, seconds, scoring_seconds, processor_seconds)
-    return scores, predictions
+    pixels = np.full(len(labels), labels[0].numel())
+    counts = _to_host(finite), _to_host(matrices), _to_host(agreeing)
+    return LaunchedBatch(predictions, *counts, pixels, marks, (start, mark(device)), processor_seconds)
+
+
+def _to_host(tensors: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
+    """Begin to copy tensors to pinned memory; they are there once the device has reached a later mark."""
+    return {key: tensor.to("cpu", non_blocking=True) for key, tensor in tensors.items()}

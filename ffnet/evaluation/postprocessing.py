@@ -122,16 +122,16 @@ def _edge_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor
     return wide[torch.arange(len(patches), device=patches.device), :, down, column]
 
 
-def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> np.ndarray:
+def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torch.Tensor:
     """Return counts (N, classes, classes) int64 per image, row = label, of train ids (N, H, W) uint8 on one device."""
     if labels.device.type == "cpu":
         pairs = zip(labels.numpy(), predictions.numpy(), strict=True)
-        return np.stack([metrics.confusion_matrix(*pair, classes) for pair in pairs])
-    return bin_counts(labels, predictions, classes).cpu().numpy()
+        return torch.from_numpy(np.stack([metrics.confusion_matrix(*pair, classes) for pair in pairs]))
+    return bin_counts(labels, predictions, classes)
 
 
 def bin_counts(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return what `confusion_matrices` does, as a tensor on the device, by one call of torch.bincount.
+    """Return what `confusion_matrices` does by one call of torch.bincount.
 
     It has one bin per image for all pixels that do not count: with few bins, a GPU counts in its shared memory.
     """
@@ -142,6 +142,6 @@ def bin_counts(labels: torch.Tensor, predictions: torch.Tensor, classes: int) ->
     return counts[:, :-1].reshape(images, classes, classes)
 
 
-def agreeing_pixels(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+def agreeing_pixels(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return the number of pixels (N,) int64 with the same train id per image, of two predictions (N, H, W)."""
-    return (a == b).sum((1, 2)).cpu().numpy()
+    return (a == b).sum((1, 2))

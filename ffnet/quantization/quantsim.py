@@ -24,6 +24,7 @@ from aimet_torch.model_preparer import prepare_model
 from aimet_torch.nn import QuantizationMixin
 from aimet_torch.quantization import set_backend
 from aimet_torch.quantsim import QuantizationSimModel
+from aimet_torch.utils import remove_param_quantizers
 from torch import nn
 
 from ffnet.config import QuantizationConfig, Runtime
@@ -142,8 +143,9 @@ def calibrate(sim: QuantizationSimModel, batches: Iterable[torch.Tensor]) -> Non
     """
 
     def run_batches(model: nn.Module) -> None:
-        for batch in batches:
-            model(batch)
+        with _weights_quantized_once(model):
+            for batch in batches:
+                model(batch)
 
     use_fast_analyzers(sim)
     with quiet_aimet(), torch.no_grad():
@@ -154,6 +156,24 @@ def calibrate(sim: QuantizationSimModel, batches: Iterable[torch.Tensor]) -> Non
             f"calibration: {count(len(blank), 'quantizer')} got no encodings, the first of them {blank[0]}. Check that "
             "there are calibration images and that --config-file only enables quantizers of values that occur."
         )
+
+
+@contextlib.contextmanager
+def _weights_quantized_once(model: nn.Module) -> Iterator[None]:
+    """Quantize the weights of a simulation now, and not again in every batch; restore them on exit."""
+    originals = []
+    for module in model.modules():
+        for name, quantizer in getattr(module, "param_quantizers", {}).items():
+            if quantizer is not None:
+                parameter = module.get_parameter(name)
+                originals.append((parameter, parameter.data))
+                parameter.data = quantizer(parameter).detach().as_subclass(torch.Tensor)
+    try:
+        with remove_param_quantizers(model):
+            yield
+    finally:
+        for parameter, values in originals:
+            parameter.data = values
 
 
 def _trace_input(model: nn.Module) -> torch.Tensor:

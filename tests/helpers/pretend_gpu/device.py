@@ -1,6 +1,7 @@
 """The context in which torch has pretended GPUs."""
 
 import contextlib
+import time
 import unittest.mock
 import warnings
 
@@ -31,6 +32,32 @@ def pretend_gpu(guard, count=1, memory=UNLIMITED):
             yield
 
 
+class Event:
+    """An event that is reached at once: the pretended GPU finishes all work before it returns."""
+
+    def __init__(self, enable_timing=False):
+        self._time = None
+
+    def record(self):
+        self._time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1000 * (end._time - self._time)
+
+
+class Stream:
+    """A stream on which nothing waits."""
+
+    def __init__(self, device=None):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+
 def replaced_functions(guard, count):
     """Return torch's functions that need a driver, as {owner: {name: function without a driver}}."""
     cuda = {
@@ -43,6 +70,10 @@ def replaced_functions(guard, count):
         "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda state, device=None: None,
         "empty_cache": lambda: None,
+        "Event": Event,
+        "Stream": Stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "current_stream": lambda device=None: Stream(),
         "_lazy_init": lambda: None,
     }
     accelerator = {
@@ -55,11 +86,13 @@ def replaced_functions(guard, count):
         "__deepcopy__": deepcopied,
         "__reduce_ex__": reduced,
         "pin_memory": lambda tensor, device=None: tensor.clone(),
+        "to": lambda tensor, *args, non_blocking=False, **options: _to(tensor, *args, **options),  # without pinning
+        "record_stream": lambda tensor, stream: None,
     }
     return {torch.cuda: cuda, torch.accelerator: accelerator, torch.Tensor: tensor}
 
 
-_deepcopy, _reduce_ex = torch.Tensor.__deepcopy__, torch.Tensor.__reduce_ex__
+_deepcopy, _reduce_ex, _to = torch.Tensor.__deepcopy__, torch.Tensor.__reduce_ex__, torch.Tensor.to
 
 
 def deepcopied(tensor, memo):

@@ -4,8 +4,8 @@ import inspect
 import textwrap
 from dataclasses import dataclass
 
-from ffnet.evaluation.loop import _score
-from ffnet.evaluation.postprocessing import agreeing_pixels
+from ffnet.evaluation.devices import moved
+from ffnet.evaluation.loop import _launch
 from ffnet.quantization.lowering import _plain_layer
 from ffnet.run.scoring import measure_sensitivity
 from ffnet.run.session import _save
@@ -32,13 +32,13 @@ class Mistake:
 
 MISTAKES = {
     "labels are left on the CPU": Mistake(
-        _score, "(tensor.to(device, non_blocking=True) for tensor in batch)", "(batch[0].to(device), batch[1])"
+        moved, "(tensor.to(device, non_blocking=True) for tensor in batch)", "(batch[0].to(device), batch[1])"
     ),
     "the lowered network's weights are on the CPU": Mistake(_plain_layer, ".clone()", ".clone().cpu()"),
-    "counts are read on the device": Mistake(agreeing_pixels, ".cpu().numpy()", ".numpy()"),
+    "counts are read on the device": Mistake(_launch, "_to_host(agreeing)", "agreeing"),
     "predictions are written from the device": Mistake(_save, "ids[position].cpu().numpy()", "ids[position].numpy()"),
     "ONNX Runtime's logits are scored on the CPU": Mistake(
-        _score, "logits = logits.to(device)", "pass", options=("--execute",)
+        _launch, "logits = logits.to(device)", "pass", options=("--execute",)
     ),
     "images for the sensitivity are on the CPU": Mistake(
         measure_sensitivity, "[None].to(run.runtime.device))", "[None])"
