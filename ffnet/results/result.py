@@ -23,7 +23,7 @@ from ffnet.system.text import count, format_number, list_names
 
 DEMO_NOTE = "The project renders these street scenes itself: the metrics say nothing about Cityscapes."
 BUSY = 0.75  # share of the processor time below which the speed is marked as too low
-SCHEMA = 2  # version of the schema of result.json; see docs/results.md
+SCHEMA = 3  # version of the schema of result.json; see docs/results.md
 PACKAGES = ("torch", "torchvision", "aimet-torch", "onnxruntime", "numpy", "scikit-image")
 
 

@@ -95,7 +95,7 @@ def test_json_holds_every_field_but_the_details():
             "npu_chips", "processor_share", "stage_seconds",
         "options", "command", "versions",
     ]  # fmt: skip
-    assert (content["schema"], content["precision"]) == (2, "INT8")
+    assert (content["schema"], content["precision"]) == (3, "INT8")
     assert content["classes"]["road"] == {
         "color": [128, 64, 128],
         "images": 2,
