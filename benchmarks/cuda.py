@@ -24,14 +24,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.accounting import run_once
 from benchmarks.inputs import first_image, option_parser, random_model, write_checkpoint, write_images
-from benchmarks.program import run_program
 from benchmarks.timing import markdown, markdown_row, measure_alternately, medians
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, Runtime
 from ffnet.evaluation.loading import load_batches, normalize, synchronized_clock
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED
+from ffnet.labels import CITYSCAPES
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
@@ -40,11 +41,11 @@ from ffnet.quantization.weighted_layers import multiply_accumulates
 from ffnet.variants import DEFAULT_MODEL, INPUT_SIZE
 
 DEVICE = "cuda:0"
+CLASSES = len(CITYSCAPES.classes)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 SCENES = 4  # number of different images
 SCORING_BATCH_SIZE = 8  # the program's default
 ROUNDS, ROUND_SECONDS = 5, 0.2
-PROGRAMS = ((None, 16), (16, 16), (16, 4))  # number of calibration images (None: all) and of decoding threads
 LEAST_SECONDS = 30  # with less time left, no row is measured
 PROGRAM_SECONDS = 150  # time that the tables before the last leave to the runs of the program
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
@@ -214,7 +215,7 @@ def measure_scoring(bench: Bench) -> Iterator[Row]:
         (f"network, {FP32}", 1): lambda: bench.model(inputs),
         ("check that logits are finite", 2): lambda: bool(logits.sum().isfinite()),
         ("upsample and argmax", 2): lambda: predict(logits, labels.shape[1:]),
-        ("confusion matrices", 2): lambda: confusion_matrices(labels, ids),
+        ("confusion matrices", 2): lambda: confusion_matrices(labels, ids, CLASSES),
         ("prediction agreement", 1): lambda: agreeing_pixels(ids, others),
     }
     for (name, number), seconds in median_seconds(calls).items():
@@ -233,18 +234,13 @@ def measure_onnx(bench: Bench) -> Iterator[Row]:
 
 
 def measure_programs(bench: Bench) -> Iterator[Row]:
-    """Yield the times of whole runs of the program; the first runs with the program's defaults."""
-    yield "calibration images", "decoding threads", "images", "whole run, s", "images/s", "stages, s"
-    checkpoint = write_checkpoint(bench.name, bench.folder / "weights.pth")
-    images = len(bench.images)
-    for calibration_images, threads in PROGRAMS:
-        options: list[str | Path] = ["--dataset-path", bench.images.root, "--model-name", bench.name]
-        options += ["--checkpoint", checkpoint, "--num-workers", str(threads)]
-        options += ["--calibration-images", str(calibration_images)] if calibration_images else []
-        run = run_program(options, cuda=True)
-        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in run.stage_seconds.items())
-        times = f"{run.seconds:.1f}", f"{images / run.seconds:.1f}", stages
-        yield str(calibration_images or "all"), str(threads), str(images), *times
+    """Yield where the time of whole runs goes, calibrated on all images, in strict FP32 and with TF32."""
+    yield "what", "strict FP32, s", "--allow-tf32, s"
+    options: list[str | Path] = ["--dataset-path", bench.images.root, "--model-name", bench.name, "--use-cuda", "true"]
+    options += ["--checkpoint", write_checkpoint(bench.name, bench.folder / "weights.pth")]
+    runs = run_once(options), run_once([*options, "--allow-tf32"])
+    for name in dict.fromkeys([*runs[0], *runs[1]]):
+        yield name, *(f"{run.get(name, 0.0):.2f}" for run in runs)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,14 @@ from ffnet.evaluation.loading import load_batches, synchronized_clock
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.scores import FP32, SIMULATED
+from ffnet.labels import CITYSCAPES
 from ffnet.model import FFNet
 from ffnet.onnx.export import export
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.quantization.quantize import quantize
 from ffnet.quantization.quantsim import build_quantsim, calibrate, equalize
 
+CLASSES = len(CITYSCAPES.classes)
 RATIOS = {  # ratio -> the two calls
     "simulated_over_fp32": ("simulated", "fp32"),
     "aimet_over_fp32": ("aimet", "fp32"),
@@ -104,7 +106,7 @@ def measure(images: CityscapesSplit, model: FFNet, runtime: Runtime, folder: Pat
         "simulated": lambda: prepared.backends[SIMULATED](image),
         "aimet": lambda: network.sim.model(image),
         "calibration on one image": lambda: calibrate(sim, [image]),
-        "scoring": lambda: confusion_matrices(label, predict(logits, size, prepared.kernel)),
+        "scoring": lambda: confusion_matrices(label, predict(logits, size, prepared.kernel), CLASSES),
         **(onnx_calls(network.sim, image, folder) if not runtime.on_gpu else {}),
     }
     loading = {
