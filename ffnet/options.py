@@ -233,7 +233,7 @@ def _build_parser() -> _Parser:
     parser = _Parser(
         prog=PROGRAM,
         usage="%(prog)s [--demo | --dataset-path DIR] [option ...]",
-        description="Measure what quantization does to an FFNet: its mIoU on Cityscapes in FP32 and in INT8.",
+        description="Measure what quantization does to an FFNet: its mIoU in FP32 and in INT8.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

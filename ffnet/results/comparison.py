@@ -68,7 +68,7 @@ class ComparedModel:
 
 def compare_model(result: Result, chip: str | None, link: str | None) -> ComparedModel:
     """Return what the comparison needs of a variant's result; `chip`: part name of the run's chip, if there is one."""
-    network = build_without_weights(result.model)
+    network = build_without_weights(result.model, len(result.classes))
     size, matrices = result.details.image_size, result.details.scores.confusion_matrices
     return ComparedModel(
         result=replace(result, details=Details(no_scores((), 0), (), size, result.details.label_set)),

@@ -67,6 +67,30 @@ def worst_images(scores: Scores, count: int) -> list[int]:
     return [int(index) for index in order if not np.isnan(before[index])][:count]
 
 
+class KeptPredictions:
+    """The predictions of the images with the largest mIoU drops so far, which then need not be computed again."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._drops: dict[int, float] = {}  # index of an image -> drop
+        self.predictions: dict[int, dict[str, np.ndarray]] = {}  # index of an image -> {backend: train ids (H, W)}
+
+    def add(self, indices: Sequence[int], scores: Scores, predictions: Mapping[str, torch.Tensor]) -> None:
+        """Keep those of a batch, given the indices of its images, that are among the worst so far."""
+        if not self._most or not predictions.keys() >= set(PAIR):
+            return
+        before, after = (image_mious(scores.confusion_matrices[name]) for name in PAIR)
+        for position, index in enumerate(indices):
+            drop = float(before[position] - after[position])
+            least = min(self._drops, key=self._drops.__getitem__) if len(self._drops) == self._most else None
+            if math.isnan(drop) or (least is not None and drop <= self._drops[least]):
+                continue
+            if least is not None:
+                del self._drops[least], self.predictions[least]
+            self._drops[index] = drop
+            self.predictions[index] = {name: predictions[name][position].cpu().numpy() for name in PAIR}
+
+
 @torch.inference_mode()
 def compare_images(
     indices: Sequence[int],
@@ -75,18 +99,22 @@ def compare_images(
     backends: Mapping[str, Backend],
     scores: Scores,
     device: str,
+    kept: Mapping[int, dict[str, np.ndarray]] = {},
 ) -> list[ImageComparison]:
     """Compare the images at `indices`, whose `names` follow the order of `images`, in FP32 and in the simulation.
 
-    The backends predict these images again, so that predictions need not be stored. They must not be compiled.
+    The backends, which must not be compiled, predict the images again whose predictions are not `kept`, see
+    KeptPredictions.
     """
     comparisons, label_set = [], label_set_of(images)
     for index in indices:
         image, labels = (tensor.numpy() for tensor in images[index])
         height, width = labels.shape
         factor = reduction_factor(height, width, len(indices))
-        inputs = normalize(torch.from_numpy(image)[None].to(device))
-        predictions = {name: predict(backends[name](inputs), labels.shape)[0].cpu().numpy() for name in PAIR}
+        predictions = kept.get(index)
+        if predictions is None:
+            inputs = normalize(torch.from_numpy(image)[None].to(device))
+            predictions = {name: predict(backends[name](inputs), labels.shape)[0].cpu().numpy() for name in PAIR}
         matrices = {name: scores.confusion_matrices[name][index : index + 1] for name in PAIR}
         before, after = (100 * image_ious(matrices[name])[0] for name in PAIR)
         largest = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]

@@ -23,7 +23,7 @@ from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.onnx.validation import describe_head
 from ffnet.options import option_values
 from ffnet.results import result as results
-from ffnet.results.images import compare_images, worst_images
+from ffnet.results.images import KeptPredictions, compare_images, worst_images
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
 from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult, Result
 from ffnet.run.inputs import Inputs, check_checkpoints, check_classes, find_checkpoints, load_model, open_inputs
@@ -89,9 +89,10 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
         backends[ONNX_RUNTIME] = OnnxBackend(exported)
     npu = open_npu(exported, images, run) if exported and run.config.npu.chips else None
     prepared = prepare(backends, images, run)
-    scores = score(prepared, images, run)
+    kept = KeptPredictions(output.worst if output.output_dir else 0)
+    scores = score(prepared, images, run, kept)
     with run.stage("diagnose"):
-        diagnosis = run.once(diagnose, model, backends, inputs, scores, run)
+        diagnosis = run.once(diagnose, model, backends, inputs, scores, kept, run)
     run.notes += diagnosis.notes
     outcome = NpuOutcome()
     if npu and not isinstance(diagnosis.failure, KeyboardInterrupt):
@@ -110,12 +111,14 @@ class Diagnosis:
     failure: BaseException | None = None
 
 
-def diagnose(model: Model, backends: Mapping[str, Backend], inputs: Inputs, scores: Scores, run: Run) -> Diagnosis:
+def diagnose(
+    model: Model, backends: Mapping[str, Backend], inputs: Inputs, scores: Scores, kept: KeptPredictions, run: Run
+) -> Diagnosis:
     """Find the images and quantizers with the largest drops, if the options ask for them, and notes on ONNX Runtime."""
     images, output = inputs.images, run.config.output
     try:
         worst = worst_images(scores, output.worst) if output.output_dir else []
-        compared = compare_images(worst, images, images.names, backends, scores, run.runtime.device)
+        compared = compare_images(worst, images, images.names, backends, scores, run.runtime.device, kept.predictions)
         sensitivity = measure_sensitivity(model.network, inputs, run)
         notes = onnx_runtime_notes(model.network, backends, images, scores)
     except KeyboardInterrupt as interrupt:
@@ -249,7 +252,7 @@ def score_onnx(path: Path, images: Split, run: Run) -> Result:
     run.notes += notes
     npu = open_npu(path, images, run, backend.input_format) if run.config.npu.chips else None
     prepared = prepare({ONNX_FILE: backend}, images, run)
-    scores = score(prepared, images, run)
+    scores = score(prepared, images, run, KeptPredictions(0))
     outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
     return build_result(str(path), details_of(scores, images, failure=outcome.failure), outcome, run)
 

@@ -16,6 +16,7 @@ from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
+from ffnet.results.images import KeptPredictions
 from ffnet.run.inputs import Inputs
 from ffnet.run.predictions import prediction_writer, predictions_folder
 from ffnet.run.session import Run
@@ -37,8 +38,11 @@ def prepare(backends: Mapping[str, Backend], images: Split, run: Run) -> Prepare
     return prepared
 
 
-def score(prepared: PreparedBackends, images: Split, run: Run) -> Scores:
-    """Run the images through all backends, apart from those whose scores an earlier run saved."""
+def score(prepared: PreparedBackends, images: Split, run: Run, kept: KeptPredictions) -> Scores:
+    """Run the images through all backends, apart from those whose scores an earlier run saved.
+
+    Predictions of the worst images are added to `kept`.
+    """
     runtime = run.runtime
     if not runtime.on_gpu:  # backends take single images anyway, and less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
@@ -46,7 +50,9 @@ def score(prepared: PreparedBackends, images: Split, run: Run) -> Scores:
     write = prediction_writer(predictions_folder(folder, run.config), images, saved) if folder else None
 
     def batches(indices: np.ndarray) -> Iterator[ScoredBatch]:
-        return score_batches(prepared, images.select(indices.tolist()), runtime)
+        for batch in score_batches(prepared, images.select(indices.tolist()), runtime):
+            kept.add(indices[batch.positions].tolist(), batch.scores, batch.predictions)
+            yield batch
 
     nothing = no_scores(prepared.backends, len(images.label_set.classes))
     with run.stage("evaluate"):

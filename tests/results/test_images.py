@@ -1,9 +1,11 @@
 """Image comparisons, pixel by pixel, against labels and predictions."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
@@ -15,7 +17,16 @@ from ffnet.evaluation.postprocessing import predict
 from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.labels import CITYSCAPES
 from ffnet.results import images as report_images
-from ffnet.results.images import IMPROVED, MARKS, OTHER, REGRESSED, SAME, compare_images, worst_images
+from ffnet.results.images import (
+    IMPROVED,
+    MARKS,
+    OTHER,
+    REGRESSED,
+    SAME,
+    KeptPredictions,
+    compare_images,
+    worst_images,
+)
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.results import CPU, PAIR, labels_and_predictions, noisy_backend, scores_of, small_scores
 
@@ -86,6 +97,18 @@ def test_comparisons_show_label_predictions_and_disagreement(tree):
         ]))  # fmt: skip
         drops = [before - after for _, before, after in comparison.largest_drops]
         assert drops == sorted(drops, reverse=True)
+
+
+def test_kept_predictions_are_those_of_the_worst_images():
+    labels, predictions = labels_and_predictions()
+    scores, kept = scores_of(labels, predictions), KeptPredictions(2)
+    tensors = {name: torch.from_numpy(ids) for name, ids in predictions.items()}
+    for first in (0, 2, 4):  # in batches of two
+        batch = slice(first, first + 2)
+        part = replace(scores, confusion_matrices={n: m[batch] for n, m in scores.confusion_matrices.items()})
+        kept.add(range(first, len(labels))[:2], part, {name: ids[batch] for name, ids in tensors.items()})
+    assert sorted(kept.predictions) == sorted(worst_images(scores, 2))
+    assert all(np.array_equal(ids[name], predictions[name][i]) for i, ids in kept.predictions.items() for name in PAIR)
 
 
 def test_large_images_are_reduced_and_no_mark_is_lost(tmp_path):
