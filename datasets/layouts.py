@@ -44,7 +44,7 @@ class Layout:
     label_kind: str = "gray"  # kind of pixels of labels, see datasets.png.KINDS
     cities: bool = False  # whether the files are in folders of cities, which their names begin with
     one_size: bool = False  # whether all images must have the same size
-    variant: str = ""  # of the images, which may lack some; other images in the folder are left out
+    variant: str = ""  # variant of the images, which may lack some; others in the folder are left out
 
 
 LAYOUTS = {

@@ -46,7 +46,7 @@ class Split:
 
     images: list[str]  # paths
     targets: list[str]  # paths of the labels
-    names: list[str]  # of the images; each occurs once
+    names: list[str]  # unique names of the images
     sizes: list[tuple[int, int]]  # height and width of each label
     ignored: set[Path]  # hidden and operating-system files and folders in and beside the folders of the split
 

@@ -16,7 +16,7 @@ from ffnet.labels import CITYSCAPES, UNKNOWN
 from ffnet.system.errors import UserError
 from ffnet.variants import SegHead, Variant, find_variant
 
-PUBLISHED_CLASSES = len(CITYSCAPES.classes)  # of the published weights
+PUBLISHED_CLASSES = len(CITYSCAPES.classes)  # classes of the published weights
 EXPANSION = 4  # ratio of a Bottleneck block's output channels to its inner ones
 
 

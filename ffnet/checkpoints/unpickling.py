@@ -30,7 +30,7 @@ REMEDY = (
 )
 SCRIPT_REMEDY = "Save its weights alone: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')."
 
-LAST_WEIGHT = "head.layers.3.last_layer.3.weight"  # of the convolution that classifies: (classes, channels, k, k)
+LAST_WEIGHT = "head.layers.3.last_layer.3.weight"  # shape (classes, channels, k, k)
 
 STORAGES = {  # torch's own table, as "FloatStorage": torch.float32
     f"torch.{name}": dtype for name, dtype in torch.storage._storage_type_to_dtype_map().items()

@@ -41,7 +41,7 @@ MAX_PROCESSES = 16  # processes that run images at the same time; one takes abou
 class NpuOutcome:
     """What the NPU computed before the end or a failure."""
 
-    results: tuple[NpuResult, ...] = ()  # of each group of chips of which an image was finished
+    results: tuple[NpuResult, ...] = ()  # one for each group of chips with a finished image
     chips: tuple[ChipResult, ...] = ()
     layers: Mapping[str, tuple[LayerDivergence, ...]] = field(default_factory=dict)  # chip of a result -> layers
     failure: BaseException | None = None
