@@ -132,4 +132,5 @@ def _take(scores: Scores, order: np.ndarray) -> Scores:
         scores,
         confusion_matrices={name: matrices[order] for name, matrices in scores.confusion_matrices.items()},
         agreeing_pixels={pair: counts[order] for pair, counts in scores.agreeing_pixels.items()},
+        pixels=scores.pixels[order],
     )

@@ -5,15 +5,13 @@ import pytest
 
 from ffnet.evaluation.scores import Scores, Shard, merge_shards
 
-MATRICES, AGREEING = np.arange(5 * 19 * 19).reshape(5, 19, 19), np.arange(5)
+MATRICES, AGREEING, PIXELS = np.arange(5 * 19 * 19).reshape(5, 19, 19), np.arange(5), np.arange(8, 13)
 
 
 def shard_of(indices, seconds=1.0, batch_size=None):
     indices = np.array(indices)
     agreeing = {("A", "B"): AGREEING[indices]}
-    scores = Scores(
-        {"A": MATRICES[indices]}, agreeing, np.full(len(indices), 8), {"A": seconds}, 0.5, batch_size=batch_size
-    )
+    scores = Scores({"A": MATRICES[indices]}, agreeing, PIXELS[indices], {"A": seconds}, 0.5, batch_size=batch_size)
     return Shard(indices, scores)
 
 
@@ -23,7 +21,7 @@ def test_shards_are_merged_in_the_order_of_the_images_and_each_image_counts_once
     assert merged.indices.tolist() == [0, 1, 2, 3, 4] and merged.scores.images == 5
     assert np.array_equal(merged.scores.confusion_matrices["A"], MATRICES)
     assert np.array_equal(merged.scores.agreeing_pixels["A", "B"], AGREEING)
-    assert merged.scores.batch_size == 2
+    assert np.array_equal(merged.scores.pixels, PIXELS) and merged.scores.batch_size == 2
 
 
 def test_times_are_those_of_the_slowest_rank_and_add_up_over_successive_runs():
