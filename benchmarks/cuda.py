@@ -26,10 +26,10 @@ from torch import nn
 
 from benchmarks.accounting import run_once
 from benchmarks.inputs import first_image, option_parser, random_model, write_checkpoint, write_images
-from benchmarks.timing import markdown, markdown_row, measure_alternately, medians
+from benchmarks.timing import markdown, markdown_row, measure_alternately, medians, synchronized_clock
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, Runtime
-from ffnet.evaluation.loading import load_batches, normalize, synchronized_clock
+from ffnet.evaluation.loading import load_batches, normalize
 from ffnet.evaluation.postprocessing import agreeing_pixels, confusion_matrices, predict
 from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED
 from ffnet.labels import CITYSCAPES

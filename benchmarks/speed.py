@@ -20,11 +20,19 @@ from PIL import Image
 from benchmarks import baseline
 from benchmarks.inputs import first_image, option_parser, random_model, write_checkpoint, write_images
 from benchmarks.program import run_program
-from benchmarks.timing import Seconds, describe_machine, markdown, measure_alternately, median_ratio, medians
+from benchmarks.timing import (
+    Seconds,
+    describe_machine,
+    markdown,
+    measure_alternately,
+    median_ratio,
+    medians,
+    synchronized_clock,
+)
 from datasets.cityscapes import CityscapesSplit
 from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, QuantizationConfig, Runtime
 from ffnet.evaluation.compilation import PreparedBackends, compiler_problem, prepare_backends
-from ffnet.evaluation.loading import load_batches, synchronized_clock
+from ffnet.evaluation.loading import load_batches
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.postprocessing import confusion_matrices, predict
 from ffnet.evaluation.scores import FP32, SIMULATED

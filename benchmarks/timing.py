@@ -51,6 +51,13 @@ def _mean_seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], flo
     return (clock() - begin) / repeats
 
 
+def synchronized_clock(device: str) -> float:
+    """Return the time in seconds once the device has finished all its work."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def medians(seconds: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
     """Return the median of each name over its rounds."""
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,13 +96,6 @@ def decoding_threads(runtime: Runtime) -> int:
         return runtime.num_workers
     processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MOST_THREADS_GPU if runtime.on_gpu else MOST_THREADS, processors))
-
-
-def synchronized_clock(device: str) -> float:
-    """Return the time in seconds once the device has finished all its work."""
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def evenly_spaced(number: int, wanted: int | Literal["all"]) -> np.ndarray:
