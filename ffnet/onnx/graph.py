@@ -83,7 +83,7 @@ def fold_float_constants(graph: onnx.GraphProto, weights: Mapping[str, np.ndarra
                 _remove_initializers(graph, [name])
                 graph.initializer.append(numpy_helper.from_array(value, name))
                 node.input[position] = name
-    _remove_unused(graph)
+    remove_unused(graph)
 
 
 def _dequantized_bias(node: onnx.NodeProto, index: GraphIndex) -> np.ndarray:
@@ -105,11 +105,11 @@ def keep_scale_in_resizes(graph: onnx.GraphProto) -> None:
             continue
         source = index.producers[node.input[0]]
         result, node.output[0] = node.output[0], f"{node.output[0]}_copied"
-        nodes += _quantizer_pair(node.output[0], source.input[1:], result, node.output[0])
-    _replace_nodes(graph, nodes)
+        nodes += quantizer_pair(node.output[0], source.input[1:], result, node.output[0])
+    replace_nodes(graph, nodes)
 
 
-def _quantizer_pair(source: str, scale: Sequence[str], target: str, name: str) -> list[onnx.NodeProto]:
+def quantizer_pair(source: str, scale: Sequence[str], target: str, name: str) -> list[onnx.NodeProto]:
     """Return a QuantizeLinear and a DequantizeLinear from one tensor to another; `scale`: names of its constants."""
     return [
         helper.make_node("QuantizeLinear", [source, *scale], [f"{name}_q"], f"{name}_q"),
@@ -117,7 +117,7 @@ def _quantizer_pair(source: str, scale: Sequence[str], target: str, name: str) -
     ]
 
 
-def _remove_unused(graph: onnx.GraphProto) -> None:
+def remove_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes and constants on which no output of the graph depends, in place."""
     used = {output.name for output in graph.output}
     nodes = []
@@ -125,11 +125,11 @@ def _remove_unused(graph: onnx.GraphProto) -> None:
         if used.intersection(node.output):
             nodes.append(node)
             used.update(node.input)
-    _replace_nodes(graph, list(reversed(nodes)))
+    replace_nodes(graph, list(reversed(nodes)))
     _remove_initializers(graph, {tensor.name for tensor in graph.initializer} - used)
 
 
-def _replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -205,7 +205,7 @@ def unify_bit_widths(graph: onnx.GraphProto) -> None:
             tensor, quantizer.input[0] = quantizer.input[0], f"{quantizer.input[0]}_wide"
             before[quantizer.output[0]] = _wide_pair(quantizer, tensor, quantizer.input[0], graph, index)
     nodes = [[*before.get(node.output[0], ()), node, *after.get(node.output[0], ())] for node in graph.node]
-    _replace_nodes(graph, list(itertools.chain.from_iterable(nodes)))
+    replace_nodes(graph, list(itertools.chain.from_iterable(nodes)))
 
 
 def _wide_pair(
@@ -222,7 +222,7 @@ def _wide_pair(
         wide_offset = (counted + np.iinfo(dtype).min).astype(dtype)
         graph.initializer.append(numpy_helper.from_array(wide_scale, wide[0]))
         graph.initializer.append(numpy_helper.from_array(wide_offset, wide[1]))
-    return _quantizer_pair(source, wide, target, target)
+    return quantizer_pair(source, wide, target, target)
 
 
 def _activation_inputs(tensor: str, index: GraphIndex) -> Iterator[tuple[onnx.NodeProto, int]]:

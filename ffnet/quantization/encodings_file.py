@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Encoding:
     qmax: int
     scales: tuple[float, ...]  # one, or one per channel
     offsets: tuple[int, ...]  # as many as scales
+    axis: int | None = None  # of the channels; None if the file does not say it
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,11 @@ def _parse_version_2(value: dict[str, Any]) -> Encoding:
         raise ValueError("is quantized in blocks, which is not supported")
     bits, signed, scales = _bits(int(dtype[2])), not dtype[1], _scales(value, "y_scale")
     zero_points = _integers(value, "y_zero_point") if value.get("y_zero_point") is not None else [0] * len(scales)
-    return _encoding(bits, signed, scales, [_smallest(bits, signed) - zero_point for zero_point in zero_points])
+    axis = value.get("axis")
+    if axis is not None and (isinstance(axis, bool) or axis not in range(-8, 8)):
+        raise ValueError(f"has the axis {str(axis)[:60]}, which is no dimension of a tensor")
+    encoding = _encoding(bits, signed, scales, [_smallest(bits, signed) - zero_point for zero_point in zero_points])
+    return replace(encoding, axis=axis)
 
 
 def _encoding(bits: int, signed: bool, scales: Sequence[float], lows: Sequence[int], strict: bool = False) -> Encoding:

@@ -5,7 +5,7 @@ The encodings and weights at all sites can be read as values, to go back to an e
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,15 +100,19 @@ def sites_by_quantizer(sites: Iterable[QuantizerSite]) -> list[tuple[QuantizerSi
 
 
 def precision(sim: QuantizationSimModel) -> str:
-    """Return the bits of weights and activations, as the names of backends show them.
+    """Return the bits of weights and activations, as the names of backends show them."""
+    sites = quantizer_sites(sim)
+    weights = {site.bit_width for site in sites if site.kind == WEIGHT}
+    return describe_bits(weights, {site.bit_width for site in sites if site.kind != WEIGHT})
+
+
+def describe_bits(weights: Collection[int], activations: Collection[int]) -> str:
+    """Return the bit widths of weights and activations as one name.
 
     It is "INT8" for 8-bit weights and activations; with several bit widths the smallest one counts, as in "W4A8 mixed".
     """
-    widths = {letter: set[int]() for letter in "WA"}
-    for site in quantizer_sites(sim):
-        widths["W" if site.kind == WEIGHT else "A"].add(site.bit_width)
-    text = "".join(f"{letter}{min(bits)}" for letter, bits in widths.items() if bits)
-    mixed = any(len(bits) > 1 for bits in widths.values())
+    text = "".join(f"{letter}{min(bits)}" for letter, bits in (("W", weights), ("A", activations)) if bits)
+    mixed = any(len(bits) > 1 for bits in (weights, activations))
     return f"{text} mixed" if mixed else "INT8" if text == "W8A8" else text
 
 
