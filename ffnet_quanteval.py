@@ -61,7 +61,8 @@ def run(config: Config) -> int:
         from ffnet.report.delivery import deliver
         from ffnet.report.rendering import format_models
         from ffnet.run.inputs import select_device
-        from ffnet.run.pipeline import evaluate_models, evaluate_onnx
+        from ffnet.run.onnx_file import evaluate_onnx
+        from ffnet.run.pipeline import evaluate_models
         from ffnet.run.ranks import open_ranks
 
     if config.list_models:

@@ -24,14 +24,15 @@ DATASET_VARIABLE = "CITYSCAPES_DATASET"  # environment variable, used if --datas
 PARAM_BIT_WIDTHS, OUTPUT_BIT_WIDTHS = (4, 8, 16), (8, 16)  # ONNX has integers for them, and ONNX Runtime kernels
 EXPORT_REMEDY = "remove --export, --execute and --npu (with --demo: add --no-execute)"
 
-# Options that --onnx excludes: it evaluates one file as it is, on the CPU.
+# Options that --onnx excludes: it evaluates files on the CPU.
 NEEDS_CHECKPOINT = (
-    "model.names", "model.checkpoint", "quantization.param_bw", "quantization.output_bw", "quantization.quant_scheme",
-    "quantization.cle", "quantization.config_file", "quantization.encodings", "quantization.partial_encodings",
-    "quantization.max_drop", "quantization.seq_mse", "quantization.adaround", "data.calibration_split",
-    "data.calibration_images", "runtime.allow_tf32", "runtime.compile", "output.worst", "output.sensitivity",
-    "output.sensitivity_images", "output.export", "output.execute", "output.fail_under",
+    "model.names", "model.checkpoint", "quantization.max_drop", "quantization.seq_mse", "quantization.adaround",
+    "runtime.allow_tf32", "runtime.compile", "output.sensitivity", "output.sensitivity_images", "output.export",
+    "output.execute",
 )  # fmt: skip
+BIT_WIDTHS = ("quantization.param_bw", "quantization.output_bw")
+CALIBRATION = ("quantization.quant_scheme", "quantization.cle", "quantization.config_file", "data.calibration_images")
+NEEDS_QUANTIZATION = (*BIT_WIDTHS, *CALIBRATION, "output.worst", "output.fail_under")  # --onnx alone excludes these
 # Options that have no effect if the encodings are complete.
 ANSWERED_BY_ENCODINGS = (
     "data.calibration_split", "data.calibration_images", "quantization.quant_scheme", "quantization.param_bw",
@@ -262,6 +263,10 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
         if section:
             name, value = section, replace(getattr(config, section), **{name: value})
         config = replace(config, **{name: value})
+    if config.model.onnx:
+        asked = tuple(target for target in BIT_WIDTHS if target in given and config.quantization.encodings)
+        calibrates = "data.calibration_split" in given and config.quantization.encodings is None
+        config = replace(config, model=replace(config.model, calibrates_onnx=calibrates, asked_bits=asked))
     return config
 
 
@@ -271,15 +276,16 @@ def _check_combinations(given: set[str], config: Config) -> None:
     for target in NEEDS_CHECKPOINT:
         if config.model.onnx and target in requested:
             raise UserError(
-                f"{FLAGS[target]} cannot be combined with --onnx, which evaluates one file as it is. Remove it."
+                f"{FLAGS[target]} cannot be combined with --onnx, which evaluates files and no checkpoint. Remove it."
             )
+    _check_onnx(given, config)
     if config.model.onnx and config.use_cuda:
         raise UserError("--use-cuda cannot be combined with --onnx, which runs on the CPU. Remove it.")
     for target, required in REQUIRES.items():
         if target in given and not any(_is_set(config, name) for name in required):
             flags = " or ".join(FLAGS[name] for name in required)
             raise UserError(f"{FLAGS[target]} has no effect without {flags}. Add that option, or remove this one.")
-    answered = [target for target in ANSWERED_BY_ENCODINGS if target in given]
+    answered = [target for target in ANSWERED_BY_ENCODINGS if target in given - set(config.model.asked_bits)]
     if config.output.sensitivity:  # it still takes calibration images
         answered = [target for target in answered if not target.startswith("data.")]
     if config.quantization.encodings and not config.quantization.partial_encodings and answered:
@@ -287,6 +293,17 @@ def _check_combinations(given: set[str], config: Config) -> None:
             f"{FLAGS[answered[0]]} cannot be combined with --encodings, which already determine it. Remove it, or add "
             "--partial-encodings."
         )
+
+
+def _check_onnx(given: set[str], config: Config) -> None:
+    """Raise UserError if an option about quantization has no effect on the ONNX file."""
+    if not config.model.onnx:
+        return
+    wrong = () if config.model.calibrates_onnx else CALIBRATION if config.quantizes_onnx else NEEDS_QUANTIZATION
+    if target := next((target for target in wrong if target in given), None):
+        remedy = "add --calibration-split to quantize the file with aimet-onnx"
+        remedy = "remove --encodings" if config.quantizes_onnx else f"{remedy}, or --encodings"
+        raise UserError(f"{FLAGS[target]} has no effect on the file of --onnx as it is. Remove it, or {remedy}.")
 
 
 def _is_set(config: Config, target: str) -> bool:

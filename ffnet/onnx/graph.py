@@ -130,6 +130,7 @@ def remove_unused(graph: onnx.GraphProto) -> None:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Replace all nodes of a graph, in place."""
     del graph.node[:]
     graph.node.extend(nodes)
 

@@ -26,7 +26,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with weights
 COMBINING, INTERPOLATING = ("Concat",), ("Resize", "Upsample")
 COPYING = ("DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice",
            "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")  # fmt: skip
-# Activation functions, which devices fuse with the operator before them, and those that the published configuration does.
+# Activation functions that devices fuse with the operator before them; the published configuration fuses the last two.
 FUSED = ("BatchNormalization", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Sigmoid", "Tanh")
 PUBLISHED_FUSED = ("Clip", "Relu")
 MAKE_AGAIN = "Give encodings that were made for this file."
@@ -44,13 +44,24 @@ class Placement:
     surplus: tuple[str, ...]  # tensors that the file quantizes and the published configuration does not
     lacking: tuple[str, ...]  # the reverse
     weights: frozenset[str]  # entries of weights
+    constants: frozenset[str]  # entries of weights, biases and other constants
 
     @property
     def precision(self) -> str:
         """The bits of weights and activations, as the names of backends show them."""
-        widths = {name: bit_width(entry) for name, entry in self.entries.items() if bit_width(entry) in TYPES}
-        weights = {bits for name, bits in widths.items() if name in self.weights}
-        return describe_bits(weights, {bits for name, bits in widths.items() if name not in self.weights})
+        names = self.weights, self.activations
+        weights, activations = ({bit_width(self.entries[name]) for name in each} for each in names)
+        return describe_bits(weights, activations)
+
+    @property
+    def activations(self) -> list[str]:
+        """The entries that name activations."""
+        return [name for name in self.entries if name not in self.constants]
+
+    def differences(self) -> list[tuple[str, str]]:
+        """Return the tensors that only one of the file and the published configuration quantizes, and which one."""
+        rows = [(name, "the encodings") for name in self.surplus]
+        return rows + [(name, "the published configuration") for name in self.lacking]
 
     def notes(self) -> list[str]:
         """Return sentences on what has no encoding, and on what differs from the published configuration."""
@@ -149,6 +160,7 @@ def place(proto: onnx.ModelProto, file: EncodingsFile, source: Path) -> Placemen
         tuple(name for name in compared if name not in published),
         tuple(name for name in published if name not in entries and name not in implied),
         frozenset(entries.keys() & network.weights.keys()),
+        frozenset(entries.keys() & network.constants.keys()),
     )
 
 

@@ -1,6 +1,6 @@
 """Put Q/DQ nodes into a float ONNX network where an encodings file says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -84,61 +84,70 @@ class _Writer:
         """Return what a node writes in place of a tensor: outputs keep their name behind their quantizer."""
         return f"{name}_qdq" if name in self.activations and name in self.outputs else name
 
-    def pairs(self, names: Iterator[str] | list[str]) -> Iterator[onnx.NodeProto]:
+    def pairs(self, tensors: Iterable[str]) -> Iterator[onnx.NodeProto]:
         """Write the quantizers of activations."""
-        for name in names:
+        for name in tensors:
             if name in self.activations:
                 entry = self.activations[name]
                 zero = np.array(-entry.qmin - entry.offsets[0], TYPES[bit_width(entry)][1])
-                scale = [self.add(f"{name}_scale", np.float32(entry.scales[0])), self.add(f"{name}_zero_point", zero)]
+                scale = [
+                    self.add(f"{name}_scale", np.array(entry.scales[0], np.float32)),
+                    self.add(f"{name}_zero_point", zero),
+                ]
                 yield from quantizer_pair(self.written(name), scale, self.read(name), name)
 
     def constants(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """Quantize the constants that a node reads, and let it read these."""
         bias, is_weighted = bias_of(node), node.op_type in WEIGHTED
         floats = is_weighted and node.input[0] not in self.activations
-        weight = node.input[1] if is_weighted else ""
+        weight = self.encodings.get(node.input[1]) if is_weighted else None
         for position, name in enumerate(node.input):
-            if name not in self.index.constants or (name not in self.encodings and name != bias):
+            entry = self.encodings.get(name)
+            if name not in self.index.constants or (entry is None and (name != bias or weight is None)):
                 continue
-            values, entry = numpy_helper.to_array(self.index.constants[name]), self.encodings.get(name)
-            axis = channel_axis(node) % values.ndim if name == weight else 0
-            if name == bias and not floats and weight in self.encodings:
-                values = values if entry is None or bit_width(entry) == 32 else _dequantized(values, entry, 0)
-                source, other = self.activations[node.input[0]], self.encodings[weight]
-                scale = np.float32(source.scales[0]) * np.array(other.scales, np.float32)
+            values = numpy_helper.to_array(self.index.constants[name])
+            if name == bias and entry and bit_width(entry) in TYPES:
+                values = _dequantized(values, entry, 0)
+            axis = channel_axis(node) % values.ndim if position == 1 and is_weighted else 0
+            if name == bias and weight and not floats:
+                scale = np.float32(self.activations[node.input[0]].scales[0]) * np.array(weight.scales, np.float32)
                 integers = _rounded(values, scale)
                 if np.abs(integers).max(initial=0) <= LARGEST:
-                    yield from self.dequantizer(node, position, integers.astype(np.int32), scale, 0, 0)
-            elif name == bias and entry is None:
-                if weight in self.encodings:  # AIMET writes the bias of an operator with a float input like this
-                    scale = np.maximum(np.abs(values) / LARGEST, np.finfo(np.float32).tiny)
-                    node.input[position] = self.add(f"{name}_rounded", _rounded(values, scale) * scale)
-            elif floats and entry:
+                    zero = np.zeros(scale.shape, np.int32)
+                    yield from self.dequantizer(node, position, integers.astype(np.int32), scale, zero)
+            elif name == bias:  # AIMET writes the bias of an operator with a float input like this
+                scale = np.maximum(np.abs(values) / np.float32(LARGEST), np.finfo(np.float32).tiny)
+                node.input[position] = self.add(f"{name}_rounded", _rounded(values, scale) * scale)
+            elif entry and floats:
                 node.input[position] = self.add(f"{name}_rounded", _dequantized(values, entry, axis))
-            elif entry and bit_width(entry) in TYPES:
+            elif entry:
                 dtype = TYPES[bit_width(entry)][0 if entry.qmin < 0 else 1]
                 integers = _integers(values, entry, axis).astype(dtype)
-                zero = -np.array(entry.offsets)
-                yield from self.dequantizer(node, position, integers, np.array(entry.scales, np.float32), zero, axis)
+                scale, zero = np.array(entry.scales, np.float32), -np.array(entry.offsets)
+                yield from self.dequantizer(node, position, integers, scale, zero.astype(dtype), axis)
 
     def dequantizer(
-        self, node: onnx.NodeProto, position: int, integers: np.ndarray, scale: np.ndarray, zero: np.ndarray | int, axis: int
+        self,
+        node: onnx.NodeProto,
+        position: int,
+        integers: np.ndarray,
+        scale: np.ndarray,
+        zero: np.ndarray,
+        axis: int = 0,
     ) -> Iterator[onnx.NodeProto]:
-        """Let a node read a dequantized constant."""
+        """Let a node read a constant of integers through a DequantizeLinear."""
         name = node.input[position]
         target = node.input[position] = f"{name}_qdq"
         if target not in self.done:
             self.done.add(target)
-            scale = scale if scale.size > 1 else scale.reshape(())
-            zeros = np.broadcast_to(zero, scale.shape or (1,)).reshape(scale.shape).astype(integers.dtype)
-            arrays = {"q": integers, "scale": scale, "zero_point": zeros}
+            shape, axes = (scale.shape, {"axis": axis}) if scale.size > 1 else ((), {})
+            arrays = {"q": integers, "scale": scale.reshape(shape), "zero_point": zero.reshape(shape)}
             inputs = [self.add(f"{name}_{suffix}", array) for suffix, array in arrays.items()]
-            yield helper.make_node("DequantizeLinear", inputs, [target], f"{name}_dq", axis=axis if scale.size > 1 else None)
+            yield helper.make_node("DequantizeLinear", inputs, [target], f"{name}_dq", **axes)
 
     def add(self, name: str, array: np.ndarray) -> str:
         """Add an initializer, and return its name."""
-        self.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+        self.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
 

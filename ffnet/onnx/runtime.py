@@ -36,8 +36,12 @@ class OnnxBackend:
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Return logits (N, classes, h, w) float32 of normalized images (N, 3, H, W) float32, on the CPU."""
-        images = resize(self.input_format.convert(images.cpu()), self.header.input_shape[2:])
+        images = self.prepare(images)
         return image_by_image(self._run)(images) if self.header.input_shape[0] == 1 else self._run(images)
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Return normalized images in the value range, channel order and size that the file takes, on the CPU."""
+        return resize(self.input_format.convert(images.cpu()), self.header.input_shape[2:])
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         if self.buffer.shape != images.shape:

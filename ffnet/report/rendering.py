@@ -18,7 +18,7 @@ from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES, SOURCE
 from ffnet.results.result import Result
 from ffnet.system.text import count, format_interval, format_number, printable
 
-SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS = 10, 12  # rows that the console shows of these tables
+SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS, PLACED_TENSORS = 10, 12, 10  # rows that the console shows of these tables
 S25_NOTE = (
     f"S25: on a {MIOU_DEVICE}, from {SOURCE}; mIoU on {MIOU_IMAGES} images (W8A8 by ONNX), latency by TFLite/DLC/ONNX."
 )
@@ -46,6 +46,7 @@ def format_console(result: Result) -> str:
     parts.append(tables.classes_table(result).format())
     if sensitivity:
         parts.append(tables.sensitivity_table(sensitivity).format(SENSITIVE_QUANTIZERS))
+    parts.append(tables.placement_table(result.details.diagnostics.placement).format(PLACED_TENSORS))
     parts.append(tables.pairs_table("stages", ("stage", "seconds"), result.stage_seconds, 1).format())
     title = f"{result.model} on {count(result.images, 'image')} of {result.dataset}, {result.device}"
     return _document(title, result.notes, parts)

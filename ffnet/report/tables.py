@@ -9,7 +9,7 @@ import numpy as np
 
 from ffnet.chips import CHIPS
 from ffnet.evaluation.metrics import Interval
-from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, SIMULATED
+from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, ONNX_RUNTIME, SIMULATED
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.outcome import Recovery
@@ -150,7 +150,8 @@ def chips_table(result: Result) -> Table:
     """Return what each chip makes of the file, and beside it what Qualcomm AI Hub measured on a device with it."""
     npus = {chip: npu for npu in result.npus.values() for chip in (npu.chip, *npu.same_chips)}
     name = result.names.of(NPU)
-    simulated = f"{result.names.of(ONNX_FILE if ONNX_FILE in result.backends else SIMULATED)}|{name}"
+    others = (ONNX_FILE, result.names.of(SIMULATED), result.names.of(ONNX_RUNTIME))
+    simulated = f"{next(other for other in others if other in result.backends)}|{name}"
 
     def metric(field: str) -> Callable[[ChipResult], Value]:
         return lambda row: getattr(npus[row.chip].backends[name], field) if row.chip in npus else None
@@ -287,6 +288,15 @@ def sensitivity_table(sensitivity: Sensitivity) -> Table:
         Column("agreement %", lambda row: row.agreement_only_disabled),
     )
     return Table("sensitivity", columns, sensitivity.rows, numbered=True)
+
+
+def placement_table(placement: Sequence[tuple[str, str]]) -> Table:
+    """Return the tensors that only one of the encodings and the published configuration quantizes."""
+    columns = (
+        Column("tensor", lambda row: row[0], kind=TEXT),
+        Column("quantized only by", lambda row: row[1], kind=TEXT),
+    )
+    return Table("placement", columns, placement)
 
 
 def models_table(comparison: ModelComparison) -> Table:

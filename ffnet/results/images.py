@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,9 @@ from skimage.util import img_as_ubyte
 from ffnet.evaluation.loading import Images, label_set_of, normalize
 from ffnet.evaluation.metrics import image_ious, image_mious
 from ffnet.evaluation.postprocessing import predict
-from ffnet.evaluation.scores import FP32, SIMULATED, Backend, Scores
+from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores
 from ffnet.labels import IGNORED, LabelSet
 
-PAIR = (FP32, SIMULATED)
 MAX_WIDTH = 1024  # pixels; of a panel
 MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # all panels of one kind together; keeps a page below about 8 MB
 LEAST_DROP = 0.1  # percentage points; smaller drops of a class's IoU are not mentioned
@@ -29,10 +28,15 @@ DIMMED = 0.45  # brightness of the image under the disagreement marks
 # Codes of the disagreement map. A pixel of a reduced panel shows the largest of its codes.
 SAME, OTHER, IMPROVED, REGRESSED = range(4)
 MARKS = {
-    REGRESSED: (f"regressed: right in {FP32}, wrong in the simulation", (255, 0, 90)),
-    IMPROVED: (f"improved: wrong in {FP32}, right in the simulation", (0, 200, 255)),
+    REGRESSED: (f"regressed: right in {FP32}, wrong when quantized", (255, 0, 90)),
+    IMPROVED: (f"improved: wrong in {FP32}, right when quantized", (0, 200, 255)),
     OTHER: ("other disagreement: both wrong, or not scored", (255, 214, 0)),
 }
+
+
+def compared_pair(backends: Iterable[str]) -> tuple[str, str]:
+    """Return the backends that are compared: FP32 and the simulation or, without one, the quantized file."""
+    return FP32, SIMULATED if SIMULATED in backends else ONNX_RUNTIME
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ def worst_images(scores: Scores, count: int) -> list[int]:
 
     Images without labelled pixels are left out. Of equal drops, the image with the lower agreement comes first.
     """
-    before, after = (image_mious(scores.confusion_matrices[name]) for name in PAIR)
-    order = np.lexsort((scores.agreeing_pixels[PAIR], after - before))  # nan last
+    pair = compared_pair(scores.confusion_matrices)
+    before, after = (image_mious(scores.confusion_matrices[name]) for name in pair)
+    order = np.lexsort((scores.agreeing_pixels[pair], after - before))  # nan last
     return [int(index) for index in order if not np.isnan(before[index])][:count]
 
 
@@ -77,9 +82,10 @@ class KeptPredictions:
 
     def add(self, indices: Sequence[int], scores: Scores, predictions: Mapping[str, torch.Tensor]) -> None:
         """Keep those of a batch, given the indices of its images, that are among the worst so far."""
-        if not self._most or not predictions.keys() >= set(PAIR):
+        pair = compared_pair(predictions)
+        if not self._most or not predictions.keys() >= set(pair):
             return
-        before, after = (image_mious(scores.confusion_matrices[name]) for name in PAIR)
+        before, after = (image_mious(scores.confusion_matrices[name]) for name in pair)
         for position, index in enumerate(indices):
             drop = float(before[position] - after[position])
             least = min(self._drops, key=self._drops.__getitem__) if len(self._drops) == self._most else None
@@ -88,7 +94,7 @@ class KeptPredictions:
             if least is not None:
                 del self._drops[least], self.predictions[least]
             self._drops[index] = drop
-            self.predictions[index] = {name: predictions[name][position].cpu().numpy() for name in PAIR}
+            self.predictions[index] = {name: predictions[name][position].cpu().numpy() for name in pair}
 
 
 @torch.inference_mode()
@@ -106,7 +112,7 @@ def compare_images(
     The backends, which must not be compiled, predict the images again whose predictions are not `kept`, see
     KeptPredictions.
     """
-    comparisons, label_set = [], label_set_of(images)
+    comparisons, label_set, pair = [], label_set_of(images), compared_pair(backends)
     for index in indices:
         image, labels = (tensor.numpy() for tensor in images[index])
         height, width = labels.shape
@@ -114,17 +120,17 @@ def compare_images(
         predictions = kept.get(index)
         if predictions is None:
             inputs = normalize(torch.from_numpy(image)[None].to(device))
-            predictions = {name: predict(backends[name](inputs), labels.shape)[0].cpu().numpy() for name in PAIR}
-        matrices = {name: scores.confusion_matrices[name][index : index + 1] for name in PAIR}
-        before, after = (100 * image_ious(matrices[name])[0] for name in PAIR)
+            predictions = {name: predict(backends[name](inputs), labels.shape)[0].cpu().numpy() for name in pair}
+        matrices = {name: scores.confusion_matrices[name][index : index + 1] for name in pair}
+        before, after = (100 * image_ious(matrices[name])[0] for name in pair)
         largest = [i for i in np.argsort(after - before)[:3] if before[i] - after[i] >= LEAST_DROP]
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
         shown = np.array(Image.fromarray(image.transpose(1, 2, 0)).resize((width, height)))  # it may have --input-size
         comparison = ImageComparison(
             name=names[index],
-            mious={name: 100 * float(image_mious(matrices[name])[0]) for name in PAIR},
-            agreement=100 * float(scores.agreeing_pixels[PAIR][index] / scores.pixels[index]),
+            mious={name: 100 * float(image_mious(matrices[name])[0]) for name in pair},
+            agreement=100 * float(scores.agreeing_pixels[pair][index] / scores.pixels[index]),
             regressed=100 * float((codes == REGRESSED).sum() / scored),
             improved=100 * float((codes == IMPROVED).sum() / scored),
             largest_drops=[(label_set.names[i], float(before[i]), float(after[i])) for i in largest],

@@ -136,6 +136,7 @@ class Diagnostics:
     worst_images: tuple[ImageComparison, ...] = ()
     sensitivity: Sensitivity | None = None
     npu_layers: Mapping[str, tuple[LayerDivergence, ...]] = field(default_factory=dict)  # chip of NpuResult -> layers
+    placement: tuple[tuple[str, str], ...] = ()  # tensor, and whether the encodings or the published config quantize it
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _open_checked(config: Config) -> Inputs:
     calibration = selection = None
     needs_images = quantization.encodings is None or quantization.partial_encodings or config.output.sensitivity
     split = images
-    if needs_images and not config.model.onnx:
+    if needs_images and (not config.model.onnx or config.model.calibrates_onnx):
         if not config.data.scores_calibration_images:
             split = _open_split(images.root, config.data, config.data.calibration_split)
         chosen = selection_indices(len(split), config.data) if quantization.recovers else []

@@ -19,7 +19,7 @@ from ffnet.chips import CHIPS
 from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
-from ffnet.evaluation.scores import NPU, BackendNames, Shard, no_scores
+from ffnet.evaluation.scores import NPU, Shard, no_scores
 from ffnet.npu.backend import NpuBackend, run_once
 from ffnet.npu.worker import NpuTarget
 from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
@@ -145,7 +145,7 @@ def evaluate_on_npu(
     to be saved.
     """
     indices, groups = every_nth(len(images), run.config.npu.images), file.groups
-    name = (network.names if network else BackendNames("")).of(NPU)
+    name = (network.names if network else run.names).of(NPU)
     missing = sum(len(run.missing(NPU_IMAGES.format(group[0].chip), indices)) for group in groups)
     several = len(groups) > 1  # otherwise the evaluation loop has a progress bar
     title = f"evaluate {name}, {len(groups)} groups of chips"
@@ -205,7 +205,7 @@ def npu_result(
 ) -> tuple[NpuResult, Sequence[str]]:
     """Return the result of a group of chips on the images that the first one ran, and notes on published values."""
     first, chip, config, scores = group[0], CHIPS[group[0].chip], run.config, shard.scores
-    names, requested = network.names if network else BackendNames(""), len(every_nth(len(images), config.npu.images))
+    names, requested = network.names if network else run.names, len(every_nth(len(images), config.npu.images))
     setup = ImageSetup(config.data.split, scores.images, images.size)
     calibration = calibration_setup(network.found, config) if network else None
     published = compare_with_ai_hub(config, [each.chip for each in group], setup, len(images), calibration)

@@ -12,21 +12,16 @@ from typing import Any
 import torch
 
 from datasets import Split, find_layout
-from ffnet.config import ONE_SPLIT, RESULT_FILE, Config, Runtime
-from ffnet.evaluation.loading import evenly_spaced, normalize
-from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, BackendNames, Scores
+from ffnet.config import ONE_SPLIT, RESULT_FILE, Config
+from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores
 from ffnet.labels import CITYSCAPES
-from ffnet.onnx.input_format import InputFormat, choose_input
-from ffnet.onnx.reading import read_onnx
-from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
-from ffnet.onnx.validation import describe_head
+from ffnet.onnx.runtime import OnnxBackend
 from ffnet.options import option_values
 from ffnet.results import result as results
 from ffnet.results.images import KeptPredictions, compare_images, worst_images
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
 from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult, Result
-from ffnet.run.inputs import Inputs, check_checkpoints, check_classes, find_checkpoints, load_model, open_inputs
+from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
 from ffnet.run.networks import Model, calibration_setup, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
 from ffnet.run.ranks import Ranks
@@ -34,11 +29,9 @@ from ffnet.run.scoring import measure_sensitivity, onnx_runtime_notes, prepare, 
 from ffnet.run.session import Run, timed
 from ffnet.run.storage import IMAGES, NPU_IMAGES, damage_named
 from ffnet.system.errors import UserError
-from ffnet.system.files import read_utf8, sha256_of
+from ffnet.system.files import read_utf8
 
 logger = logging.getLogger(__name__)
-
-TRIAL_IMAGES = 4  # images, spread evenly over the scored ones, on which input formats are tried
 
 
 def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
@@ -133,7 +126,7 @@ def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, mod
     config = run.config
     published = _published(model, details, config) if model and config.data.is_cityscapes else Comparison()
     recovery = model.recovery if model else None
-    checkpoint, names = (model.checkpoint, model.network.names) if model else (None, BackendNames(""))
+    checkpoint, names = (model.checkpoint, model.network.names) if model else (None, run.names)
     label_set = details.label_set
     backends = results.backend_results(details.scores, names, label_set.names)
     found = results.definition_notes(backends) + results.recovery_notes(recovery, backends.get(names.of(SIMULATED)))
@@ -221,82 +214,3 @@ def _model_named(name: str, config: Config) -> Iterator[None]:
         if len(config.model.names) == 1:
             raise
         raise UserError(f"{name}: {error}") from error
-
-
-def evaluate_onnx(config: Config, path: Path, ranks: Ranks) -> Iterator[Result]:
-    """Evaluate an ONNX file on the CPU and, if requested, on the NPU; yield the only Result.
-
-    Raises:
-        UserError: If the file can't be run.
-        DatasetError: If an image or a label is wrong.
-    """
-    with Run(config, ranks) as run:
-        with run.stage("open images"):
-            inputs = open_inputs(config, ranks)
-            run.notes += inputs.notes
-            run.begin(sha256_of(path), inputs)
-        images = inputs.images
-        if run.storage and run.saved_work.finished:
-            result = finished_result(run.storage.output_dir, run, images)
-        else:
-            result = score_onnx(path, images, run)
-        yield result
-        mark_finished(run, result)
-
-
-def score_onnx(path: Path, images: Split, run: Run) -> Result:
-    """Score an ONNX file on the CPU and, if requested, on the NPU."""
-    with run.stage("open ONNX file"):
-        model = run.config.model
-        backend, notes = open_onnx(path, images, run.runtime, (model.onnx_input, model.onnx_channels))
-    run.notes += notes
-    npu = open_npu(path, images, run, backend.input_format) if run.config.npu.chips else None
-    prepared = prepare({ONNX_FILE: backend}, images, run)
-    scores = score(prepared, images, run, KeptPredictions(0))
-    outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
-    return build_result(str(path), details_of(scores, images, failure=outcome.failure), outcome, run)
-
-
-def open_onnx(
-    path: Path, images: Split, runtime: Runtime, given: tuple[str | None, str | None] = (None, None)
-) -> tuple[OnnxBackend, list[str]]:
-    """Return a file as a backend that feeds it what it takes, and notes on the file.
-
-    Args:
-        path: The ONNX file.
-        images: Scored images; some are used to find what the file takes, if options and metadata do not say it.
-        runtime: How images are loaded.
-        given: Value range and channels that options name; None for what is not given.
-
-    Raises:
-        UserError: If the file can't be run.
-        DatasetError: If an image or a label is wrong.
-    """
-    backend = OnnxBackend(path)
-    notes = inspect_onnx(path).lines()
-    few = images.select(evenly_spaced(len(images), TRIAL_IMAGES).tolist())
-    one_by_one = replace(runtime, batch_size=1, num_workers=0, quiet=True)
-
-    def trial(input_format: InputFormat) -> float:
-        try:
-            return evaluate({ONNX_FILE: backend.with_input(input_format)}, few, one_by_one).miou(ONNX_FILE)
-        except UserError:  # logits that are not finite
-            return float("nan")
-
-    _, classes, _, last = backend.header.output_shape
-    if last == len(images.label_set.classes) != classes:
-        raise UserError(
-            f"{path}: the output of this file has its channels last. Export it with (N, classes, height, width); on AI "
-            "Hub, leave out --force_channel_last_output."
-        )
-    check_classes(str(path), classes or 0, images.label_set)
-    proto = read_onnx(path)
-    chosen = choose_input(proto, given, trial)
-    backend = backend.with_input(chosen)
-    notes.append(chosen.describe())
-    with torch.inference_mode():
-        logits = backend(normalize(images[0][0][None]))
-    head = describe_head(proto, backend.header.output_name)
-    if head and tuple(logits.shape[2:]) not in images.sizes:
-        notes.append(head)
-    return backend, notes

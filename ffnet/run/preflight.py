@@ -1,5 +1,6 @@
 """Checks before the work: input files, output folders and packages, found without importing torch."""
 
+import importlib.util
 import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -35,6 +36,11 @@ def check(config: Config) -> None:
     _check_output_folders(config)
     if config.npu.chips:
         check_npu_package()
+    if config.model.calibrates_onnx and not importlib.util.find_spec("aimet_onnx"):
+        raise UserError(
+            "--calibration-split: aimet-onnx, which quantizes the file of --onnx, is not installed. Install it with "
+            "`pip install -r requirements-aimet-onnx.txt`, or give --encodings."
+        )
 
 
 def _check_input_files(config: Config) -> None:

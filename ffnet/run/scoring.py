@@ -10,7 +10,7 @@ from ffnet.evaluation.compilation import PreparedBackends, choose_compilation, p
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
 from ffnet.evaluation.metrics import statistics
-from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, SIMULATED, Backend, Scores, no_scores
+from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores, no_scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
 from ffnet.quantization.quantize import QuantizedNetwork
@@ -33,7 +33,7 @@ def prepare(backends: Mapping[str, Backend], images: Split, run: Run) -> Prepare
         compiled, reason = choose_compilation(run.runtime, len(images), images.size)
         prepared = prepare_backends(backends, run.runtime, compiled)
         warm_up(prepared, images, run.runtime)
-    if FP32 in backends:
+    if SIMULATED in backends:
         run.notes.append(f"{FP32} and the simulation: {reason}.")
     return prepared
 
@@ -46,7 +46,8 @@ def score(prepared: PreparedBackends, images: Split, run: Run, kept: KeptPredict
     runtime = run.runtime
     if not runtime.on_gpu:  # backends take single images anyway, and less is lost if the run is stopped
         runtime = replace(runtime, batch_size=1)
-    folder, saved = run.config.output.save_predictions, ONNX_FILE if run.config.model.onnx else SIMULATED
+    folder, backends = run.config.output.save_predictions, prepared.backends
+    saved = SIMULATED if SIMULATED in backends else list(backends)[-1]
     write = prediction_writer(predictions_folder(folder, run.config), images, saved) if folder else None
 
     def batches(indices: np.ndarray) -> Iterator[ScoredBatch]:

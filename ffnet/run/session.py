@@ -14,7 +14,7 @@ import numpy as np
 
 from ffnet.config import MANIFEST_FILE, Config
 from ffnet.evaluation.loop import ScoredBatch
-from ffnet.evaluation.scores import Scores, Shard, merge_shards, without
+from ffnet.evaluation.scores import BackendNames, Scores, Shard, merge_shards, without
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.quantization.sites import SimState
 from ffnet.run.inputs import Inputs
@@ -62,6 +62,7 @@ class Run(Execution, contextlib.ExitStack):
         self.runtime = replace(config.runtime, device=ranks.device, quiet=quiet)
         self.notes = list(notes)  # sentences for the report
         self.stage_seconds = dict(stage_seconds)
+        self.names = BackendNames("")  # of the backends of an ONNX file
         self.storage: Storage | None = None
         self.saved_work = Saved()
 

@@ -92,6 +92,8 @@ def scored_backends(config: Config) -> dict[str, tuple[str, ...]]:
     """Return the names of the backends whose scores the records of each kind hold."""
     runtime = (ONNX_RUNTIME,) if config.output.execute else ()
     backends = (ONNX_FILE,) if config.model.onnx else (FP32, SIMULATED, *runtime)
+    if config.quantizes_onnx:
+        backends = (FP32, ONNX_RUNTIME)
     return {IMAGES: backends, **{NPU_IMAGES.format(chip): (*backends, NPU) for chip in config.npu.chips}}
 
 

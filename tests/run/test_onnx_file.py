@@ -18,7 +18,7 @@ from ffnet.evaluation.scores import ONNX_FILE
 from ffnet.labels import CITYSCAPES
 from ffnet.npu.backend import NpuBackend
 from ffnet.npu.worker import NpuTarget
-from ffnet.run.pipeline import open_onnx
+from ffnet.run.onnx_file import open_onnx
 from ffnet_quanteval import main
 from tests.helpers.cityscapes_tree import write_tree
 from tests.helpers.onnx_files import color_network, convolution_network, normalizing_inside, save
