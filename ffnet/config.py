@@ -53,8 +53,6 @@ class ModelConfig:
     onnx: Path | None = None  # evaluate this ONNX file instead of a checkpoint
     onnx_input: str | None = None  # one of VALUE_RANGES; None: detect it
     onnx_channels: str | None = None  # one of CHANNEL_ORDERS; None: detect it
-    calibrates_onnx: bool = False  # quantize `onnx` with aimet-onnx; the program sets it
-    asked_bits: tuple[str, ...] = ()  # targets of the options that name bit widths beside encodings
     cache_dir: Path | None = None  # for downloads and rendered scenes; None: torch hub's folder
 
     @property
@@ -179,13 +177,15 @@ class Config:
     output: OutputConfig = field(default_factory=OutputConfig)
     use_cuda: bool | None = None  # None: if a CUDA device is available
     input_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # model -> size, without data.input_size
+    calibrates_onnx: bool = False  # quantize the ONNX file with aimet-onnx
+    asked_bits: tuple[str, ...] = ()  # options that name bit widths beside encodings of an ONNX file
     list_models: bool = False  # print the table of models and do nothing else
     command: str = ""  # command line that repeats the run
 
     @property
     def quantizes_onnx(self) -> bool:
         """Whether an ONNX file is evaluated beside its quantized form."""
-        return bool(self.model.onnx and (self.quantization.encodings or self.model.calibrates_onnx))
+        return bool(self.model.onnx and (self.quantization.encodings or self.calibrates_onnx))
 
     @property
     def lists(self) -> bool:

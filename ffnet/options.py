@@ -95,7 +95,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
                "name or content (default: the published files, downloaded once)", FOLDER | {"metavar": "FILE_OR_DIR"}),
         Option("--cache-dir", "model.cache_dir", "folder for downloads and rendered scenes (default: "
                "$TORCH_HOME/hub/ffnet)", FOLDER),
-        Option("--onnx", "model.onnx", "evaluate an exported ONNX file instead of a checkpoint", FILE),
+        Option("--onnx", "model.onnx", "evaluate an ONNX file instead of a checkpoint: as it is, or a float file "
+               "beside what --encodings or, with --calibration-split, aimet-onnx make of it", FILE),
         Option("--onnx-input", "model.onnx_input", "range of the values that the ONNX file takes (default: detected)",
                {"choices": VALUE_RANGES}),
         Option("--onnx-channels", "model.onnx_channels", "channel order of the ONNX file's input (default: detected)",
@@ -129,7 +130,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--seed", "data.seed", "seed for drawing the calibration images", COUNT_OR_ZERO),
         Option("--encodings", "quantization.encodings", "load AIMET encodings instead of calibrating", FILE),
         Option("--partial-encodings", "quantization.partial_encodings",
-               "calibrate the quantizers that --encodings does not cover, and ignore its unexpected entries", FLAG),
+               "calibrate the quantizers that --encodings does not cover (with --onnx: leave them in float), and "
+               "ignore its unexpected entries", FLAG),
     ),
     "accuracy recovery": (
         Option("--seq-mse", "quantization.seq_mse", "choose the ranges of 4-bit weights by sequential MSE", FLAG),
@@ -266,7 +268,7 @@ def _build_config(given: Mapping[str, Any], command: str) -> Config:
     if config.model.onnx:
         asked = tuple(target for target in BIT_WIDTHS if target in given and config.quantization.encodings)
         calibrates = "data.calibration_split" in given and config.quantization.encodings is None
-        config = replace(config, model=replace(config.model, calibrates_onnx=calibrates, asked_bits=asked))
+        config = replace(config, calibrates_onnx=calibrates, asked_bits=asked)
     return config
 
 
@@ -285,7 +287,7 @@ def _check_combinations(given: set[str], config: Config) -> None:
         if target in given and not any(_is_set(config, name) for name in required):
             flags = " or ".join(FLAGS[name] for name in required)
             raise UserError(f"{FLAGS[target]} has no effect without {flags}. Add that option, or remove this one.")
-    answered = [target for target in ANSWERED_BY_ENCODINGS if target in given - set(config.model.asked_bits)]
+    answered = [target for target in ANSWERED_BY_ENCODINGS if target in given - set(config.asked_bits)]
     if config.output.sensitivity:  # it still takes calibration images
         answered = [target for target in answered if not target.startswith("data.")]
     if config.quantization.encodings and not config.quantization.partial_encodings and answered:
@@ -297,13 +299,14 @@ def _check_combinations(given: set[str], config: Config) -> None:
 
 def _check_onnx(given: set[str], config: Config) -> None:
     """Raise UserError if an option about quantization has no effect on the ONNX file."""
-    if not config.model.onnx:
+    if not config.model.onnx or config.calibrates_onnx:
         return
-    wrong = () if config.model.calibrates_onnx else CALIBRATION if config.quantizes_onnx else NEEDS_QUANTIZATION
+    wrong: Sequence[str] = NEEDS_QUANTIZATION
+    where = "alone. Remove it, or add --encodings, or --calibration-split for aimet-onnx"
+    if config.quantization.encodings:
+        wrong, where = ("data.calibration_split", *CALIBRATION), "and --encodings. Remove it"
     if target := next((target for target in wrong if target in given), None):
-        remedy = "add --calibration-split to quantize the file with aimet-onnx"
-        remedy = "remove --encodings" if config.quantizes_onnx else f"{remedy}, or --encodings"
-        raise UserError(f"{FLAGS[target]} has no effect on the file of --onnx as it is. Remove it, or {remedy}.")
+        raise UserError(f"{FLAGS[target]} has no effect with --onnx {where}.")
 
 
 def _is_set(config: Config, target: str) -> bool:

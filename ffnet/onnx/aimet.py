@@ -1,5 +1,6 @@
 """Quantize a float ONNX file with aimet-onnx, an optional package."""
 
+import warnings
 from pathlib import Path
 
 from ffnet.config import ENCODINGS_FILE, FLOAT_MODEL_FILE, QuantizationConfig
@@ -27,6 +28,7 @@ def quantize_with_aimet(backend: OnnxBackend, images: Images, config: Quantizati
     own = get_path_for_per_channel_config() if config.config_file == "default" else config.config_file
     try:
         with quiet_aimet():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             if config.cle:
                 equalize_model(proto)
             sim = aimet_onnx.QuantizationSimModel(

@@ -40,6 +40,7 @@ class Placement:
     implied: Encodings  # of the tensors that share the encoding of an entry
     missing: tuple[str, ...]  # tensors of quantized operators without an encoding
     unexpected: tuple[str, ...]  # entries that name no float tensor
+    floats: tuple[str, ...]  # entries of floats
     float_operators: tuple[str, ...]  # operators with weights of which no tensor is quantized
     surplus: tuple[str, ...]  # tensors that the file quantizes and the published configuration does not
     lacking: tuple[str, ...]  # the reverse
@@ -68,6 +69,7 @@ class Placement:
         lists = {
             "Tensors of quantized operators without an encoding, which stay in float": self.missing,
             "Entries that name no float32 tensor and were ignored": self.unexpected,
+            "Entries of floats, whose tensors stay in float, and which converters may turn into INT8": self.floats,
             "Operators with weights that the encodings leave in float": self.float_operators,
         }
         found = [f"{title} ({len(names)}): {list_names(names)}." for title, names in lists.items() if names]
@@ -148,7 +150,8 @@ def place(proto: onnx.ModelProto, file: EncodingsFile, source: Path) -> Placemen
         if problem := _problem(name, entry, network):
             raise UserError(f"--encodings {file.path}: the entry {name!r} {problem}. {MAKE_AGAIN}")
     implied = _implied(entries, network)
-    missing, floats = _gaps(entries | implied, network)
+    missing, left = _gaps(entries | implied, network)
+    missing = tuple(name for name in missing if name not in file.floats)
     published = _published(network)
     compared = [name for name in entries if bit_width(entries[name]) in TYPES and not _is_copied(name, network)]
     return Placement(
@@ -156,7 +159,8 @@ def place(proto: onnx.ModelProto, file: EncodingsFile, source: Path) -> Placemen
         implied,
         missing,
         unexpected,
-        floats,
+        file.floats,
+        left,
         tuple(name for name in compared if name not in published),
         tuple(name for name in published if name not in entries and name not in implied),
         frozenset(entries.keys() & network.weights.keys()),

@@ -39,18 +39,25 @@ class EncodingsFile:
     path: Path
     by_layer: bool  # activations are named after torch modules, "layer output 0"; otherwise after ONNX tensors
     entries: dict[str, Encoding]  # weights are named "layer.weight" in every format
+    floats: tuple[str, ...] = ()  # entries of tensors that stay in float
 
 
-def read_encodings(path: Path | str) -> EncodingsFile:
-    """Read a JSON file of encodings; raise a UserError if it can't be read or is not in one of AIMET's formats."""
+def read_encodings(path: Path | str, allow_floats: bool = False) -> EncodingsFile:
+    """Read a JSON file of encodings.
+
+    Raises:
+        UserError: If it can't be read, is not in one of AIMET's formats, or has entries of floats that are not allowed.
+    """
     path = Path(path)
     try:
-        by_layer, entries = _parse(_read_json(path))
+        by_layer, entries, floats = _parse(_read_json(path))
+        if floats and not allow_floats:
+            raise ValueError(f"the entry {floats[0]!r} has dtype 'float', but only integers are supported")
     except OSError as error:
         raise UserError(f"--encodings {path}: the file can't be read ({error.strerror}). Give another path.") from error
     except ValueError as error:
         raise UserError(f"--encodings {path}: {error}. Give an encodings file as AIMET writes it.") from error
-    return EncodingsFile(path, by_layer, entries)
+    return EncodingsFile(path, by_layer, entries, tuple(floats))
 
 
 def _read_json(path: Path) -> Any:
@@ -74,8 +81,8 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
-    """Return whether activations are named after layers, and all entries."""
+def _parse(content: Any) -> tuple[bool, dict[str, Encoding], list[str]]:
+    """Return whether activations are named after layers, all entries of integers, and the names of those of floats."""
     content = content if isinstance(content, dict) else {}
     sections = [content[key] for key in SECTIONS if key in content] or [content]  # AdaRound wrote weights alone
     version = content.get("version", "0.6.1")
@@ -83,17 +90,27 @@ def _parse(content: Any) -> tuple[bool, dict[str, Encoding]]:
         raise ValueError(f"the file has version {version!r}, but only versions 0 to 2 are supported")
     by_layer = any(_is_layer(value) for part in sections if isinstance(part, dict) for value in part.values())
     entries: dict[str, Encoding] = {}
+    floats: list[str] = []
     for name, value in itertools.chain.from_iterable(map(_named_entries, sections)):
-        if name in entries:
+        if name in entries or name in floats:
             raise ValueError(f"the file contains the entry {name!r} twice")
+        if _is_float(value):
+            floats.append(name)
+            continue
         try:
             is_version_2 = isinstance(value, dict) and "output_dtype" in value
             entries[name] = _parse_version_2(value) if is_version_2 else _parse_versions_0_and_1(value)
         except ValueError as error:
             raise ValueError(f"the entry {name!r} {error}") from error
-    if not entries:
+    if not entries and not floats:
         raise ValueError("the file contains no encodings")
-    return by_layer, entries
+    return by_layer, entries, floats
+
+
+def _is_float(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else value
+    dtype = str(first.get("output_dtype", first.get("dtype"))).lower() if isinstance(first, dict) else ""
+    return bool(re.fullmatch(r"b?float(16|32)?", dtype))
 
 
 def _named_entries(section: Any) -> Iterator[tuple[str, Any]]:

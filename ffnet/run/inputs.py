@@ -84,13 +84,13 @@ def _open_checked(config: Config) -> Inputs:
     quantization = config.quantization
     if quantization.config_file != "default":
         check_config_file(quantization.config_file)
-    if quantization.encodings:
+    if quantization.encodings and not config.model.onnx:
         read_encodings(quantization.encodings)
     images = open_images(config)
     calibration = selection = None
     needs_images = quantization.encodings is None or quantization.partial_encodings or config.output.sensitivity
     split = images
-    if needs_images and (not config.model.onnx or config.model.calibrates_onnx):
+    if needs_images and (not config.model.onnx or config.calibrates_onnx):
         if not config.data.scores_calibration_images:
             split = _open_split(images.root, config.data, config.data.calibration_split)
         chosen = selection_indices(len(split), config.data) if quantization.recovers else []

@@ -67,21 +67,22 @@ def read_placement(path: Path, encodings: Path, config: Config) -> Placement:
         UserError: If an entry is wrong, if bits differ from those that options name, or, without --partial-encodings,
             if an encoding is missing or unexpected.
     """
-    file, what = read_encodings(encodings), f"--encodings {encodings}"
+    file, what = read_encodings(encodings, allow_floats=True), f"--encodings {encodings}"
     if file.by_layer:
         raise UserError(f"{what}: its entries name torch modules. Give the file that AIMET wrote beside {path}.")
     placement = place(read_onnx(path), file, path)
     lists = {
         "no entry for tensors of quantized operators": placement.missing,
         "entries that name no float32 tensor": placement.unexpected,
+        "entries of floats, which converters may turn into INT8": file.floats,
     }
     problems = [f"{problem}: {len(names)} ({list_names(names)})" for problem, names in lists.items() if names]
     if problems and not config.quantization.partial_encodings:
         raise UserError(
             f"{what}: the file has {' and '.join(problems)}. Give the encodings of {path}, or add --partial-encodings "
-            "to leave in float what is missing and ignore what is unexpected."
+            "to leave in float what is missing and of floats, and ignore what is unexpected."
         )
-    for target in config.model.asked_bits:
+    for target in config.asked_bits:
         asked, names = lookup(config, target), sorted(placement.weights)
         if target == "quantization.output_bw":
             names = placement.activations

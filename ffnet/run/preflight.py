@@ -36,7 +36,7 @@ def check(config: Config) -> None:
     _check_output_folders(config)
     if config.npu.chips:
         check_npu_package()
-    if config.model.calibrates_onnx and not importlib.util.find_spec("aimet_onnx"):
+    if config.calibrates_onnx and not importlib.util.find_spec("aimet_onnx"):
         raise UserError(
             "--calibration-split: aimet-onnx, which quantizes the file of --onnx, is not installed. Install it with "
             "`pip install -r requirements-aimet-onnx.txt`, or give --encodings."
