@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import aimet_torch.onnx
 import ml_dtypes
 import numpy as np
 import onnx
@@ -36,15 +35,12 @@ from ffnet.config import (
     NPU_FOLDER,
 )
 from ffnet.evaluation.loading import MEAN, STD
-from ffnet.onnx.graph import (
-    GraphIndex,
-    fold_float_constants,
-    keep_scale_in_resizes,
-    rescale_biases,
-    unify_bit_widths,
-)
+from ffnet.onnx.graph import GraphIndex
 from ffnet.onnx.input_format import METADATA_OF_EXPORTS
+from ffnet.onnx.placement import place
+from ffnet.onnx.quantizers import insert_quantizers
 from ffnet.options import check_bit_widths
+from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
 from ffnet.system.errors import UserError
@@ -60,7 +56,6 @@ EXPORTER: dict[str, Any] = {
     "output_names": [OUTPUT_TENSOR],
 }
 LAYER_METADATA = "pkg.torch.onnx.name_scopes"  # the modules around a node, outermost first, and its operator
-SUFFIXES = ("", "_q", "_qdq", "_dq", "_scale", "_zero_point")  # suffixes in the names that AIMET derives
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that AIMET's operators have no type annotations
 
@@ -118,28 +113,18 @@ def _check_sites(sim: QuantizationSimModel) -> None:
 def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -> None:
     """Write the two ONNX files and the encodings into the folder `work`."""
     example = torch.zeros(1, 3, *size, device=next(sim.model.parameters()).device)
+    path = work / FLOAT_MODEL_FILE
     with quiet_aimet():
-        aimet_torch.onnx.export(sim.model, (example,), str(work / MODEL_FILE), **EXPORTER)
-        sim.onnx.export((example,), str(work / FLOAT_MODEL_FILE), **EXPORTER)
-    quantized, float_network = onnx.load(work / MODEL_FILE), onnx.load(work / FLOAT_MODEL_FILE)
-    encodings_file = (work / FLOAT_MODEL_FILE).with_suffix(".encodings").rename(work / ENCODINGS_FILE)
-    _rename_encodings(encodings_file, layer_tensors(float_network.graph))
+        sim.onnx.export((example,), str(path), **EXPORTER)
+    float_network = onnx.load(path)
+    encodings = path.with_suffix(".encodings").rename(work / ENCODINGS_FILE)
+    _rename_encodings(encodings, layer_tensors(float_network.graph))
     _restore_weights(float_network.graph, sim.model)
-    name_layers(quantized.graph)
     name_layers(float_network.graph)
-    fold_float_constants(quantized.graph, quantized_weights(sim))
-    keep_scale_in_resizes(quantized.graph)
-    unify_bit_widths(quantized.graph)
-    rescale_biases(quantized.graph)
+    _save(float_network, path)
+    quantized = insert_quantizers(float_network, place(float_network, read_encodings(encodings), path))
     _save(quantized, work / MODEL_FILE)
-    _save(float_network, work / FLOAT_MODEL_FILE)
     check_export(sim, quantized)
-
-
-def quantized_weights(sim: QuantizationSimModel) -> dict[str, np.ndarray]:
-    """Return the quantized and dequantized weights of a simulation by their tensor in exported files."""
-    sites = [site for site in quantizer_sites(sim) if site.kind == WEIGHT and site.tensor]
-    return {str(site.tensor): _array(site.quantizer(site_parameter(sim, site))) for site in sites}
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -164,7 +149,7 @@ def _restore_weights(graph: onnx.GraphProto, model: nn.Module) -> None:
 def layer_tensors(graph: onnx.GraphProto) -> dict[str, str]:
     """Return {tensor: layer that computes it}, without the network's output, for a graph as torch exported it."""
     outputs = {output.name for output in graph.output}
-    tensors = {node.output[0].removesuffix("_qdq"): layer for node in graph.node if (layer := _layer(node))}
+    tensors = {node.output[0]: layer for node in graph.node if (layer := _layer(node))}
     return {tensor: layer for tensor, layer in tensors.items() if tensor not in outputs}
 
 
@@ -176,13 +161,11 @@ def _layer(node: onnx.NodeProto) -> str:
 
 def name_layers(graph: onnx.GraphProto) -> None:
     """Give the nodes and tensors of a graph the names of the layers, in place."""
-    renamed = {old + suffix: new + suffix for old, new in layer_tensors(graph).items() for suffix in SUFFIXES}
+    renamed = layer_tensors(graph)
     for node in graph.node:
         node.name = _layer(node) or renamed.get(node.name, node.name)
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
-    for tensor in graph.initializer:
-        tensor.name = renamed.get(tensor.name, tensor.name)
 
 
 def _save(proto: onnx.ModelProto, path: Path) -> None:
@@ -197,34 +180,44 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
     onnx.save(proto, path)
 
 
+@torch.no_grad()  # AIMET rounds some weights otherwise if it computes gradients
 def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
     """Raise a RuntimeError unless a file expresses every quantizer.
 
-    Its Q/DQ nodes must have the quantizer's scale and zero point. A weight without them, of a layer with a float input,
-    must be a constant with the quantized values.
+    Its Q/DQ nodes must have the quantizer's scale and zero point, and its weights the quantized values: as integers or,
+    for a layer with a float input, as constants.
     """
-    constants, found, weights = GraphIndex.of(proto.graph).constants, file_quantizers(proto), quantized_weights(sim)
+    found = file_quantizers(proto)
     for site in quantizer_sites(sim):
         tensor = str(site.tensor)
-        if tensor in found:
-            scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
-            zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
-            same = all(map(np.array_equal, found[tensor], (scale, zero_point)))
-        elif tensor in weights and tensor in constants:
-            same = np.array_equal(onnx.numpy_helper.to_array(constants[tensor]), weights[tensor])
-        else:
+        scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
+        zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
+        weight = _array(site.quantizer(site_parameter(sim, site))) if site.kind == WEIGHT else None
+        expected = (scale, zero_point) if weight is None else (weight,)
+        if tensor not in found:
             raise RuntimeError(f"{MODEL_FILE} has no quantizer at {tensor}.")
-        if not same:
+        if not all(map(np.array_equal, found[tensor], expected)):
             raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {tensor} than the simulation.")
 
 
-def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return {tensor: (scales float32, zero points counted from the type's smallest value)} of an exported file."""
-    constants, found = GraphIndex.of(proto.graph).constants, {}
-    for node in (node for node in proto.graph.node if node.op_type == "QuantizeLinear"):
-        scale, zero_point = (onnx.numpy_helper.to_array(constants[name]).flatten() for name in node.input[1:])
-        smallest = int(ml_dtypes.iinfo(zero_point.dtype).min)
-        found[node.output[0].removesuffix("_q")] = scale.astype(np.float32), zero_point.astype(np.int64) - smallest
+def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, ...]]:
+    """Return what an exported file says about its tensors.
+
+    For activations these are the scale, float32, and the zero point, counted from the type's smallest value. For
+    constants it is the float32 values.
+    """
+    constants = {name: onnx.numpy_helper.to_array(each) for name, each in GraphIndex.of(proto.graph).constants.items()}
+    found: dict[str, tuple[np.ndarray, ...]] = {}
+    found |= {name.removesuffix("_rounded"): (values,) for name, values in constants.items()}
+    for node in (node for node in proto.graph.node if node.op_type == "DequantizeLinear"):
+        source, (scale, zero_point) = node.input[0], (constants[name] for name in node.input[1:])
+        if source in constants:
+            integers, channels = constants[source].astype(np.float32), [-1] + [1] * (constants[source].ndim - 1)
+            values = (integers - zero_point.astype(np.float32).reshape(channels)) * scale.reshape(channels)
+            found[source.removesuffix("_q")] = (values,)
+        else:
+            counted = zero_point.astype(np.int64).flatten() - int(ml_dtypes.iinfo(zero_point.dtype).min)
+            found[source.removesuffix("_q")] = scale.flatten(), counted
     return found
 
 

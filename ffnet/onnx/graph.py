@@ -67,30 +67,6 @@ class GraphIndex:
         return scale, np.asarray(zero_point[0] if zero_point else 0, np.int64)
 
 
-def fold_float_constants(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> None:
-    """Write the weights and biases of convolutions with a float input as float constants, in place.
-
-    All quantized weights are given by name: ONNX rounds values halfway between two integers differently from AIMET.
-    """
-    index = GraphIndex.of(graph)
-    for node in graph.node:
-        if node.op_type != "Conv" or index.operator(node.input[0]) == "DequantizeLinear":
-            continue
-        for position, tensor in enumerate(node.input[1:], 1):
-            if index.operator(tensor) == "DequantizeLinear":
-                name = tensor.removesuffix("_qdq")
-                value = weights[name] if name in weights else _dequantized_bias(index.producers[tensor], index)
-                _remove_initializers(graph, [name])
-                graph.initializer.append(numpy_helper.from_array(value, name))
-                node.input[position] = name
-    remove_unused(graph)
-
-
-def _dequantized_bias(node: onnx.NodeProto, index: GraphIndex) -> np.ndarray:
-    integers, scale = (numpy_helper.to_array(index.constants[name]) for name in node.input[:2])
-    return integers.astype(np.float32) * scale
-
-
 def keep_scale_in_resizes(graph: onnx.GraphProto) -> None:
     """Quantize the output of every nearest Resize with the scale of its input first, in place.
 

@@ -27,7 +27,8 @@ def insert_quantizers(proto: onnx.ModelProto, placement: Placement) -> onnx.Mode
     """Return the network with the quantizers of `placement`, in a form that ONNX Runtime and the NPU take.
 
     Weights and biases are integers, biases in steps of the input's scale times the weight's. Operators with a float
-    input get float weights with the quantized values. Activations are unsigned integers, with the same values.
+    input get float weights with the quantized values: the NPU runs such a convolution only if its weight and bias are
+    plain constants. Activations are unsigned integers, with the same values.
 
     Raises:
         UserError: If a bias does not fit into int32.

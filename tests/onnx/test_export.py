@@ -58,14 +58,18 @@ def check_every_quantizer(sim, path):
             expected[tensor] = module.output_quantizers[0]
             expected[f"{name}.weight"] = dict(module.param_quantizers).get("weight")
     expected = {tensor: quantizer for tensor, quantizer in expected.items() if quantizer is not None}
-    found = {node.output[0]: node for node in proto.graph.node if node.op_type == "QuantizeLinear"}
-    moving_data = {name for name in found if name == "module_pad_q" or name.endswith("_copied_q")}  # no sites
+    found = {node.input[0]: node for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    others = {name for name in found if name.endswith(("_copied_q", ".bias_q"))} | {"module_pad_q"}  # no sites
     folded = {"backbone_model.conv0.weight"} if "smoothing" in dict(sim.model.named_modules()) else set()
-    assert {name.removesuffix("_q") for name in found.keys() - moving_data} == expected.keys() - folded
+    assert {name.removesuffix("_q") for name in found.keys() - others} == expected.keys() - folded
     for tensor, quantizer in expected.items():
+        if "weight" in tensor:
+            with torch.no_grad():
+                weight = quantizer(sim.model.get_parameter(tensor)).numpy()
+            integers = np.rint(weight / quantizer.get_scale().detach().numpy())
+            stored = values[f"{tensor}_rounded" if tensor in folded else f"{tensor}_q"]
+            assert np.array_equal(stored.astype(np.float32), weight if tensor in folded else integers)
         if tensor in folded:
-            weight = sim.model.get_parameter(tensor)
-            assert np.array_equal(values[tensor], quantizer(weight).detach().numpy())
             continue
         _, scale, zero_point = found[f"{tensor}_q"].input
         assert values[scale].flatten().tolist() == quantizer.get_scale().flatten().tolist()

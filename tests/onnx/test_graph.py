@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ffnet.config import MODEL_FILE
 from ffnet.onnx.divergence import run_with_onnx_runtime
 from ffnet.onnx.export import export
-from ffnet.onnx.graph import GraphIndex, fold_float_constants, keep_scale_in_resizes, unify_bit_widths, widen
+from ffnet.onnx.graph import GraphIndex, keep_scale_in_resizes, unify_bit_widths, widen
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.weighted_layers import raise_weight_scales
 from tests.helpers.exports import export_mix, exported
@@ -48,17 +48,6 @@ def quantization(name, scale, zero_point, kind=TensorProto.UINT8):
     return constant(f"{name}_scale", scale), constant(f"{name}_zero", zero_point, kind)
 
 
-def float_convolution():
-    """A convolution with a float input, whose weight 0.9 and bias pass through Q/DQ nodes of scale 0.5 and 0.25."""
-    nodes = [
-        *pair("w", "w", "w_qdq"),
-        helper.make_node("DequantizeLinear", ["b_q", "b_scale"], ["b_qdq"]),
-        helper.make_node("Conv", ["image", "w_qdq", "b_qdq"], ["logits"], "conv"),
-    ]
-    constants = [constant("w", [[[[0.9]]]]), *quantization("w", 0.5, 0, TensorProto.INT8)]
-    return network(nodes, [*constants, constant("b_q", [3], TensorProto.INT32), constant("b_scale", 0.25)])
-
-
 def resize(mode):
     """An image of scale 0.5, doubled in size and quantized with scale 0.3."""
     up = helper.make_node("Resize", ["fine_dq", "", "factors"], ["up"], "up", mode=mode)
@@ -83,17 +72,6 @@ def run(proto, image=IMAGE):
 
 def operators(proto):
     return [node.op_type for node in proto.graph.node]
-
-
-def test_constants_of_a_float_convolution_are_folded():
-    """The weight is taken as the simulation rounds it, the bias is dequantized."""
-    proto = float_convolution()
-    expected = run(proto)
-    fold_float_constants(proto.graph, {"w": np.array([[[[1.0]]]], np.float32)})  # 0.9 on a grid of 0.5
-    assert operators(proto) == ["Conv"]
-    values = {tensor.name: numpy_helper.to_array(tensor).item() for tensor in proto.graph.initializer}
-    assert values == {"w": 1.0, "b": 0.75}
-    assert np.array_equal(run(proto), expected) and np.array_equal(expected, IMAGE + np.float32(0.75))
 
 
 def test_a_nearest_resize_gets_the_scale_of_its_input_and_the_same_values():
