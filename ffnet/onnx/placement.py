@@ -23,9 +23,10 @@ Encodings = Mapping[str, Encoding]  # name of a tensor -> its encoding
 TYPES = {4: (ml_dtypes.int4, ml_dtypes.uint4), 8: (np.int8, np.uint8), 16: (np.int16, np.uint16)}  # bits -> types
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators with weights, and with biases apart from MatMul
 # Operators whose output has the values of their inputs; QAIRT gives an interpolation the encoding of its input, too.
-COMBINING, INTERPOLATING = ("Concat",), ("Resize", "Upsample")
+INTERPOLATING = ("Resize", "Upsample")
 COPYING = ("DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice",
            "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")  # fmt: skip
+MOVING = (*COPYING, *INTERPOLATING, "Concat")
 # Activation functions that devices fuse with the operator before them; the published configuration fuses the last two.
 FUSED = ("BatchNormalization", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Sigmoid", "Tanh")
 PUBLISHED_FUSED = ("Clip", "Relu")
@@ -191,7 +192,7 @@ def _implied(entries: Encodings, network: _Network) -> dict[str, Encoding]:
     """Return the encodings of tensors that have the values of tensors with an entry."""
     found = dict(entries)
     for node in (*network.nodes, *reversed(network.nodes)):
-        if node.op_type not in (*COPYING, *COMBINING, *INTERPOLATING):
+        if node.op_type not in MOVING:
             continue
         inputs, outputs = network.activations(node.input), network.activations(node.output)
         after, before = ({found.get(name) for name in names} for names in (outputs, inputs))
@@ -223,6 +224,9 @@ def _gaps(encodings: Encodings, network: _Network) -> tuple[tuple[str, ...], tup
             missing |= dict.fromkeys(name for name in outputs if not is_covered(name))
         elif weight:
             floats.append(node.name or node.output[0])
+    for node in reversed(network.nodes):
+        if node.op_type in MOVING and not quantized.isdisjoint(node.output):
+            quantized.update(node.input)
     first = [name for name in network.inputs if name in quantized and name not in encodings]
     return (*first, *missing), tuple(floats)
 

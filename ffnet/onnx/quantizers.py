@@ -17,7 +17,6 @@ from ffnet.onnx.graph import (
 )
 from ffnet.onnx.placement import TYPES, WEIGHTED, Encodings, Placement, bias_of, bit_width, channel_axis
 from ffnet.quantization.encodings_file import Encoding
-from ffnet.system.errors import UserError
 
 LARGEST = np.iinfo(np.int32).max
 OPSET_OF_CHANNELS, OPSET_OF_ALL_TYPES = 13, 21  # the first with scales per channel, and with 4 and 16 bits
@@ -31,7 +30,7 @@ def insert_quantizers(proto: onnx.ModelProto, placement: Placement) -> onnx.Mode
     plain constants. Activations are unsigned integers, with the same values.
 
     Raises:
-        UserError: If a bias does not fit into int32.
+        RuntimeError: If a bias does not fit into int32.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -54,10 +53,7 @@ def insert_quantizers(proto: onnx.ModelProto, placement: Placement) -> onnx.Mode
     remove_unused(graph)
     keep_scale_in_resizes(graph)
     unify_bit_widths(graph)
-    try:
-        rescale_biases(graph)
-    except RuntimeError as error:
-        raise UserError(f"--encodings: {error} Raise the scale of this layer's weight.") from error
+    rescale_biases(graph)
     _choose_operators(result, placement)
     return result
 

@@ -143,7 +143,10 @@ def _quantize(backend: OnnxBackend, placement: Placement | None, inputs: Inputs,
             run.notes.append(f"Encodings, bit widths and symmetry are those of {options.encodings}.")
         run.names = BackendNames(placement.precision)
         quantized = folder / MODEL_FILE
-        onnx.save(insert_quantizers(read_onnx(source), placement), quantized)
+        try:
+            onnx.save(insert_quantizers(read_onnx(source), placement), quantized)
+        except RuntimeError as error:  # a bias
+            raise UserError(f"{source}: {error} Raise the scale of the layer's weight in the encodings.") from error
         executed = OnnxBackend(quantized, backend.input_format)
     name = run.names.of(ONNX_RUNTIME)
     run.notes += [*placement.notes(), *(f"{name}: {line}" for line in inspect_onnx(quantized).kernel_lines())]

@@ -105,6 +105,10 @@ def test_convolutions_of_a_trained_network_that_run_in_float_are_named():
 def with_float_weight(proto):
     (node,) = (node for node in proto.graph.node if node.name == "2")
     node.input[1] = "2.weight"
+    (integers,) = (tensor for tensor in proto.graph.initializer if tensor.name == "2.weight_q")
+    proto.graph.initializer.append(
+        numpy_helper.from_array(numpy_helper.to_array(integers).astype(np.float32), "2.weight")
+    )
 
 
 def with_another_bias_scale(proto):

@@ -1,6 +1,10 @@
 """Files for --onnx: some take other images than FFNet's own exports, and some return probabilities."""
 
+import importlib.util
 import itertools
+import json
+import math
+import re
 
 import numpy as np
 import onnx
@@ -11,7 +15,7 @@ from skimage.io import imread, imsave
 
 from datasets.cityscapes import CityscapesSplit
 from ffnet.chips import CHIPS
-from ffnet.config import FLOAT_MODEL_FILE, MODEL_FILE, Runtime
+from ffnet.config import ENCODINGS_FILE, FLOAT_MODEL_FILE, MODEL_FILE, Runtime
 from ffnet.evaluation.loading import normalize
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.scores import ONNX_FILE
@@ -154,3 +158,81 @@ def test_the_npu_is_fed_what_onnx_runtime_is(tree, small_export):
     with NpuBackend(target, input_format=backend.input_format) as npu, torch.inference_mode():
         agreement = (npu(inputs).argmax(1) == backend(inputs).argmax(1)).float().mean()
     assert agreement > 0.97
+
+
+@pytest.fixture
+def pair(tree, small_export):
+    """The options of a run with an exported pair, and its encodings."""
+    path = tree / "changed.encodings"
+    content = json.loads((small_export.folder / ENCODINGS_FILE).read_text())
+    options = ["--dataset-path", tree, "--num-workers", 0, "--quiet", "--onnx", small_export.folder / FLOAT_MODEL_FILE]
+    return [*map(str, options), "--encodings", str(path)], content, path
+
+
+def test_an_exported_pair_scores_like_the_quantized_file(pair, small_export, tmp_path):
+    options, content, path = pair
+    path.write_text(json.dumps(content))
+    found = run_with_result([*options, "--resume"], tmp_path / "pair")
+    executed = run_with_result([*options[:6], small_export.folder / MODEL_FILE], tmp_path / "file")
+    changing = {"change", "change_interval", "iou_change", "images_per_second"}
+    both = found["backends"]["INT8 ONNX Runtime"], executed["backends"][ONNX_FILE]
+    assert [{key: value for key, value in each.items() if key not in changing} for each in both][0] == {
+        key: value for key, value in both[1].items() if key not in changing
+    }
+    assert list(found["backends"]) == ["FP32", "INT8 ONNX Runtime"] and found["precision"] == "INT8"
+    assert both[0]["change_interval"] is not None
+    assert "The encodings quantize the tensors that the published configuration quantizes." in found["notes"]
+    assert "Images with the largest mIoU drop" in (tmp_path / "pair" / "report.html").read_text()
+    assert run_with_result([*options, "--resume"], tmp_path / "pair") == found
+
+
+def without_half(content):
+    return {**content, **{key: content[key][::2] for key in ("activation_encodings", "param_encodings")}}
+
+
+def with_entry(content, section, **changes):
+    first, *others = content[section]
+    return {**content, section: [{**first, **changes}, *others]}
+
+
+BROKEN = {
+    "half": (without_half, r"no entry for tensors of quantized operators: \d+ \("),
+    "other": (lambda content: with_entry(content, "activation_encodings", name="x"), r"no float32 tensor: 1 \(x\)"),
+    "nan": (lambda content: with_entry(content, "activation_encodings", scale=[math.nan]), "'nan', which is not a num"),
+    "float": (lambda content: with_entry(content, "activation_encodings", dtype="FLOAT"), r"into INT8: 1 \(image\)"),
+    "twice": (lambda content: {**content, "param_encodings": content["param_encodings"] * 2}, "weight' twice"),
+    "axis": (lambda content: with_entry(content, "param_encodings", scale=[0.1] * 3, offset=[-128] * 3), "3 scales"),
+    "bits": (lambda content: content, "--default-param-bw asks for 4 bits, and entries have others: 3"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_pairs_get_one_message(name, pair, capsys):
+    change, message = BROKEN[name]
+    options, content, path = pair
+    path.write_text(json.dumps(change(content)))
+    assert main([*options, *(["--default-param-bw", "4"] if name == "bits" else [])]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"error: --encodings {path}: .*{message}", error) and error.count("\n") == 1
+
+
+def test_partial_encodings_are_listed(pair, tmp_path):
+    options, content, path = pair
+    path.write_text(json.dumps(with_entry(content, "activation_encodings", name="x")))
+    found = run_with_result([*options, "--partial-encodings"], tmp_path / "out")
+    assert "Entries that name no float32 tensor and were ignored (1): x." in found["notes"]
+    assert "Tensors of quantized operators without an encoding, which stay in float (1): image." in found["notes"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Placement of quantizers" in page and "the published configuration" in page
+
+
+def test_without_aimet_onnx_a_file_is_not_quantized(pair, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main([*pair[0][:7], "--calibration-split", "train"]) == 2
+    assert "pip install -r requirements-aimet-onnx.txt" in capsys.readouterr().err
+
+
+def test_aimet_onnx_quantizes_a_file(pair, tmp_path):
+    pytest.importorskip("aimet_onnx")
+    found = run_with_result([*pair[0][:7], "--calibration-split", "val", "--default-param-bw", "4"], tmp_path / "out")
+    assert list(found["backends"]) == ["FP32", "W4A8 ONNX Runtime"]
