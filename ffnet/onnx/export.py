@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -35,14 +34,13 @@ from ffnet.config import (
     NPU_FOLDER,
 )
 from ffnet.evaluation.loading import MEAN, STD
-from ffnet.onnx.graph import GraphIndex
 from ffnet.onnx.input_format import METADATA_OF_EXPORTS
 from ffnet.onnx.placement import place
 from ffnet.onnx.quantizers import insert_quantizers
 from ffnet.options import check_bit_widths
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import quiet_aimet
-from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites, site_parameter
+from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder, sha256_of, unfinished_name
 
@@ -81,7 +79,7 @@ def export(
 
     Raises:
         UserError: If the folder can't be used, or if the simulation has quantizers that no exported file can express.
-        RuntimeError: If the Q/DQ nodes of model.onnx differ from the quantizers of `sim`.
+        RuntimeError: If the encodings lack a quantizer of `sim`.
     """
     folder = Path(folder)
     check_output_folder("--export", folder, (*EXPORT_FILES, NPU_FOLDER), force)
@@ -122,9 +120,10 @@ def write_models(sim: QuantizationSimModel, size: tuple[int, int], work: Path) -
     _restore_weights(float_network.graph, sim.model)
     name_layers(float_network.graph)
     _save(float_network, path)
-    quantized = insert_quantizers(float_network, place(float_network, read_encodings(encodings), path))
-    _save(quantized, work / MODEL_FILE)
-    check_export(sim, quantized)
+    placement = place(float_network, read_encodings(encodings), path)
+    if lost := [str(site.tensor) for site in quantizer_sites(sim) if site.tensor not in placement.entries]:
+        raise RuntimeError(f"{ENCODINGS_FILE} has no entry for {lost[0]}.")
+    _save(insert_quantizers(float_network, placement), work / MODEL_FILE)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -178,47 +177,6 @@ def _save(proto: onnx.ModelProto, path: Path) -> None:
     proto = onnx.shape_inference.infer_shapes(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
-
-
-@torch.no_grad()  # AIMET rounds some weights otherwise if it computes gradients
-def check_export(sim: QuantizationSimModel, proto: onnx.ModelProto) -> None:
-    """Raise a RuntimeError unless a file expresses every quantizer.
-
-    Its Q/DQ nodes must have the quantizer's scale and zero point, and its weights the quantized values: as integers or,
-    for a layer with a float input, as constants.
-    """
-    found = file_quantizers(proto)
-    for site in quantizer_sites(sim):
-        tensor = str(site.tensor)
-        scale = site.quantizer.get_scale().detach().cpu().float().flatten().numpy()
-        zero_point = (-site.quantizer.get_offset().detach().cpu() - site.quantizer.qmin).flatten().numpy()
-        weight = _array(site.quantizer(site_parameter(sim, site))) if site.kind == WEIGHT else None
-        expected = (scale, zero_point) if weight is None else (weight,)
-        if tensor not in found:
-            raise RuntimeError(f"{MODEL_FILE} has no quantizer at {tensor}.")
-        if not all(map(np.array_equal, found[tensor], expected)):
-            raise RuntimeError(f"{MODEL_FILE} has another scale or zero point at {tensor} than the simulation.")
-
-
-def file_quantizers(proto: onnx.ModelProto) -> dict[str, tuple[np.ndarray, ...]]:
-    """Return what an exported file says about its tensors.
-
-    For activations these are the scale, float32, and the zero point, counted from the type's smallest value. For
-    constants it is the float32 values.
-    """
-    constants = {name: onnx.numpy_helper.to_array(each) for name, each in GraphIndex.of(proto.graph).constants.items()}
-    found: dict[str, tuple[np.ndarray, ...]] = {}
-    found |= {name.removesuffix("_rounded"): (values,) for name, values in constants.items()}
-    for node in (node for node in proto.graph.node if node.op_type == "DequantizeLinear"):
-        source, (scale, zero_point) = node.input[0], (constants[name] for name in node.input[1:])
-        if source in constants:
-            integers, channels = constants[source].astype(np.float32), [-1] + [1] * (constants[source].ndim - 1)
-            values = (integers - zero_point.astype(np.float32).reshape(channels)) * scale.reshape(channels)
-            found[source.removesuffix("_q")] = (values,)
-        else:
-            counted = zero_point.astype(np.int64).flatten() - int(ml_dtypes.iinfo(zero_point.dtype).min)
-            found[source.removesuffix("_q")] = scale.flatten(), counted
-    return found
 
 
 def write_manifest(work: Path, size: tuple[int, int], provenance: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Evaluate an ONNX file: as it is, or a float file beside what encodings or AIMET make of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -11,7 +11,8 @@ from datasets import Split
 from ffnet.config import ENCODINGS_FILE, FLOAT_MODEL_FILE, MODEL_FILE, Config, Runtime
 from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import evaluate
-from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, Backend, BackendNames, Scores
+from ffnet.evaluation.scores import FP32, ONNX_FILE, ONNX_RUNTIME, Backend, BackendNames
+from ffnet.onnx.aimet import quantize_with_aimet
 from ffnet.onnx.input_format import InputFormat, choose_input
 from ffnet.onnx.placement import Placement, bit_width, place
 from ffnet.onnx.quantizers import insert_quantizers
@@ -94,15 +95,6 @@ def read_placement(path: Path, encodings: Path, config: Config) -> Placement:
     return placement
 
 
-@dataclass(frozen=True)
-class OpenedFile:
-    """The backends of a file, and the one whose file the NPU takes."""
-
-    backends: dict[str, Backend]
-    last: OnnxBackend
-    placement: Placement | None = None  # None without quantization
-
-
 def score_onnx(path: Path, inputs: Inputs, placement: Placement | None, run: Run) -> Result:
     """Score an ONNX file on the CPU, also quantized if requested, and, if requested, on the NPU."""
     images, config = inputs.images, run.config
@@ -110,56 +102,49 @@ def score_onnx(path: Path, inputs: Inputs, placement: Placement | None, run: Run
         model = config.model
         backend, notes = open_onnx(path, images, run.runtime, (model.onnx_input, model.onnx_channels))
     run.notes += notes
-    opened = OpenedFile({ONNX_FILE: backend}, backend)
+    backends: dict[str, Backend] = {ONNX_FILE: backend}
     if config.quantizes_onnx:
-        opened = _quantize(backend, placement, inputs, run)
-    file = opened.last
-    npu = open_npu(file.path, images, run, file.input_format) if config.npu.chips else None
-    prepared = prepare(opened.backends, images, run)
-    kept = KeptPredictions(config.output.worst if config.output.output_dir and opened.placement else 0)
+        with run.stage("quantize"):
+            quantized, placement = _quantize(backend, placement, inputs, run)
+        backends = {FP32: backend, ONNX_RUNTIME: quantized}
+        backend = quantized
+    npu = open_npu(backend.path, images, run, backend.input_format) if config.npu.chips else None
+    prepared = prepare(backends, images, run)
+    most = config.output.worst if config.output.output_dir and placement else 0
+    kept = KeptPredictions(most)
     scores = score(prepared, images, run, kept)
-    with run.stage("diagnose"):
-        diagnostics = run.once(_diagnose, opened, images, scores, kept, run)
+    diagnostics = Diagnostics(placement=tuple(placement.differences()) if placement else ())
+    if most:
+        with run.stage("diagnose"):
+            worst = worst_images(scores, most), images, images.names, backends, scores, "cpu", kept.predictions
+            diagnostics = replace(diagnostics, worst_images=tuple(run.once(compare_images, *worst)))
     outcome = run_on_npu(npu, prepared, images, run) if npu else NpuOutcome()
     details = details_of(scores, images, diagnostics=diagnostics, failure=outcome.failure)
     return build_result(str(path), details, outcome, run)
 
 
-def _quantize(backend: OnnxBackend, placement: Placement | None, inputs: Inputs, run: Run) -> OpenedFile:
-    """Return the backends of a float file and of the quantized one, which is written into a temporary folder."""
-    folder, options = run.temporary_folder(), run.config.quantization
-    with run.stage("quantize"):
-        if placement is None:
-            # An optional package, imported where it is needed.
-            from ffnet.onnx.aimet import quantize_with_aimet
-
-            calibration = inputs.calibration_images or inputs.images
-            written = run.once(quantize_with_aimet, backend, calibration, options, folder)
-            run.notes.append(describe_encodings(run.config, len(calibration), None))
-            source = written / FLOAT_MODEL_FILE
-            placement = read_placement(source, written / ENCODINGS_FILE, run.config)
-        else:
-            source = backend.path
-            run.notes.append(f"Encodings, bit widths and symmetry are those of {options.encodings}.")
-        run.names = BackendNames(placement.precision)
-        quantized = folder / MODEL_FILE
-        try:
-            onnx.save(insert_quantizers(read_onnx(source), placement), quantized)
-        except RuntimeError as error:  # a bias
-            raise UserError(f"{source}: {error} Raise the scale of the layer's weight in the encodings.") from error
-        executed = OnnxBackend(quantized, backend.input_format)
-    name = run.names.of(ONNX_RUNTIME)
-    run.notes += [*placement.notes(), *(f"{name}: {line}" for line in inspect_onnx(quantized).kernel_lines())]
-    return OpenedFile({FP32: backend, ONNX_RUNTIME: executed}, executed, placement)
-
-
-def _diagnose(opened: OpenedFile, images: Split, scores: Scores, kept: KeptPredictions, run: Run) -> Diagnostics:
-    """Return the images with the largest drops, if a report shows them, and the placement of the quantizers."""
-    if opened.placement is None:
-        return Diagnostics()
-    worst = worst_images(scores, run.config.output.worst) if run.config.output.output_dir else []
-    compared = compare_images(worst, images, images.names, opened.backends, scores, "cpu", kept.predictions)
-    return Diagnostics(tuple(compared), placement=tuple(opened.placement.differences()))
+def _quantize(
+    backend: OnnxBackend, placement: Placement | None, inputs: Inputs, run: Run
+) -> tuple[OnnxBackend, Placement]:
+    """Return the quantized form of a float file, in a temporary folder, and where it is quantized."""
+    folder, options, source = run.temporary_folder(), run.config.quantization, backend.path
+    if placement is None:
+        calibration = inputs.calibration_images or inputs.images
+        written = run.once(quantize_with_aimet, backend, calibration, options, folder)
+        run.notes.append(describe_encodings(run.config, len(calibration), None))
+        source = written / FLOAT_MODEL_FILE
+        placement = read_placement(source, written / ENCODINGS_FILE, run.config)
+    else:
+        run.notes.append(f"Encodings, bit widths and symmetry are those of {options.encodings}.")
+    run.names = BackendNames(placement.precision)
+    try:
+        onnx.save(insert_quantizers(read_onnx(source), placement), folder / MODEL_FILE)
+    except RuntimeError as error:  # a bias
+        raise UserError(f"{source}: {error} Raise the scale of the layer's weight in the encodings.") from error
+    quantized = OnnxBackend(folder / MODEL_FILE, backend.input_format)
+    kernels = inspect_onnx(quantized.path).kernel_lines()
+    run.notes += [*placement.notes(), *(f"{run.names.of(ONNX_RUNTIME)}: {line}" for line in kernels)]
+    return quantized, placement
 
 
 def open_onnx(
