@@ -150,15 +150,14 @@ def place(proto: onnx.ModelProto, file: EncodingsFile, source: Path) -> Placemen
     for name, entry in entries.items():
         if problem := _problem(name, entry, network):
             raise UserError(f"--encodings {file.path}: the entry {name!r} {problem}. {MAKE_AGAIN}")
-    implied = _implied(entries, network)
+    implied = {name: entry for name, entry in _implied(entries, network).items() if name not in file.floats}
     missing, left = _gaps(entries | implied, network)
-    missing = tuple(name for name in missing if name not in file.floats)
     published = _published(network)
     compared = [name for name in entries if bit_width(entries[name]) in TYPES and not _is_copied(name, network)]
     return Placement(
         entries,
         implied,
-        missing,
+        tuple(name for name in missing if name not in file.floats),
         unexpected,
         file.floats,
         left,
@@ -220,8 +219,8 @@ def _gaps(encodings: Encodings, network: _Network) -> tuple[tuple[str, ...], tup
         inputs = () if weight else network.activations(node.input)
         if any(map(is_covered, outputs)) or weight in encodings or any(name in encodings for name in inputs):
             quantized.update(node.input)
-            missing |= dict.fromkeys(filter(None, [weight if weight not in encodings else None]))
-            missing |= dict.fromkeys(name for name in outputs if not is_covered(name))
+            names = [name for name in outputs if not is_covered(name)]
+            missing |= dict.fromkeys(names if weight is None or weight in encodings else [weight, *names])
         elif weight:
             floats.append(node.name or node.output[0])
     for node in reversed(network.nodes):
