@@ -151,7 +151,7 @@ def chips_table(result: Result) -> Table:
     npus = {chip: npu for npu in result.npus.values() for chip in (npu.chip, *npu.same_chips)}
     name = result.names.of(NPU)
     others = (ONNX_FILE, result.names.of(SIMULATED), result.names.of(ONNX_RUNTIME))
-    simulated = f"{next(other for other in others if other in result.backends)}|{name}"
+    simulated = f"{next((other for other in others if other in result.backends), others[1])}|{name}"
 
     def metric(field: str) -> Callable[[ChipResult], Value]:
         return lambda row: getattr(npus[row.chip].backends[name], field) if row.chip in npus else None

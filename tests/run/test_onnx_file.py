@@ -165,7 +165,7 @@ def pair(tree, small_export):
     """The options of a run with an exported pair, and its encodings."""
     path = tree / "changed.encodings"
     content = json.loads((small_export.folder / ENCODINGS_FILE).read_text())
-    options = ["--dataset-path", tree, "--num-workers", 0, "--quiet", "--onnx", small_export.folder / FLOAT_MODEL_FILE]
+    options = ["--dataset-path", tree, "--num-workers", 0, "--onnx", small_export.folder / FLOAT_MODEL_FILE]
     return [*map(str, options), "--encodings", str(path)], content, path
 
 
@@ -173,7 +173,7 @@ def test_an_exported_pair_scores_like_the_quantized_file(pair, small_export, tmp
     options, content, path = pair
     path.write_text(json.dumps(content))
     found = run_with_result([*options, "--resume"], tmp_path / "pair")
-    executed = run_with_result([*options[:6], small_export.folder / MODEL_FILE], tmp_path / "file")
+    executed = run_with_result([*options[:5], small_export.folder / MODEL_FILE], tmp_path / "file")
     both = found["backends"]["INT8 ONNX Runtime"], executed["backends"][ONNX_FILE]
     same = [key for key in both[0] if "change" not in key and key != "images_per_second"]
     assert [both[0][key] for key in same] == [both[1][key] for key in same]
@@ -226,11 +226,11 @@ def test_partial_encodings_are_listed(pair, tmp_path):
 
 def test_without_aimet_onnx_a_file_is_not_quantized(pair, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main([*pair[0][:7], "--calibration-split", "train"]) == 2
+    assert main([*pair[0][:6], "--calibration-split", "train"]) == 2
     assert "pip install -r requirements-aimet-onnx.txt" in capsys.readouterr().err
 
 
 def test_aimet_onnx_quantizes_a_file(pair, tmp_path):
     pytest.importorskip("aimet_onnx")
-    found = run_with_result([*pair[0][:7], "--calibration-split", "val", "--default-param-bw", "4"], tmp_path / "out")
+    found = run_with_result([*pair[0][:6], "--calibration-split", "val", "--default-param-bw", "4"], tmp_path / "out")
     assert list(found["backends"]) == ["FP32", "W4A8 ONNX Runtime"]
