@@ -29,6 +29,8 @@ ERRORS = {
     "--onnx x --model-name segmentation_ffnet14T_dBBB_mobile": "--model-name cannot be combined with --onnx",
     "--onnx x --use-cuda": "--use-cuda cannot be combined with --onnx",
     "--onnx x --onnx-input 0-2": "choose from",
+    "--onnx x --cle": "--cle has no effect with --onnx alone. Remove it, or add --encodings",
+    "--onnx x --encodings y --calibration-split train": "--calibration-split has no effect with --onnx and --encodings",
     "--encodings x --quant-scheme tf": "--quant-scheme cannot be combined with --encodings",
     "--encodings x --max-drop 0": "--max-drop cannot be combined with --encodings",
     "--export out --default-param-bw 5": "5 bits",

@@ -75,14 +75,16 @@ def test_predictions_are_those_of_the_simulation_of_aimet_onnx(version, tmp_path
     assert agreement >= 0.995
 
 
+@pytest.mark.parametrize("pixel", (UINT8, entry()), ids=("asymmetric", "symmetric"))
 @pytest.mark.parametrize(("opset", "bits"), ((17, 4), (17, 8), (11, 8), (21, 4), (17, 16)))
-def test_a_convolution_computes_with_rounded_values_in_every_opset(opset, bits):
+def test_a_convolution_computes_with_rounded_values_in_every_opset(opset, bits, pixel):
     proto, scale = convolution(opset), 0.3 if bits == 4 else 0.02
-    entries = {"image": UINT8, "weight": entry(bits, scale, 2), "logits": Encoding(0, 65535, (1e-3,), (0,))}
+    entries = {"image": pixel, "weight": entry(bits, scale, 2), "logits": Encoding(0, 65535, (1e-3,), (0,))}
     found, image = run(insert_quantizers(proto, placed(proto, entries)))
     weight, bias = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer)
     rounded = np.clip(np.rint(weight / np.float32(scale)), -(1 << bits - 1), (1 << bits - 1) - 1) * scale
-    pixels = (np.clip(np.rint(image / np.float32(0.1)) + 100, 0, 255) - 100) * 0.1
+    low = pixel.qmin + pixel.offsets[0]
+    pixels = np.clip(np.rint(image / np.float32(0.1)), low, low + 255) * 0.1
     expected = np.einsum("oi,nihw->nohw", rounded[:, :, 0, 0], pixels) + bias[None, :, None, None]
     assert np.abs(found - np.maximum(expected, 0)).max() <= 0.5e-3 + 0.5 * 0.1 * scale + 1e-5
 
