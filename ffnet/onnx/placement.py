@@ -95,6 +95,7 @@ class _Network:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
         self.index = GraphIndex.of(proto.graph)
+        self.constants = self.index.constants
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
         values = (*inferred.input, *inferred.value_info, *inferred.output)
         types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -105,10 +106,6 @@ class _Network:
         self.weights = {
             node.input[1]: node for node in self.nodes if node.op_type in WEIGHTED and node.input[1] in self.constants
         }
-
-    @property
-    def constants(self) -> Mapping[str, onnx.TensorProto]:
-        return self.index.constants
 
     def activations(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name in self.floats and name not in self.constants]
