@@ -18,10 +18,9 @@ Kernel = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]  # `two_large
 
 FACTORS = (4, 8)  # upsampling factors for which the kernel's weights are exact in float32
 TOLERANCE = 2e-6  # for a near tie, relative to the largest logit: above the rounding errors of upsampling
-MAX_NEAR_TIES = 1 / 256  # share of pixels: computing one again takes 256 times the memory of upsampling one
+MAX_NEAR_TIES = 1 / 256  # share of pixels; with more of them, everything is upsampled
 NEAR_TIE = 128  # added to the train id of a pixel that is a near tie
 SMALL = 128  # output rows plus columns up to which torch upsamples by other code, which rounds differently
-MIN_PATCHES = 16  # patches side by side whose upsampled rows plus columns exceed SMALL
 
 
 def predict(logits: torch.Tensor, size: Sequence[int], kernel: Kernel | None = None) -> torch.Tensor:
@@ -31,7 +30,7 @@ def predict(logits: torch.Tensor, size: Sequence[int], kernel: Kernel | None = N
     factor = size[0] // height
     supported = factor in FACTORS and tuple(size) == (height * factor, width * factor) and min(height, width) > 1
     supported = supported and logits.shape[1] <= NEAR_TIE
-    if kernel and supported and sum(size) > SMALL and (largest := logits.abs().amax()).isfinite():
+    if kernel and supported and size[1] > SMALL and (largest := logits.abs().amax()).isfinite():
         # One image at a time, and the tolerance as a tensor: the kernel is compiled for one shape and no value.
         padded = F.pad(logits, (1, 1, 1, 1), mode="replicate")
         ids = torch.cat([_assemble(kernel(image, factor, TOLERANCE * largest)) for image in padded.split(1)])
@@ -80,46 +79,16 @@ def _assemble(planes: torch.Tensor) -> torch.Tensor:
 
 
 def _resolve_near_ties(logits: torch.Tensor, ids: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return `ids` with near ties replaced by the argmax of torch's upsampling of the four logits around each."""
+    """Return `ids` with near ties replaced by the argmax of torch's upsampling of the two rows of logits around each."""
     image, y, x = (ids >= NEAR_TIE).nonzero().unbind(1)
-    top, down = _cell(y, factor, logits.shape[2])
-    left, across = _cell(x, factor, logits.shape[3])
-    pair = torch.arange(2, device=ids.device)
-    rows, columns = (top[:, None] + pair)[:, :, None], (left[:, None] + pair)[:, None, :]
-    patches = logits[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # (K, classes, 2, 2)
-    # Left of the first and right of the last logit, torch repeats it: such a patch has to be at the end of its row.
-    at_edge = (across < factor // 2) | (across >= 3 * factor // 2)
-    for chosen, values_of in ((~at_edge, _inner_values), (at_edge, _edge_values)):
-        if chosen.any():
-            values = values_of(patches[chosen], down[chosen], across[chosen], factor)
-            ids[image[chosen], y[chosen], x[chosen]] = values.argmax(1).to(torch.uint8)
+    top = (y - factor // 2).div(factor, rounding_mode="floor").clamp(0, logits.shape[2] - 2)
+    pairs = torch.stack([image, top], 1)
+    for pair in pairs.unique(dim=0):
+        chosen = (pairs == pair).all(1)
+        rows = logits[pair[0], :, pair[1] : pair[1] + 2][None].contiguous()
+        values = upsample(rows, (2 * factor, ids.shape[2]))[0, :, y[chosen] - pair[1] * factor, x[chosen]]
+        ids[image[chosen], y[chosen], x[chosen]] = values.argmax(0).to(torch.uint8)
     return ids
-
-
-def _cell(position: torch.Tensor, factor: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first of the two logits around each pixel, and the pixel's index in their 2 * factor pixels."""
-    first = ((position - factor // 2).div(factor, rounding_mode="floor")).clamp(0, count - 2)
-    return first, position - first * factor
-
-
-def _inner_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the logits (K, classes) of one pixel per patch, with all patches upsampled side by side."""
-    count = len(patches)
-    patches = torch.cat([patches, patches[:1].expand(max(0, MIN_PATCHES - count), -1, -1, -1)])
-    row = patches.permute(1, 2, 0, 3).reshape(1, patches.shape[1], 2, -1)
-    wide = upsample(row, (2 * factor, 2 * factor * len(patches)))
-    column = torch.arange(count, device=patches.device) * 2 * factor + across
-    return wide[0][:, down, column].T
-
-
-def _edge_values(patches: torch.Tensor, down: torch.Tensor, across: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the logits (K, classes) of one pixel per patch, with each patch at both ends of a row of its own."""
-    width = 2 * MIN_PATCHES
-    rows = patches.new_zeros((*patches.shape[:3], width))
-    rows[..., :2], rows[..., -2:] = patches, patches
-    wide = upsample(rows, (2 * factor, width * factor))
-    column = torch.where(across < factor, across, across + (width - 2) * factor)
-    return wide[torch.arange(len(patches), device=patches.device), :, down, column]
 
 
 def confusion_matrices(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torch.Tensor:
