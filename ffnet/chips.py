@@ -7,15 +7,12 @@ SC8480XP, SM8950, SM8975 and the aliases. The names are those of Qualcomm's prod
 
 import difflib
 import importlib.util
-import platform
-import sys
 from dataclasses import dataclass
 
 from ffnet.system.errors import UserError
 from ffnet.system.text import format_table
 
 DEFAULT_CHIP = "sm8750"
-LEAST_GLIBC = (2, 35)  # lowest version that the Linux wheel of onnxruntime-qnn supports
 
 
 @dataclass(frozen=True)
@@ -94,24 +91,9 @@ def _hyphenated(name: str) -> str:
 
 
 def check_npu_package() -> None:
-    """Raise a UserError that says how to install onnxruntime-qnn, or that it does not exist for this platform."""
-    if importlib.util.find_spec("onnxruntime_qnn"):
-        return
-    if not has_wheel(sys.platform, platform.machine(), platform.libc_ver()):
+    """Raise a UserError that says where onnxruntime-qnn can be installed, and how, if it is not."""
+    if not importlib.util.find_spec("onnxruntime_qnn"):
         raise UserError(
-            f"--npu: onnxruntime-qnn does not exist for {platform.system()} on {platform.machine()}. It needs Windows, "
-            f"or Linux on x86-64 with glibc {'.'.join(map(str, LEAST_GLIBC))} or newer. Use such a PC, or remove --npu."
+            "--npu: onnxruntime-qnn is not installed. On Windows, or on Linux on x86-64 with glibc 2.35 or newer, "
+            "install it with `pip install -r requirements-npu.txt`; otherwise remove --npu."
         )
-    raise UserError(
-        "--npu: onnxruntime-qnn is not installed. Install it with `pip install -r requirements-npu.txt`, or remove "
-        "--npu."
-    )
-
-
-def has_wheel(system: str, machine: str, libc: tuple[str, str]) -> bool:
-    """Return whether onnxruntime-qnn has a wheel for values of sys.platform, platform.machine() and libc_ver()."""
-    if system == "win32":
-        return machine.upper() in ("AMD64", "ARM64")
-    name, version = libc
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    return system == "linux" and machine == "x86_64" and name == "glibc" and numbers >= LEAST_GLIBC

@@ -98,16 +98,12 @@ def decide(mious: Mapping[tuple[str, str], float]) -> tuple[str | None, str | No
     None for what is not clear. Channels are compared only for a clear range, because without it neither is right.
     """
     finite = {pair: 0.0 if math.isnan(miou) else miou for pair, miou in mious.items()}
-    best = {name: max(miou for (other, _), miou in finite.items() if other == name) for name, _ in finite}
-    value_range = _clearly_largest(best)
-    if value_range is None:
+    best = max(finite, key=finite.__getitem__)
+
+    def is_clear(others: Sequence[float]) -> bool:
+        return not others or (finite[best] >= LEAST_MIOU and finite[best] - max(others) >= CLEAR_MARGIN)
+
+    if not is_clear([miou for (value_range, _), miou in finite.items() if value_range != best[0]]):
         return None, None
-    return value_range, _clearly_largest({order: finite[name, order] for name, order in finite if name == value_range})
-
-
-def _clearly_largest(mious: Mapping[str, float]) -> str | None:
-    """Return the only name, or the one whose value is clearly above all others and not useless; None if none is."""
-    name = max(mious, key=mious.__getitem__)
-    others = [value for key, value in mious.items() if key != name]
-    clear = mious[name] >= LEAST_MIOU and all(mious[name] - value >= CLEAR_MARGIN for value in others)
-    return name if clear or not others else None
+    channels_clear = is_clear([miou for pair, miou in finite.items() if pair[0] == best[0] and pair != best])
+    return best[0], best[1] if channels_clear else None

@@ -100,7 +100,10 @@ def read_records(paths: Sequence[Path], images: RecordedImages) -> tuple[Shard |
     Dropped are the records that are torn or damaged or that no run can have written, and those that contradict each
     other about the labels of an image. They are removed from the files, so that these can be appended to.
     """
-    parsed = {path: [(line, _parse(line, images)) for line in _lines(path)] for path in paths}
+    parsed = {}
+    for path in paths:
+        check_plain_file(path)
+        parsed[path] = [(line, _parse(line, images)) for line in path.read_bytes().splitlines(keepends=True)]
     labels: dict[int, set[bytes]] = defaultdict(set)
     for index, scores in (record for lines in parsed.values() for _, record in lines if record):
         labels[index].add(_label_counts(scores)[0].tobytes())
@@ -113,11 +116,6 @@ def read_records(paths: Sequence[Path], images: RecordedImages) -> tuple[Shard |
         if by_image := dict(record for _, record in kept):
             pieces.append(Shard(np.array(list(by_image), np.int64), concatenate(list(by_image.values()))))
     return merge_shards(pieces) if pieces else None, dropped
-
-
-def _lines(path: Path) -> list[bytes]:
-    check_plain_file(path)
-    return path.read_bytes().splitlines(keepends=True)
 
 
 def _parse(line: bytes, images: RecordedImages) -> tuple[int, Scores] | None:
