@@ -2,6 +2,7 @@
 
 import functools
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -114,7 +115,7 @@ def check_hyperparameters(model: nn.Module, hyperparameters: Mapping[str, Mappin
             expected = getattr(layers.get(path), name, None)
             if expected is not None and value not in (expected, (expected, expected)):
                 raise CheckpointProblem(
-                    f"{path} has {name} {value}, but the model's is {expected}",
+                    f"{path} has {name} {reprlib.repr(value)}, but the model's is {expected!r}",
                     "Name the model that it was trained as, or another checkpoint.",
                 )
 

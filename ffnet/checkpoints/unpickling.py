@@ -4,9 +4,9 @@ A pickle names classes and functions and calls them. Here each of them is a stub
 what it is given. The tensors of the weights are then built from the file's bytes; an optimizer's state is never read.
 """
 
+import functools
 import io
 import pickle
-import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +21,9 @@ from ffnet.model import PUBLISHED_CLASSES
 
 MAX_BYTES = 400 * 2**20  # size of all tensors of the weights together; the largest published checkpoint has 378 MiB
 MAX_PICKLE = 4 * 2**20  # bytes; published files have at most 250 kB, and a trainer may save its log beside the weights
-MAX_TUPLE = 1_000  # values in a tuple, nested ones included; hashing recurses without a limit
 MAX_NAMES = 1_000  # classes and functions that a file names, and characters of each
+
+TUPLES = pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3  # opcodes
 
 REMEDY = (
     "Download it again or, in the program that trained it, save the weights alone: "
@@ -129,8 +130,30 @@ class Storage:
     nbytes: int
 
 
-class StubUnpickler(pickle.Unpickler):
-    """Unpickler that makes a stub of every class and function, and collects the storages."""
+class Tuple(tuple[Any, ...]):
+    """A tuple that is hashed by its identity: Python's hash recurses into nested tuples until the process crashes."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+
+def load_tuple(opcode: int, unpickler: Any) -> None:
+    """Let an unpickler run an opcode that makes a tuple, and make that a Tuple."""
+    pickle._Unpickler.dispatch[opcode](unpickler)
+    unpickler.stack[-1] = Tuple(unpickler.stack[-1])
+
+
+class StubUnpickler(pickle._Unpickler):
+    """Unpickler that makes a stub of every class and function, and collects the storages.
+
+    It is Python's own in Python: that in C reserves as much memory as a pickle claims to need.
+    """
+
+    dispatch = {
+        **pickle._Unpickler.dispatch,
+        **{opcode[0]: functools.partial(load_tuple, opcode[0]) for opcode in TUPLES},
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],  # the other one allocates memory first
+    }
 
     def __init__(self, stream: IO[bytes]) -> None:
         super().__init__(stream, encoding="utf-8", errors="replace")
@@ -209,38 +232,8 @@ def checked_records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zi
 
 def unpickle(stream: io.BytesIO) -> tuple[Any, StubUnpickler]:
     """Return the root object of the pickle at the stream's position, which is then its end."""
-    start = stream.tell()
-    check_pickle(stream)
-    stream.seek(start)
     unpickler = StubUnpickler(stream)
     return unpickler.load(), unpickler
-
-
-def check_pickle(stream: IO[bytes]) -> None:
-    """Check the pickle at the stream's position without loading it: its opcodes, and the sizes of its tuples.
-
-    Python hashes a nested tuple by recursion, which can exhaust the stack, and reserves memory for texts and for the
-    memo as large as the pickle claims.
-    """
-    sizes: list[int] = []  # stack of the unpickler: sizes of tuples, and 1 for other values
-    marks: list[int] = []
-    memo: dict[Any, int] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name == "MARK":
-            marks.append(len(sizes))
-        elif opcode.name.endswith(("PUT", "MEMOIZE")):
-            memo[len(memo) if argument is None else min(argument, MAX_PICKLE)] = sizes[-1]
-        elif opcode.name.endswith("GET"):
-            sizes.append(memo[argument])
-        else:
-            taken = opcode.stack_before
-            after_mark = pickletools.markobject in taken
-            first = marks.pop() - taken.index(pickletools.markobject) if after_mark else len(sizes) - len(taken)
-            # APPENDS and others return what they take first, which a hostile file may have made a tuple.
-            size = sum(sizes[first:]) + 1 if "TUPLE" in opcode.name else max([1, *sizes[first : first + 1]])
-            if first < 0 or size > MAX_TUPLE or opcode.name in ("POP", "DUP") or MAX_PICKLE in memo:
-                raise CheckpointProblem("the pickle in this file is broken or nests too many tuples")
-            sizes[first:] = [size] * len(opcode.stack_after)
 
 
 def contents_of(root: Any, unpickler: StubUnpickler, read: Callable[[Storage], bytes]) -> CheckpointContents:

@@ -177,7 +177,7 @@ def test_smoothing_kernel_may_be_a_plain_attribute(demo_pre_down, tmp_path):
 def test_other_hyperparameters_are_refused(demo, layer, name, value, tmp_path):
     held = getattr(demo.get_submodule(layer), name)
     path = save_prepared(demo, tmp_path / "x", lambda traced: vars(traced.get_submodule(layer)).update({name: value}))
-    assert f"{layer} has {name} {value}, but the model's is {held}" in refusal(DEMO, path)
+    assert f"{layer} has {name} {value!r}, but the model's is {held!r}" in refusal(DEMO, path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])

@@ -53,6 +53,7 @@ def opcodes():
     yield "STACK_GLOBAL", torch_zip(value("posix") + value("system") + b"\x93" + args + REDUCE)
     yield "extension registry", torch_zip(b"\x82\x01")
     yield "huge text", torch_zip(b"X\xff\xff\xff\xff")
+    yield "huge bytearray", torch_zip(b"\x96" + struct.pack("<Q", HUGE))
     yield "hidden name", torch_zip(system + b"0" + value({}))
     yield "getattr chain", torch_zip(call(call(name("__builtin__", "getattr"), "os", "system"), COMMAND))
     yield "pid module", torch_zip(value(("module", name("models.a", "B"), "a.py", PYTHON)) + PID)
