@@ -79,7 +79,7 @@ def _assemble(planes: torch.Tensor) -> torch.Tensor:
 
 
 def _resolve_near_ties(logits: torch.Tensor, ids: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return `ids` with near ties replaced by the argmax of torch's upsampling of the two rows of logits around each."""
+    """Return `ids` with near ties replaced by the argmax of torch's upsampling of the rows of logits around each."""
     image, y, x = (ids >= NEAR_TIE).nonzero().unbind(1)
     top = (y - factor // 2).div(factor, rounding_mode="floor").clamp(0, logits.shape[2] - 2)
     pairs = torch.stack([image, top], 1)

@@ -6,7 +6,7 @@ The constants are the keys of scores and of saved records; `BackendNames` gives 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ffnet.evaluation import metrics
 
 if TYPE_CHECKING:
     import torch
+
+# A network as the evaluation loop calls it: normalized images (N, 3, H, W) -> logits (N, classes, h, w), both float32.
+Backend = Callable[["torch.Tensor"], "torch.Tensor"]
 
 FP32 = "FP32"
 SIMULATED = "simulated"  # AIMET's simulation, lowered to plain torch modules
@@ -35,14 +38,6 @@ class BackendNames:
     def of(self, backend: str) -> str:
         """Return the name of a backend, such as "INT8 simulated" of SIMULATED."""
         return backend if backend in (FP32, ONNX_FILE) else f"{self.precision} {backend}".lstrip()
-
-
-class Backend(Protocol):
-    """A network as the evaluation loop calls it."""
-
-    def __call__(self, images: "torch.Tensor", /) -> "torch.Tensor":
-        """Return logits (N, classes, h, w) float32 of normalized images (N, 3, H, W) float32."""
-        ...
 
 
 @dataclass(frozen=True)

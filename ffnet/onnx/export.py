@@ -27,7 +27,6 @@ from ffnet.chips import CHIPS
 from ffnet.config import (
     CONTEXT_FILE,
     ENCODINGS_FILE,
-    EXPORT_FILES,
     FLOAT_MODEL_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
@@ -42,7 +41,7 @@ from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import quiet_aimet
 from ffnet.quantization.sites import ACTIVATION, INPUT_TENSOR, OUTPUT_TENSOR, WEIGHT, quantizer_sites
 from ffnet.system.errors import UserError
-from ffnet.system.files import check_output_folder, sha256_of, unfinished_name
+from ffnet.system.files import sha256_of, unfinished_name
 
 OPSET = 21  # the first with 4-bit and 16-bit QuantizeLinear
 EXPORTER: dict[str, Any] = {
@@ -63,7 +62,6 @@ def export(
     size: tuple[int, int],
     folder: Path | str,
     provenance: Mapping[str, Any],
-    force: bool = False,
     compile_for: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write the files of an export into `folder`, completely or not at all, and return the folder.
@@ -71,20 +69,17 @@ def export(
     Args:
         sim: A calibrated simulation whose biases fit into int32 (`raise_weight_scales`); it is not changed.
         size: Height and width of the images. The files have static shapes and batch size 1.
-        folder: May be missing.
+        folder: May be missing; other files in it are kept.
         provenance: What is exported, for manifest.json; its "output" describes the output further.
-        force: Write into a folder that holds other files, which are kept.
         compile_for: Compiles model.onnx for a device: writes further files below the folder that it is given, which
             holds the export, and returns further entries of the manifest.
 
     Raises:
-        UserError: If the folder can't be used, or if the simulation has quantizers that no exported file can express.
+        UserError: If the simulation has quantizers that no exported file can express.
         RuntimeError: If the encodings lack a quantizer of `sim`.
     """
-    folder = Path(folder)
-    check_output_folder("--export", folder, (*EXPORT_FILES, NPU_FOLDER), force)
     _check_sites(sim)
-    folder = folder.resolve()
+    folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(unfinished_name(folder.name))
     work.mkdir()

@@ -135,7 +135,6 @@ def export_network(model: Model, dataset: str, images: Split, run: Run) -> Path 
                 images.size,
                 folder,
                 _provenance(model, dataset, images.label_set, run),
-                output.force,
                 (lambda work: write_npu_contexts(work, npu)) if compiled_too else None,
             )
     except OSError as error:

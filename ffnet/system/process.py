@@ -137,31 +137,24 @@ def signals_as_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    handler = _Handler()
+    process, last = os.getpid(), -REPEAT_SECONDS
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal last
+        if os.getpid() != process:  # a forked process terminates as it would without a handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        before, last = last, time.monotonic()
+        if last - before >= REPEAT_SECONDS:
+            raise Terminated(number)
+
     for number in numbers:
-        signal.signal(number, handler)
+        signal.signal(number, handle)
     try:
         yield
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-class _Handler:
-    """Raises Terminated in this process; a forked process terminates as it would without a handler."""
-
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._last = -REPEAT_SECONDS
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        now, last = time.monotonic(), self._last
-        self._last = now
-        if now - last >= REPEAT_SECONDS:
-            raise Terminated(number)
 
 
 def log_to_stderr(log: logging.Logger, quiet: bool) -> None:

@@ -187,13 +187,10 @@ def test_an_export_whose_encodings_lack_a_quantizer_leaves_nothing(small_export,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_other_files_requires_force_and_keeps_them(small_export, copied_models, tmp_path):
+def test_a_folder_keeps_its_other_files(small_export, copied_models, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model.onnx").write_text("old")
-    with pytest.raises(UserError, match="--export .*notes.txt"):
-        export(small_export.sim, (64, 128), tmp_path, {})
-    assert (tmp_path / "model.onnx").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
-    export(small_export.sim, (64, 128), tmp_path, {}, force=True)
+    export(small_export.sim, (64, 128), tmp_path, {})
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {*EXPORT_FILES, "notes.txt"}
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
