@@ -1,7 +1,7 @@
 """Format numbers, names and tables for messages."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Rows = Sequence[Sequence[str]]  # cells as text; the first row is the heading
 
@@ -45,9 +45,31 @@ def format_number(value: float | None, digits: int = 2, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}z.{digits}f}"
 
 
-def format_interval(limits: tuple[float, float] | None) -> str:
-    """Return the lower and the upper limit in brackets; a hyphen for None."""
-    return f"[{format_number(limits[0])}, {format_number(limits[1])}]" if limits else "-"
+def format_interval(limits: tuple[float, float] | None, digits: int = 2) -> str:
+    """Return the lower and the upper limit in brackets with `digits` decimals; a hyphen for None."""
+    return f"[{format_number(limits[0], digits)}, {format_number(limits[1], digits)}]" if limits else "-"
+
+
+def decimals(
+    base: float | None, entries: Iterable[tuple[float | None, float | None, tuple[float, float] | None]]
+) -> int:
+    """Return how many decimals numbers need, 2 to 4, so that rounded ones do not contradict each other.
+
+    Args:
+        base: What the entries are compared with; None if it is not shown.
+        entries: A value, its change against `base`, and the interval of the change. Rounded values differ by the
+            rounded change, and no limit of the interval is rounded to zero.
+    """
+    needed = 2
+    for value, change, interval in entries:
+        for digits in range(2, 5):
+            agree = all(round(limit, digits) or not limit for limit in interval or ())
+            if base is not None and value is not None and change is not None:
+                agree &= not round(round(value, digits) - round(base, digits) - round(change, digits), digits)
+            if agree:
+                needed = max(needed, digits)
+                break
+    return needed
 
 
 def format_table(rows: Rows) -> str:
