@@ -171,7 +171,7 @@ def chips_table(result: Result) -> Table:
     others = (ONNX_FILE, result.names.of(SIMULATED), result.names.of(ONNX_RUNTIME))
     simulated = f"{next((other for other in others if other in result.backends), others[1])}|{name}"
 
-    def metric(field: str) -> Callable[[ChipResult], Value]:
+    def metric(field: str) -> Callable[[ChipResult], Any]:
         return lambda row: getattr(npus[row.chip].backends[name], field) if row.chip in npus else None
 
     columns = (
