@@ -64,7 +64,7 @@ class ChangeRow:
     @property
     def text(self) -> str:
         """The change and its interval."""
-        digits = decimals(None, [(None, self.change, self.interval)])
+        digits = decimals(None, (None, self.change, self.interval))
         interval = f" {format_interval(self.interval, digits)}" if self.interval else ""
         return format_number(self.change, digits, "+") + interval
 
@@ -136,16 +136,10 @@ def classes_chart(result: Result) -> ChangeChart:
 
 def recovery_chart(recovery: Recovery) -> ChangeChart:
     """Return the change in each step of accuracy recovery, with what it costs."""
-    rows = [
-        ChangeRow(
-            step.name,
-            step.change,
-            step.change_interval,
-            f"{recovery.outcome(step)}; {100 * step.bit_operations:.0f} % of the bit operations and "
-            f"{100 * step.weight_bytes:.0f} % of the weight bytes of W8A8",
-        )
-        for step in recovery.steps
-    ]
+    rows = []
+    for step in recovery.steps:
+        cost = f"{100 * step.bit_operations:.0f} % bit operations, {100 * step.weight_bytes:.0f} % weights"
+        rows.append(ChangeRow(step.name, step.change, step.change_interval, f"{recovery.outcome(step)}; {cost}"))
     return ChangeChart(rows, recovery.target and -recovery.target, "--max-drop")
 
 

@@ -114,7 +114,7 @@ def render(result: Result) -> str:
     calibration, checkpoint = result.calibration, result.checkpoint
     settings: dict[str, Any] = {"model": result.model}
     if calibration:
-        settings |= {"calibration": calibration.description, "calibration images": calibration.images}
+        settings["calibration images"] = calibration.images
     if checkpoint:
         settings |= {f"checkpoint {name}": value for name, value in vars(checkpoint).items()}
     return _render_page(

@@ -117,7 +117,7 @@ def result_table(result: Result | NpuResult, name: str = "backends", heading: st
 def miou_decimals(row: BackendRow) -> int:
     """Return the decimals of the mIoUs and changes of all backends of a row's result."""
     base, *others = row.result.backends.values()
-    return decimals(base.miou, [(entry.miou, entry.change, entry.change_interval) for entry in others])
+    return decimals(base.miou, *((entry.miou, entry.change, entry.change_interval) for entry in others))
 
 
 def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading: str = "backend") -> Table:
@@ -226,8 +226,8 @@ def classes_table(result: Result) -> Table:
     base, *others = result.backends.values()
 
     def digits(label: str) -> int:
-        found = [(each.iou[label], each.iou_change.get(label), each.iou_change_interval.get(label)) for each in others]
-        return decimals(base.iou[label], found)
+        found = ((each.iou[label], each.iou_change.get(label), each.iou_change_interval.get(label)) for each in others)
+        return decimals(base.iou[label], *found)
 
     for name, entry in result.backends.items():
         columns.append(Column(name, entry.iou.get, digits))

@@ -24,7 +24,7 @@ MAX_WIDTH = 1024  # pixels; of a panel
 MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # all panels of one kind together; keeps a page below about 8 MB
 LEAST_DROP = 0.1  # percentage points; smaller drops of a class's IoU are not mentioned
 DIMMED, GRAYS = 0.45, 24  # brightness of the image under the disagreement marks, and number of its gray levels
-ZOOM = 4  # of the part of an image that is shown enlarged
+ZOOM = 8  # of the part of an image that is shown enlarged
 
 # Codes of the disagreement map. A pixel of a reduced panel shows the largest of its codes.
 SAME, OTHER, IMPROVED, REGRESSED = range(4)
@@ -60,8 +60,8 @@ class ImageComparison:
     improved: float  # share of the scored pixels that are wrong in FP32 and right in the simulation
     largest_drops: list[tuple[str, float, float]]  # at most three classes, with their IoU in both backends
     panels: list[Panel]
-    window: tuple[int, int] = (0, 0)  # corner of the part with the most changed pixels, percent of height and width
-    enlarged: tuple[Panel, ...] = ()  # image and both predictions in it
+    window: tuple[float, float]  # corner of the part with most changed pixels, as shares of height and width
+    enlarged: list[Panel]  # both predictions and their disagreement in it
 
     @property
     def change(self) -> float:
@@ -136,7 +136,7 @@ def compare_images(
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
         shown = np.array(Image.fromarray(image.transpose(1, 2, 0)).resize((width, height)))  # it may have --input-size
-        top, left = most_changed(codes)
+        (top, left), predicted = most_changed(codes), predictions.items()
         part = slice(top, top + height // ZOOM), slice(left, left + width // ZOOM)
         comparison = ImageComparison(
             name=names[index],
@@ -146,11 +146,8 @@ def compare_images(
             improved=100 * float((codes == IMPROVED).sum() / scored),
             largest_drops=[(label_set.names[i], float(before[i]), float(after[i])) for i in largest],
             panels=draw_panels(shown, labels, predictions, label_set, factor),
-            window=(100 * top // height, 100 * left // width),
-            enlarged=(
-                Panel("image", "image/jpeg", _encode(Image.fromarray(shown[part]), "JPEG", quality=85)),
-                *(Panel(name, "image/png", _class_map(ids[part], label_set)) for name, ids in predictions.items()),
-            ),
+            window=(top / height, left / width),
+            enlarged=draw_panels(shown[part], labels[part], {n: ids[part] for n, ids in predicted}, label_set, 1)[2:],
         )
         comparisons.append(comparison)
     return comparisons

@@ -1,7 +1,7 @@
 """Format numbers, names and tables for messages."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 Rows = Sequence[Sequence[str]]  # cells as text; the first row is the heading
 
@@ -50,26 +50,20 @@ def format_interval(limits: tuple[float, float] | None, digits: int = 2) -> str:
     return f"[{format_number(limits[0], digits)}, {format_number(limits[1], digits)}]" if limits else "-"
 
 
-def decimals(
-    base: float | None, entries: Iterable[tuple[float | None, float | None, tuple[float, float] | None]]
-) -> int:
-    """Return how many decimals numbers need, 2 to 4, so that rounded ones do not contradict each other.
+def decimals(base: float | None, *entries: tuple[float | None, float | None, tuple[float, float] | None]) -> int:
+    """Return how many decimals, 2 to 4, numbers need so that rounding turns no change into zero or its opposite.
 
     Args:
         base: What the entries are compared with; None if it is not shown.
-        entries: A value, its change against `base`, and the interval of the change. Rounded values differ by the
-            rounded change, and no limit of the interval is rounded to zero.
+        entries: A value, its change against `base`, and the interval of the change.
     """
-    needed = 2
-    for value, change, interval in entries:
-        for digits in range(2, 5):
-            agree = all(round(limit, digits) or not limit for limit in interval or ())
-            if base is not None and value is not None and change is not None:
-                agree &= not round(round(value, digits) - round(base, digits) - round(change, digits), digits)
-            if agree:
-                needed = max(needed, digits)
-                break
-    return needed
+    for digits in range(2, 5):
+        signs = [(limit, round(limit, digits)) for *_, limits in entries for limit in limits or ()]
+        if base is not None:
+            signs += [(round(v, digits) - round(base, digits), round(c, digits)) for v, c, _ in entries if v and c]
+        if all((first > 0) - (first < 0) == (second > 0) - (second < 0) for first, second in signs):
+            return digits
+    return 2
 
 
 def format_table(rows: Rows) -> str:

@@ -105,6 +105,21 @@ class Browser:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
+    def drag(self, start, end, touch=False):
+        """Press the mouse or a finger at `start`, move to `end` (x, y), and release."""
+        for kind, (x, y) in zip(("start", "move", "end"), (start, end, end), strict=True):
+            if touch:
+                points = [] if kind == "end" else [{"x": x, "y": y}]
+                self("Input.dispatchTouchEvent", type=f"touch{kind.title()}", touchPoints=points)
+            else:
+                mouse = {"start": "mousePressed", "move": "mouseMoved", "end": "mouseReleased"}[kind]
+                self("Input.dispatchMouseEvent", type=mouse, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key):
+        """Press a key."""
+        for kind in ("keyDown", "keyUp"):
+            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"ArrowRight": 39}[key])
+
     def screenshot(self):
         """Return a PNG of the whole page."""
         return base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"])

@@ -348,6 +348,33 @@ def test_tables_sort_and_missing_values_stay_last(page_files, tab):
 
 
 @pytest.mark.slow
+def test_the_slider_moves_by_mouse_touch_and_keyboard(page_files, tab):
+    cut = "getComputedStyle(document.querySelector('.wipe figure + figure img')).clipPath"
+    for phone in (False, True):
+        tab.open(page_files["run"], 390 if phone else 1280, 800, phone=phone)
+        assert tab.evaluate(cut) == "inset(0px 0px 0px 50%)"
+        box = "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('.wipe img').getBoundingClientRect())"
+        tab.evaluate("document.querySelector('.wipe').scrollIntoView()")
+        x, y, width, height = tab.evaluate(box)
+        tab.drag((x + width / 2, y + height / 2), (x + width / 4, y + height / 2), phone)
+        assert tab.evaluate(cut) == "inset(0px 0px 0px 25%)"
+        tab.press("ArrowRight")
+        assert tab.evaluate(cut) == "inset(0px 0px 0px 26%)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", WINDOWS)
+def test_without_scripts_both_images_are_side_by_side(page_files, tab, window):
+    tab("Emulation.setScriptExecutionDisabled", value=True)
+    assert tab.faults(page_files["run"], *WINDOWS[window][:2], phone=WINDOWS[window][2]) == []
+    tab("Emulation.setScriptExecutionDisabled", value=False)
+    boxes = "[...document.querySelectorAll('.wipe:first-of-type img')].slice(0, 2).map(i => i.getBoundingClientRect())"
+    left, right = tab.evaluate(f"{boxes}.map(({{x, y, width}}) => [x, y, width])")
+    assert left[1:] == right[1:] and right[0] >= left[0] + left[2]
+    assert tab.evaluate("document.querySelector('.wipe input').hidden && !document.querySelector('.copy button')")
+
+
+@pytest.mark.slow
 def test_a_model_opens_its_report_beside_the_page(page_files, tab, comparison):
     tab.open(page_files["five"], 1280, 900)
     links = tab.evaluate("[...document.querySelectorAll('#models a')].map(link => link.href)")
