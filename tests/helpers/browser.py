@@ -1,11 +1,14 @@
 """Debian's chromium without a window, controlled over pipes with the DevTools protocol."""
 
 import base64
+import io
 import json
 import os
 import shutil
 import subprocess
 from contextlib import contextmanager
+
+from PIL import Image
 
 OPTIONS = (
     "--headless",
@@ -123,6 +126,11 @@ class Browser:
     def screenshot(self):
         """Return a PNG of the whole page."""
         return base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+
+    def pixel(self, x, y):
+        """Return the RGB color at a point of the window."""
+        shot = Image.open(io.BytesIO(base64.b64decode(self("Page.captureScreenshot")["data"])))
+        return shot.convert("RGB").getpixel((round(x), round(y)))
 
     def pdf(self):
         """Return the page as it is printed."""
