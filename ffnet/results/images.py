@@ -60,7 +60,7 @@ class ImageComparison:
     improved: float  # share of the scored pixels that are wrong in FP32 and right in the simulation
     largest_drops: list[tuple[str, float, float]]  # at most three classes, with their IoU in both backends
     panels: list[Panel]
-    window: tuple[float, float]  # corner of the part with most changed pixels, as shares of height and width
+    window: tuple[float, float]  # corner of the part with most regressed pixels, as shares of height and width
     enlarged: list[Panel]  # both predictions and their disagreement in it
 
     @property
@@ -136,7 +136,7 @@ def compare_images(
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
         shown = np.array(Image.fromarray(image.transpose(1, 2, 0)).resize((width, height)))  # it may have --input-size
-        (top, left), predicted = most_changed(codes), predictions.items()
+        (top, left), predicted = most_regressed(codes), predictions.items()
         part = slice(top, top + height // ZOOM), slice(left, left + width // ZOOM)
         comparison = ImageComparison(
             name=names[index],
@@ -164,10 +164,10 @@ def disagreement(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> n
     return np.select(conditions, [SAME, REGRESSED, IMPROVED], OTHER).astype(np.uint8)
 
 
-def most_changed(codes: np.ndarray) -> tuple[int, int]:
-    """Return the upper left corner of the part, 1 / ZOOM as high and wide, with most regressed or improved pixels."""
+def most_regressed(codes: np.ndarray) -> tuple[int, int]:
+    """Return the upper left corner of the part, 1 / ZOOM as high and wide, with most regressed pixels."""
     size = tuple(length // ZOOM for length in codes.shape)
-    share = uniform_filter((codes >= IMPROVED).astype(np.float32), [max(1, length) for length in size])
+    share = uniform_filter((codes == REGRESSED).astype(np.float32), [max(1, length) for length in size])
     inside = share[size[0] // 2 :, size[1] // 2 :][: codes.shape[0] - size[0] + 1, : codes.shape[1] - size[1] + 1]
     row, column = np.unravel_index(inside.argmax(), inside.shape)
     return int(row), int(column)

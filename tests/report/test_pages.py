@@ -346,18 +346,18 @@ def test_tables_sort_and_missing_values_stay_last(page_files, tab):
 
 @pytest.mark.slow
 def test_the_slider_moves_by_mouse_touch_and_keyboard(page_files, tab):
-    cut = "getComputedStyle(document.querySelector('.wipe figure + figure img')).clipPath"
+    cut = "getComputedStyle(document.querySelector('.wide .wipe figure + figure img')).clipPath"
     for phone in (False, True):
         tab.open(page_files["run"], 390 if phone else 1280, 800, phone=phone)
         assert tab.evaluate(cut) == "inset(0px 0px 0px 50%)"
-        tab.evaluate("document.querySelector('.wipe').scrollIntoView()")
-        box = tab.evaluate("document.querySelector('.wipe img').getBoundingClientRect().toJSON()")
+        tab.evaluate("document.querySelector('.wide .wipe').scrollIntoView()")
+        box = tab.evaluate("document.querySelector('.wide .wipe img').getBoundingClientRect().toJSON()")
         x, y, width, height = (box[name] for name in ("x", "y", "width", "height"))
         tab.drag((x + width / 2, y + height / 2), (x + width / 4, y + height / 2), phone)
         assert tab.evaluate(cut) == "inset(0px 0px 0px 25%)"
         paper, *sides = (tab.pixel(x + share * width, y + height / 2) for share in (-0.02, 0.1, 0.9))
         assert paper not in sides  # both pictures are drawn
-        tab.evaluate("document.querySelector('.wipe input').focus()")
+        tab.evaluate("document.querySelector('.wide .wipe input').focus()")
         tab.press("ArrowRight")
         assert tab.evaluate(cut) == "inset(0px 0px 0px 26%)"
 
