@@ -7,6 +7,7 @@ python ffnet_quanteval.py --dataset-path /data/cityscapes --model-name segmentat
 import contextlib
 import gc
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from ffnet.system.errors import UserError
 from ffnet.system.memory import describe_lack, is_out_of_memory
 from ffnet.system.process import (
     check_folders,
+    heartbeat,
     interrupt_status,
     log_to_stderr,
     prepared_streams,
@@ -56,7 +58,7 @@ def run(config: Config) -> int:
         preflight.check(config)
     log_to_stderr(logging.getLogger("ffnet"), config.runtime.quiet)
     check_folders()
-    with garbage_collection_paused():
+    with garbage_collection_paused(), heartbeat("Loading torch and AIMET", os.environ.get("RANK", "0") == "0"):
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
         from ffnet.report.delivery import deliver
         from ffnet.report.rendering import format_models

@@ -180,8 +180,11 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--execute", "output.execute", "add a backend: the exported file on ONNX Runtime's integer kernels "
                "(default: on in the demo)", SWITCH),
         Option("--force", "output.force", "write into folders that hold other files", FLAG),
-        Option("--fail-under", "output.fail_under", "exit with status 1 if an INT8 backend's mIoU drop exceeds DROP "
-               "percentage points", {"type": percentage_points, "metavar": "DROP"}),
+        Option("--baseline", "output.baseline", "compare every backend with that of an earlier run on the same images, "
+               "whose --output-dir was DIR", FOLDER),
+        Option("--fail-under", "output.fail_under", "exit with status 1 if an INT8 backend's mIoU drop, or any "
+               "backend's mIoU drop against --baseline, exceeds DROP percentage points",
+               {"type": percentage_points, "metavar": "DROP"}),
     ),
 }  # fmt: skip
 FLAGS = {option.target: option.flag for option in itertools.chain(*OPTIONS.values())}
@@ -305,7 +308,8 @@ def _check_onnx(given: set[str], config: Config) -> None:
     where = "alone. Remove it, or add --encodings, or --calibration-split for aimet-onnx"
     if config.quantization.encodings:
         wrong, where = ("data.calibration_split", *CALIBRATION), "and --encodings. Remove it"
-    if target := next((target for target in wrong if target in given), None):
+    allowed = ("output.fail_under",) if config.output.baseline else ()
+    if target := next((target for target in wrong if target in given and target not in allowed), None):
         raise UserError(f"{FLAGS[target]} has no effect with --onnx {where}.")
 
 

@@ -162,18 +162,20 @@ def write_files(result: Result, folder: Path) -> list[str]:
 def excessive_drops(result: Result, fail_under: float | None) -> list[str]:
     """Return a message for every backend whose mIoU drop exceeds `fail_under` or is unknown.
 
-    The NPU's drop is that on the images that it ran.
+    The drop is that against FP32 and, if there is one, that against the baseline. The NPU's drop is that on the images
+    that it ran.
     """
     if fail_under is None:
         return []
     on_npu = {label: npu.backends[result.names.of(NPU)] for label, npu in result.npus.items()}
+    quantized = (result.backends | on_npu).items() if FP32 in result.backends else ()
+    changes = [(name, entry.change) for name, entry in quantized if name != FP32]
+    if result.baseline:
+        since = f" since --baseline {result.baseline.folder}"
+        changes += [(each.backend + since, each.change) for each in result.baseline.changes]
     messages = []
-    for name, entry in (result.backends | on_npu).items():
-        if name != FP32 and (entry.change is None or -entry.change > fail_under):
-            text = (
-                "unknown, because no pixel is labelled"
-                if entry.change is None
-                else f"{-entry.change:.2f} percentage points"
-            )
+    for name, change in changes:
+        if change is None or -change > fail_under:
+            text = "unknown, because no pixel is labelled" if change is None else f"{-change:.2f} percentage points"
             messages.append(f"--fail-under {fail_under:g}: the mIoU drop of {name} is {text}.")
     return messages

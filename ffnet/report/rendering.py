@@ -38,6 +38,7 @@ def format_console(result: Result) -> str:
     recovery, sensitivity = result.recovery, result.details.diagnostics.sensitivity
     parts = [
         f"{tables.result_table(result).format()}\n{result.describe_speed()}",
+        tables.baseline_table([result]).format(),
         tables.agreement_table("agreement", result.agreement).format(),
     ]
     if recovery:
@@ -56,6 +57,7 @@ def format_comparison(comparison: ModelComparison) -> str:
     """Return the comparison of several models: heading and notes, the tables, and which model to deploy."""
     fronts, last = comparison.fronts(), comparison.last
     parts = [tables.models_table(comparison).format(), tables.compared_backends_table(comparison).format()]
+    parts.append(tables.baseline_table([model.result for model in comparison.models]).format())
     if fronts:
         parts += [*(tables.front_table(front).format() for front in fronts), LEGEND]
         parts.append("\n".join(front.describe(last.images) for front in fronts))

@@ -118,6 +118,23 @@ def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading:
     return Table(name, columns, rows)
 
 
+def baseline_table(results: Sequence[Result]) -> Table:
+    """Return the change of every backend since the baseline; `results`: one, or those of several models."""
+    rows = [(each, change) for each in results if each.baseline for change in each.baseline.changes]
+    folder = rows[0][0].baseline.folder if len(results) == 1 and rows and rows[0][0].baseline else "the baseline"
+    columns = (
+        Column("model", lambda row: row[0].model.removeprefix(COMMON_PREFIX) * (len(results) > 1), 0, TEXT, True),
+        Column(f"against {folder}", lambda row: row[1].backend, kind=TEXT),
+        Column("baseline", lambda row: row[1].baseline_backend * row[1].is_renamed, kind=TEXT, optional=True),
+        Column("images", lambda row: row[1].images),
+        Column("baseline mIoU %", lambda row: row[1].baseline_miou),
+        Column("mIoU %", lambda row: row[1].miou),
+        Column("change", lambda row: row[1].change, kind=CHANGE),
+        Column("95 % CI", lambda row: row[1].change_interval, optional=True),
+    )
+    return Table("baseline", columns, rows)
+
+
 def pairs_table(name: str, headings: tuple[str, str], pairs: Mapping[str, Any], digits: int = 2) -> Table:
     """Return a table of two columns; values that are no floats are shown as text."""
     kind = NUMBER if all(isinstance(value, float) for value in pairs.values()) else TEXT
