@@ -194,6 +194,12 @@ class Config:
         return self.quantization.encodings is None or self.quantization.partial_encodings
 
     @property
+    def needs_calibration_images(self) -> bool:
+        """Whether calibration images are read."""
+        needed = self.calibrates or self.output.sensitivity
+        return needed and (not self.model.onnx or self.calibrates_onnx)
+
+    @property
     def lists(self) -> bool:
         """Whether the run only prints a table."""
         return self.list_models or LIST_CHIPS in self.npu.chips

@@ -1,6 +1,7 @@
 """The command-line options: their table, the parser, and checks of combinations. Needs no torch."""
 
 import argparse
+import difflib
 import itertools
 import os
 import shlex
@@ -213,7 +214,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
         UserError: If an option is wrong, lacks another one or contradicts it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    given = vars(_build_parser().parse_args(argv))
+    parser = _build_parser()
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        close = difflib.get_close_matches(name, parser.flags(), 1)
+        parser.error(f"{name}: there is no such option. {f'Did you mean {close[0]}?' if close else 'See --help.'}")
+    given = vars(namespace)
     config = _build_config(given, shlex.join(["python", PROGRAM, *argv]))
     if not config.lists:
         _check_combinations(set(given), config)
@@ -229,6 +236,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def flags(self) -> list[str]:
+        """Return the names of all options."""
+        return [flag for action in self._actions for flag in action.option_strings]
 
     def print_help(self, file: object = None) -> None:
         print_lines(self.format_help().rstrip())

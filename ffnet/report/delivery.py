@@ -63,6 +63,8 @@ def deliver_result(result: Result, config: Config) -> int:
     errors = [] if several else _print(format_console(result))
     if folder and not result.details.written:
         errors += _write_result(result, folder, quiet=several)
+    elif folder and not several:
+        errors += _print("", f"Report: {folder / REPORT}")
     if several:
         mious = (f"{name} {format_number(entry.miou)}" for name, entry in result.backends.items())
         logger.info(f"{result.model}: mIoU % {', '.join(mious)}")
@@ -100,7 +102,8 @@ def deliver_comparison(models: list[ComparedModel], config: Config) -> int:
         except OSError as error:
             errors.append(f"--output-dir {folder}: the comparison can't be written ({error}).")
         else:
-            errors += _print("", f"Written to {folder}: {REPORT}, {COMPARISON_TABLE} and a folder for each model")
+            written = f"Written to {folder}: {COMPARISON_TABLE} and a folder for each model"
+            errors += _print("", written, f"Report: {folder / REPORT}")
     _print_errors(errors)
     return 2 if errors else 0
 
@@ -133,11 +136,11 @@ def _write_result(result: Result, folder: Path, quiet: bool) -> list[str]:
         unprinted = _print(json.dumps(result.to_json()))
         hint = "" if unprinted else " The content of result.json is the last line on stdout."
         return [problem + hint, *unprinted]
-    return [] if quiet else _print("", f"Written to {folder}: {', '.join(written)}")
+    return [] if quiet else _print("", f"Written to {folder}: {', '.join(written)}", f"Report: {folder / REPORT}")
 
 
 def write_files(result: Result, folder: Path) -> list[str]:
-    """Write the files of a result, each whole or not at all, remove those of earlier runs, and return the names.
+    """Write the files of a result, each whole or not at all, remove earlier ones, and return the names without REPORT.
 
     result.json is written last: if it exists, all files do.
     """
@@ -156,7 +159,7 @@ def write_files(result: Result, folder: Path) -> list[str]:
     for name in set(RESULT_FILES) - {RESULT_FILE, REPORT, *tables}:
         (folder / name).unlink(missing_ok=True)
     write_atomically(folder / RESULT_FILE, json.dumps(result.to_json(), indent=1) + "\n")
-    return [RESULT_FILE, *tables, REPORT]
+    return [RESULT_FILE, *tables]
 
 
 def excessive_drops(result: Result, fail_under: float | None) -> list[str]:

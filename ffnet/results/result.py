@@ -202,6 +202,7 @@ class Result:
     other_npus: list[NpuResult]  # the same for further groups of chips; those of a group compute the same
     npu_chips: list[ChipResult]  # every chip of --npu
     baseline: Baseline | None  # None without --baseline
+    compilation: str  # whether the networks were compiled, and why; "" with --onnx
     processor_share: float | None  # processor time of the networks over wall time times threads; None on a GPU
     stage_seconds: dict[str, float]  # stage -> wall time
     options: dict[str, Any]  # every option by its name with underscores, defaults included

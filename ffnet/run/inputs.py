@@ -92,9 +92,8 @@ def _open_checked(config: Config) -> Inputs:
         read_encodings(quantization.encodings)
     images = open_images(config)
     calibration = selection = None
-    needs_images = config.calibrates or config.output.sensitivity
     split = images
-    if needs_images and (not config.model.onnx or config.calibrates_onnx):
+    if config.needs_calibration_images:
         if not config.data.scores_calibration_images:
             split = _open_split(images.root, config.data, config.data.calibration_split)
         chosen = selection_indices(len(split), config.data) if quantization.recovers else []

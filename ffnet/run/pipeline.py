@@ -154,6 +154,7 @@ def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, mod
         other_npus=list(outcome.results[1:]),
         npu_chips=list(outcome.chips),
         baseline=run.baseline.compare({IMAGES: scored, **outcome.scores}, names) if run.baseline else None,
+        compilation=run.compilation,
         processor_share=results.processor_share(details.scores, run.runtime.device),
         stage_seconds=run.stage_seconds,
         options=option_values(config),

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from datasets import check_folders, find_label_set, find_layout
+from datasets import Split, find_label_set, find_layout
 from ffnet.chips import check_npu_package
 from ffnet.config import (
     COMPARISON_FILES,
@@ -15,6 +15,7 @@ from ffnet.config import (
     PROGRESS_FOLDER,
     RESULT_FILES,
     Config,
+    DataConfig,
 )
 from ffnet.labels import LabelSet
 from ffnet.options import FLAGS, lookup
@@ -29,11 +30,8 @@ INPUT_FILES = ("quantization.encodings", "quantization.config_file", "model.onnx
 
 def check(config: Config) -> None:
     """Raise a UserError if an input file is missing, an output folder can't be used or a package is not installed."""
-    data = config.data
-    if data.dataset_path:
-        check_folders(data.dataset, data.dataset_path, data.split)
     _check_input_files(config)
-    label_set = find_label_set(find_layout(data.dataset), data.dataset_path or Path(), data.classes)
+    label_set = _check_images(config.data, config.needs_calibration_images)
     _check_nesting(_output_folders(config))
     _check_output_folders(config)
     if config.output.baseline:
@@ -45,6 +43,16 @@ def check(config: Config) -> None:
             "--calibration-split: aimet-onnx, which quantizes the file of --onnx, is not installed. Install it with "
             "`pip install -r requirements-aimet-onnx.txt`, or give --encodings."
         )
+
+
+def _check_images(data: DataConfig, calibrates: bool) -> LabelSet:
+    """Check the names and headers of the files of every split that is read, and return the label set."""
+    label_set = find_label_set(find_layout(data.dataset), data.dataset_path or Path(), data.classes)
+    if data.dataset_path:
+        Split(data.dataset, data.dataset_path, data.split, data.limit, label_set)
+        if calibrates and not data.scores_calibration_images:
+            Split(data.dataset, data.dataset_path, data.calibration_split, label_set=label_set)
+    return label_set
 
 
 def _check_input_files(config: Config) -> None:

@@ -64,6 +64,7 @@ class Run(Execution, contextlib.ExitStack):
         quiet = config.runtime.quiet or not ranks.is_main
         self.runtime = replace(config.runtime, device=ranks.device, quiet=quiet)
         self.notes = list(notes)  # sentences for the report
+        self.compilation = ""
         self.stage_seconds = dict(stage_seconds)
         self.names = BackendNames("")  # of the backends of an ONNX file
         self.storage: Storage | None = None
@@ -86,9 +87,8 @@ class Run(Execution, contextlib.ExitStack):
         if folder is not None:
             self.storage = self.saved_states = self.enter_context(contextlib.closing(Storage(folder)))
             self.saved_work = self.once(lambda: self._find_saved_work(self.storage, sha256, inputs))
-            for kind, shard in self.saved_work.scores.items():
-                done, of = shard.scores.images, f" of {len(inputs.images)}" if kind == IMAGES else ""
-                self._log(f"Resumed ({kind}): {done}{of} images are done.")
+            if earlier := self.saved_work.scores.get(IMAGES):
+                self._log(f"Resumed: {len(earlier.indices)} of {count(len(inputs.images), 'image')} are done.")
 
     def _log(self, *lines: str) -> None:
         """Log lines on the main process."""
