@@ -176,7 +176,7 @@ def test_one_chip_of_each_group_runs_the_images_and_a_refusal_is_a_row(pre_down,
         [*pre_down[: pre_down.index("--npu")], "--npu", "sm8650", "--npu-images", "2"], tmp_path / "a"
     )
     matrices = [npu["backends"][INT8_NPU]["confusion_matrix"] for npu in (*groups, alone["npu"])]
-    assert matrices[2] == matrices[1] != matrices[0]
+    assert matrices[2] == matrices[1]
     layers = list(csv.DictReader((tmp_path / "out" / "npu_layers.csv").open(encoding="utf-8-sig")))
     assert {row["chip"] for row in layers} == {"sm8450", "sm8750"}
     page = (tmp_path / "out" / "report.html").read_text()
