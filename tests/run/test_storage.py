@@ -25,6 +25,7 @@ from ffnet.quantization.sites import read_state, write_state
 from ffnet.run.records import RecordFile
 from ffnet.run.storage import IMAGES, MAY_DIFFER, NPU_IMAGES, Storage, conditions, differences
 from ffnet.system.errors import UserError
+from ffnet.system.files import unfinished_name
 from tests.helpers.networks import random_batches, toy_model
 from tests.helpers.results import small_recovery
 from tests.helpers.simulations import encodings, logits
@@ -98,7 +99,7 @@ def test_weights_images_files_and_versions_are_compared_but_not_the_code(tmp_pat
     others = {name for name in before if not name.startswith(("--", "version of "))}
     assert others == {"sha256 of the weights", "sha256 of the images and labels", "device", "schema of result.json"}
     older = {name: value for name, value in before.items() if name != "schema of result.json"}
-    assert differences(older, before) == ["schema of result.json was None and is 3"]
+    assert differences(older, before) == ["schema of result.json was None and is 4"]
     assert differences(before, conditions_of(weights="other")) == ["the sha256 of the weights"]
     assert differences(before, conditions_of(images="other")) == ["the sha256 of the images and labels"]
     monkeypatch.setattr("ffnet.run.storage.__version__", "0.1")
@@ -180,7 +181,8 @@ def test_a_new_run_removes_no_files_of_others(begin, tmp_path):
     folder = tmp_path / PROGRESS_FOLDER
     (folder / "pictures").mkdir(parents=True)
     others = [folder / name for name in ("thesis.txt", "images-a.jsonl", "network.safetensors.bak", "pictures/a.png")]
-    for path in (*others, folder / ".settings.json.1", folder / "images-12.jsonl", tmp_path / ".report.html.7"):
+    unfinished = folder / unfinished_name("settings.json"), tmp_path / unfinished_name("report.html")
+    for path in (*others, *unfinished, folder / "images-12.jsonl"):
         path.write_text("x")
     begin()
     expected = {*others, folder / "settings.json", folder / "lock"}
