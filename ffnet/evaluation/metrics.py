@@ -158,5 +158,5 @@ def changed_cells(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     change = after - before
     if len(change) < LEAST_IMAGES:
         return np.zeros(change.shape[1:], bool)
-    reach = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(change) - 1) * scipy.stats.sem(change)
-    return np.abs(change.mean(0)) > reach
+    standard_error = change.std(0, ddof=1) / np.sqrt(len(change))
+    return np.abs(change.mean(0)) > stdtrit(len(change) - 1, (1 + CONFIDENCE) / 2) * standard_error

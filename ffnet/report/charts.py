@@ -113,6 +113,15 @@ def backends_chart(result: Result) -> ChangeChart:
     return ChangeChart([row for row in rows if row.change is not None], limit and -limit, "--fail-under")
 
 
+def baseline_chart(result: Result) -> ChangeChart:
+    """Return the change of every backend since the run that `--baseline` names."""
+    if not result.baseline:
+        return ChangeChart([])
+    rows = [ChangeRow(each.backend, each.change, each.change_interval) for each in result.baseline.changes]
+    limit = result.options["fail_under"]
+    return ChangeChart(rows, limit and -limit, "--fail-under", result.baseline.folder)
+
+
 def losses_chart(verdict: Verdict) -> ChangeChart:
     """Return the classes that lose most."""
     return ChangeChart([ChangeRow(loss.name, loss.change, loss.interval) for loss in verdict.losses])
