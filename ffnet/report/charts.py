@@ -66,21 +66,18 @@ class ChangeRow:
 
 @dataclass(frozen=True)
 class ChangeChart:
-    """Rows of changes on one scale around zero, and the limit below which the run fails or a target is missed."""
+    """Rows of changes on one scale around zero, and the largest drop that an option allows."""
 
     rows: Sequence[ChangeRow]
-    limit: float | None = None
-    limit_name: str = ""
+    drop: float | None = None
+    option: str = "--fail-under"
     base: str = FP32  # what the changes are from
 
     @property
     def ends(self) -> tuple[float, float]:
         """The lowest and the highest value of the scale."""
-        values = [
-            0.0,
-            self.limit or 0.0,
-            *(value for row in self.rows for value in (row.change, *(row.interval or ())) if value),
-        ]
+        values = [value for row in self.rows for value in (row.change or 0.0, *(row.interval or ()))]
+        values += [0.0, -(self.drop or 0.0)]
         margin = 0.05 * (max(values) - min(values)) or 0.01
         return min(values) - margin, max(values) + margin
 
@@ -109,8 +106,7 @@ def backends_chart(result: Result) -> ChangeChart:
     for label, npu in result.npus.items():
         entry = npu.backends[result.names.of(NPU)]
         rows.append(ChangeRow(label, entry.change, entry.change_interval, count(len(npu.images), "image")))
-    limit = result.options["fail_under"]
-    return ChangeChart([row for row in rows if row.change is not None], limit and -limit, "--fail-under")
+    return ChangeChart(rows, result.options["fail_under"])
 
 
 def baseline_chart(result: Result) -> ChangeChart:
@@ -118,8 +114,7 @@ def baseline_chart(result: Result) -> ChangeChart:
     if not result.baseline:
         return ChangeChart([])
     rows = [ChangeRow(each.backend, each.change, each.change_interval) for each in result.baseline.changes]
-    limit = result.options["fail_under"]
-    return ChangeChart(rows, limit and -limit, "--fail-under", result.baseline.folder)
+    return ChangeChart(rows, result.options["fail_under"], base=result.baseline.folder)
 
 
 def losses_chart(verdict: Verdict) -> ChangeChart:
@@ -130,13 +125,11 @@ def losses_chart(verdict: Verdict) -> ChangeChart:
 def classes_chart(result: Result) -> ChangeChart:
     """Return the change of every class with labelled pixels in the backend that the verdict is about."""
     entry = judged_backend(result)[1]
-    images = {name: count(found.images, "image") for name, found in result.classes.items()}
-    return ChangeChart(
-        [
-            ChangeRow(name, value, entry.iou_change_interval[name], images[name])
-            for name, value in entry.iou_change.items()
-        ]
-    )
+    rows = []
+    for name, change in entry.iou_change.items():
+        images = count(result.classes[name].images, "image")
+        rows.append(ChangeRow(name, change, entry.iou_change_interval[name], images))
+    return ChangeChart(rows)
 
 
 def front_chart(front: Front) -> ChangeChart:
@@ -144,8 +137,7 @@ def front_chart(front: Front) -> ChangeChart:
     rows, unit = [], front.cost.unit
     for candidate in sorted(front.candidates, key=lambda candidate: candidate.cost):
         change = candidate.estimate - front.best.estimate
-        on_front = ", on the front" if front.has(candidate.model) else ""
-        remark = f"{candidate.cost:.1f} {unit}{on_front}"
+        remark = f"{candidate.cost:.1f} {unit}{', on the front' if front.has(candidate.model) else ''}"
         rows.append(ChangeRow(candidate.model.short_name, change.value, change.interval, remark))
     return ChangeChart(rows, base=front.best.model.short_name)
 
@@ -156,15 +148,14 @@ def recovery_chart(recovery: Recovery) -> ChangeChart:
     for step in recovery.steps:
         cost = f"{100 * step.bit_operations:.0f} % bit operations, {100 * step.weight_bytes:.0f} % weights"
         rows.append(ChangeRow(step.name, step.change, step.change_interval, f"{recovery.outcome(step)}; {cost}"))
-    return ChangeChart(rows, recovery.target and -recovery.target, "--max-drop")
+    return ChangeChart(rows, recovery.target, "--max-drop")
 
 
 def models_chart(comparison: ModelComparison) -> ChangeChart:
     """Return the change of every model in the simulation."""
     found = [(model.short_name, model.simulated) for model in comparison.models if model.simulated]
-    limit = comparison.options.get("fail_under")
-    rows = [ChangeRow(name, entry.change, entry.change_interval) for name, entry in found if entry.change is not None]
-    return ChangeChart(rows, limit and -limit, "--fail-under")
+    rows = [ChangeRow(name, entry.change, entry.change_interval) for name, entry in found]
+    return ChangeChart(rows, comparison.options["fail_under"])
 
 
 @dataclass(frozen=True)

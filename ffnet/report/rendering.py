@@ -175,5 +175,6 @@ ENVIRONMENT.filters |= {
     "interval": lambda limits: typeset(format_interval(limits)),
     "minus": lambda text: MINUS.sub("\N{MINUS SIGN}", text),
     "number": lambda value, digits=2: typeset(format_number(value, digits)),
+    "place": lambda value, chart: chart.place(value),
     "typeset": typeset,
 }

@@ -53,7 +53,7 @@ def test_the_npu_chart_shows_differences_in_total_and_of_the_layer_alone():
 
 def test_places_and_ticks_of_a_scale_around_zero():
     """By hand: the values span -1 to 3, and 5 percent of that are added at both ends: -1.2 to 3.2."""
-    chart = ChangeChart([ChangeRow("a", 2.0, (1.0, 3.0)), ChangeRow("b", 0.5, None)], limit=-1.0)
+    chart = ChangeChart([ChangeRow("a", 2.0, (1.0, 3.0)), ChangeRow("b", 0.5, None)], drop=1.0)
     assert [chart.place(value) for value in (-1.2, 1.0, 3.2)] == [0, 50, 100]
     assert chart.ticks() == [(-1, "-1"), (0, "0"), (1, "+1"), (2, "+2"), (3, "+3")]
     assert ChangeChart([ChangeRow("a", 0.0, None)]).place(0) == 50
@@ -86,8 +86,8 @@ def test_charts_have_every_backend_class_step_and_model_and_the_limits():
     assert [row.name for row in losses_chart(verdict(result)).rows] == ["sidewalk", "road"]
     assert [row.change for row in steps.rows] == [step.change for step in result.recovery.steps]
     assert steps.rows[-1].remark == "chosen; 62 % bit operations, 56 % weights"
-    assert (backends.limit, steps.limit, classes.limit) == (-2.5, -1.0, None)
-    assert backends_chart(small_result()).limit is None and recovery_chart(small_recovery(target=None)).limit is None
+    assert (backends.drop, steps.drop, classes.drop) == (2.5, 1.0, None)
+    assert backends_chart(small_result()).drop is recovery_chart(small_recovery(target=None)).drop is None
     zoo = zoo_comparison()
     assert [row.change for row in models_chart(zoo).rows] == [model.simulated.change for model in zoo.models]
 
