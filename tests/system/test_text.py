@@ -1,8 +1,8 @@
 """Numbers, names and tables in messages, worked by hand."""
 
 from ffnet.system.text import (
-    decimals,
     count,
+    decimals,
     format_interval,
     format_number,
     format_table,
