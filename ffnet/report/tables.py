@@ -132,7 +132,7 @@ def baseline_table(results: Sequence[Result]) -> Table:
 
 
 def times_table(result: Result, least: float = 0.0) -> Table:
-    """Return the time of every stage of at least `least` seconds, of every network, and of all stages together."""
+    """Return the time of every stage of at least `least` seconds, of every network, and in total."""
     rows: list[tuple[str, float, float | None]] = []
     rows += [(stage, seconds, None) for stage, seconds in result.stage_seconds.items() if seconds >= least]
     entries = [(name, result.images, entry) for name, entry in result.backends.items()]
@@ -144,7 +144,7 @@ def times_table(result: Result, least: float = 0.0) -> Table:
         Column("seconds", lambda row: row[1], 1),
         Column("images/s", lambda row: row[2]),
     )
-    return Table("times", columns, [*rows, ("all stages", sum(result.stage_seconds.values()), None)])
+    return Table("times", columns, [*rows, ("total", sum(result.stage_seconds.values()), None)])
 
 
 def pairs_table(name: str, headings: tuple[str, str], pairs: Mapping[str, Any], digits: int = 2) -> Table:
