@@ -96,7 +96,7 @@ def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
     assert agreement == content["agreement"]
     times, stages = page.numbers("times"), content["stage_seconds"]
     assert {stage: times[stage] for stage in stages} == {stage: [seconds, None] for stage, seconds in stages.items()}
-    assert times["all stages"] == [sum(stages.values()), None] and content["compilation"] in text
+    assert times["total"] == [sum(stages.values()), None] and content["compilation"] in text
     assert [times[f"network: {name}"][1] for name in backends] == [e["images_per_second"] for e in backends.values()]
 
 
