@@ -18,7 +18,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
-// Lay the second picture of a pair over the first, up to where the slider is; without this script they are side by side.
+// Lay the second picture of a pair over the first, from the slider on; without this script they are side by side.
 for (const wipe of document.querySelectorAll(".wipe")) {
   const slider = wipe.querySelector("input");
   const show = () => wipe.style.setProperty("--at", `${slider.value}%`);

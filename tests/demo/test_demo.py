@@ -49,6 +49,7 @@ def test_demo_models_score_well_in_fp32_and_in_int8(demo_run):
 @pytest.mark.slow
 def test_the_demo_report_opens_without_faults_in_a_browser(demo_run, tmp_path):
     folder, _ = demo_run
+    assert (folder / "report.html").stat().st_size < 3e6
     with browser(tmp_path / "profile") as tab:
         for width, height, phone in ((1280, 900, False), (390, 844, True)):
             assert tab.faults(folder / "report.html", width, height, False, phone) == []

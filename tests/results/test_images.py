@@ -64,6 +64,15 @@ def test_disagreement_separates_regressed_improved_and_other_pixels():
     assert codes.tolist() == [[SAME, REGRESSED, IMPROVED, OTHER, SAME, OTHER]]
 
 
+def test_the_enlarged_part_has_most_regressed_pixels():
+    codes = np.full((32, 64), IMPROVED)
+    codes[9:12, 40:46] = REGRESSED
+    top, left = report_images.most_regressed(codes)
+    assert 8 <= top <= 9 and 38 <= left <= 40  # of 4x8 pixels
+    codes[:] = SAME
+    assert report_images.most_regressed(codes) == (0, 0)
+
+
 def test_comparisons_show_label_predictions_and_disagreement(tree):
     images = CityscapesSplit(tree, "val")
     backends = {FP32: noisy_backend(0), SIMULATED: noisy_backend(0.5)}

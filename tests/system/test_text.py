@@ -2,6 +2,7 @@
 
 from ffnet.system.text import (
     count,
+    decimals,
     format_interval,
     format_number,
     format_table,
@@ -54,3 +55,10 @@ def test_the_reason_of_onnx_runtime_is_one_line_without_its_number():
     error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model failed: no node\nsecond line")
     assert runtime_reason(error) == "Load model failed: no node"
     assert runtime_reason(ValueError("plain")) == "plain"
+
+
+def test_decimals_are_added_where_rounding_would_hide_a_change_or_a_limit():
+    assert decimals(84.734, (84.736, 0.002, None)) == 3  # 84.73 -> 84.74, +0.00
+    assert decimals(84.731, (84.721, -0.01, None)) == 2
+    assert decimals(None, (None, -0.05, (-0.1, -0.004))) == 3
+    assert decimals(None, (None, 0.0, (0.0, 0.0)), (None, None, None)) == 2
