@@ -143,8 +143,7 @@ def baseline_table(results: Sequence[Result]) -> Table:
         Column("images", lambda row: row[1].images),
         Column("baseline mIoU %", lambda row: row[1].baseline_miou),
         Column("mIoU %", lambda row: row[1].miou),
-        Column("change", lambda row: row[1].change, kind=CHANGE),
-        Column("95 % CI", lambda row: row[1].change_interval, optional=True),
+        *change_columns(lambda row: row[1].change, lambda row: row[1].change_interval),
     )
     return Table("baseline", columns, rows)
 
