@@ -270,7 +270,9 @@ def hostile_comparison(comparison, name):
         texts = dict.fromkeys(("model", "dataset", "device"), name)
         result = dataclasses.replace(model.result, **texts, command=shlex.join([name]), versions={"x": name})
         models.append(dataclasses.replace(model, result=result, link=name))
-    return dataclasses.replace(comparison, models=models, run_notes=[name], options=option_values(Config()) | {"x": name})
+    return dataclasses.replace(
+        comparison, models=models, run_notes=[name], options=option_values(Config()) | {"x": name}
+    )
 
 
 def pages_named(result, comparison, name):
