@@ -60,7 +60,7 @@ def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tre
     assert w4a8["change"] == pytest.approx(w4a8["miou"] - result["backends"][FP32]["miou"])
     assert len(list(csv.DictReader((out / "per_image.csv").open(encoding="utf-8-sig")))) == 4
     for stage in ("load checkpoint", "build QuantSim", "calibrate", "evaluate"):
-        assert result["stage_seconds"][stage] > 0 and stage in printed.out
+        assert result["stage_seconds"][stage] > 0
 
 
 @pytest.mark.slow
