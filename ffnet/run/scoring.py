@@ -1,6 +1,6 @@
 """Run the images through all backends, and find what explains the scores."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from ffnet.evaluation.metrics import statistics
 from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores, no_scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
+from ffnet.quantization.layers import LayerDivergence
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
@@ -86,9 +87,16 @@ def measure_sensitivity(network: QuantizedNetwork, inputs: Inputs, run: Run) -> 
 
 
 def onnx_runtime_notes(
-    network: QuantizedNetwork, backends: Mapping[str, Backend], images: Split, scores: Scores
+    network: QuantizedNetwork,
+    backends: Mapping[str, Backend],
+    images: Split,
+    scores: Scores,
+    layers: Sequence[LayerDivergence],
 ) -> list[str]:
-    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
+    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges.
+
+    `layers`: the divergence of the layers if it is known; empty otherwise.
+    """
     executed_name = network.names.of(ONNX_RUNTIME)
     backend = backends.get(ONNX_RUNTIME)
     if not isinstance(backend, OnnxBackend):
@@ -99,14 +107,15 @@ def onnx_runtime_notes(
     agreement = scores.agreement(SIMULATED, ONNX_RUNTIME)
     if not differ((simulated, executed), agreement):
         return notes
-    image = normalize(images[0][0][None])
-    layers = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, image)
+    if not layers:
+        image = normalize(images[0][0][None])
+        layers = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, [image])
     divergence = first_divergence(layers)
     where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
     return [
         *notes,
         f"{executed_name} is far from {network.names.of(SIMULATED)}: {executed:.2f} and {simulated:.2f} mIoU, "
-        f"prediction agreement {agreement:.2f} %. {where} (Compared on the first image.)",
+        f"prediction agreement {agreement:.2f} %. {where}",
     ]
 
 

@@ -4,18 +4,19 @@ import onnx
 import pytest
 
 from ffnet.config import MODEL_FILE
-from ffnet.onnx.divergence import Difference, LayerDivergence, compare_layers, first_divergence, largest_divergence
+from ffnet.onnx.divergence import compare_layers, first_divergence, largest_divergence
+from ffnet.quantization.layers import Difference, LayerDivergence
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.system.errors import UserError
 from tests.helpers.onnx_files import convolution_network, save
 
-EQUAL = Difference(0.0, 0.0, 0)
+EQUAL = Difference(values=1000)
 
 
 def divergences(files, path=None):
     path = path or files.folder / MODEL_FILE
-    return compare_layers(lower(files.sim), quantizer_sites(files.sim), path, files.inputs[1:])
+    return compare_layers(lower(files.sim), quantizer_sites(files.sim), path, files.inputs[1:][None])
 
 
 def with_changed_biases(files, path, names):
@@ -48,7 +49,7 @@ def test_the_first_layer_that_diverges_is_named(export_case, tmp_path):
 def test_a_difference_is_its_layers_own_and_in_total_reaches_the_layers_after_it(small_export, tmp_path):
     path = with_changed_biases(small_export, tmp_path / "other.onnx", ("2.bias_q",))
     image, first, second, logits = divergences(small_export, path)
-    assert image.total == image.own == EQUAL and first.total == first.own
+    assert image.total == image.own and image.total.largest_steps == 0 and first.total == first.own
     assert second.own.mean_steps > 1 and second.total.mean_steps > 1
     assert logits.own.largest_steps <= 1 < logits.total.mean_steps
 
@@ -56,8 +57,8 @@ def test_a_difference_is_its_layers_own_and_in_total_reaches_the_layers_after_it
 def test_the_layer_that_adds_most_has_the_largest_mean_difference_for_the_same_input():
     layers = [
         LayerDivergence("image", EQUAL, EQUAL),
-        LayerDivergence("often by one", Difference(0.3, 0.3, 1), Difference(0.3, 0.3, 1)),
-        LayerDivergence("rarely by much", Difference(0.01, 0.2, 20), Difference(0.9, 5.0, 20)),
+        LayerDivergence("often by one", Difference(1000, 300, 300, 1), Difference(1000, 300, 300, 1)),
+        LayerDivergence("rarely by much", Difference(1000, 10, 200, 20), Difference(1000, 900, 5000, 20)),
     ]
     assert largest_divergence(layers).layer == "often by one"
     assert first_divergence(layers).layer == "often by one"

@@ -12,7 +12,6 @@ from ffnet.report.charts import (
     NOT_ON_FRONT,
     ON_FRONT,
     front_chart,
-    npu_chart,
     recovery_chart,
     sensitivity_chart,
     spread,
@@ -22,7 +21,6 @@ from tests.helpers.names import INT8_SIMULATED
 from tests.helpers.results import (
     comparison_of,
     plain_model,
-    small_layers,
     small_recovery,
     small_sensitivity,
     unlabelled_recovery,
@@ -39,11 +37,6 @@ def texts(svg):
 def test_the_sensitivity_chart_names_both_kinds_of_quantizers():
     labels = texts(sensitivity_chart(small_sensitivity()).light)
     assert {"weight", "activation", "quantizers from input to output"} <= set(labels)
-
-
-def test_the_npu_chart_shows_differences_in_total_and_of_the_layer_alone():
-    labels = texts(npu_chart(small_layers()).light)
-    assert {"from the image on", "layer alone, for the same input", "differing values, percent"} <= set(labels)
 
 
 def test_the_recovery_chart_numbers_the_steps_and_names_the_target_in_both_panels():

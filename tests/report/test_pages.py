@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from tests.helpers.results import (
     comparison_of,
     noise_result,
     plain_model,
+    small_layers,
     small_npu,
     small_recovery,
     small_result,
@@ -113,6 +115,16 @@ def test_the_numbers_of_images_and_quantizers_are_those_of_the_diagnostics(resul
         )
         for row in diagnostics.sensitivity.rows
     ]
+
+
+def test_every_layer_has_a_bar_for_every_backend(result, text):
+    headings, *rows = Page(text).tables["layers"]
+    assert headings == ["layer", "INT8 simulated", "same input", "INT8 NPU", "same input"]
+    assert rows == [["image", "40.0", "40.0", "", ""], ["conv0", "20.5", "30.0", "50.0", "60.0"]]
+    assert re.findall(r'class="bar(?: own)?" data-value="[\d.]*" style="--w:([\d.]+)%"', text) == [
+        "100.0", "100.0", "100", "100", "51.2", "75.0", "83.3", "100.0",
+    ]  # fmt: skip
+    assert "0.250 % clipped" in text and "equal</td>" in text
 
 
 def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(result, text):
@@ -229,6 +241,7 @@ def hostile(result, name):
         calibration=Calibration(1, 8, name),
         notes=[name],
         recovery=hostile_recovery(name),
+        layers=small_layers(name, name),
         options={"dataset_path": name, "model_name": name},
         command=name,
         details=Details(result.details.scores, (name,) * 4, (64, 128), CITYSCAPES, Diagnostics(worst, sensitivity)),

@@ -92,10 +92,10 @@ def test_json_holds_every_field_but_the_details():
     assert list(content) == [
         "schema", "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "recovery",
         "precision", "label_set", "classes", "backends", "agreement", "npu", "other_npus",
-            "npu_chips", "processor_share", "stage_seconds",
-        "options", "command", "versions",
+        "npu_chips", "layers", "processor_share", "stage_seconds", "options",
+        "command", "versions",
     ]  # fmt: skip
-    assert (content["schema"], content["precision"]) == (3, "INT8")
+    assert (content["schema"], content["precision"]) == (4, "INT8")
     assert content["classes"]["road"] == {
         "color": [128, 64, 128],
         "images": 2,

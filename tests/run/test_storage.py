@@ -98,7 +98,7 @@ def test_weights_images_files_and_versions_are_compared_but_not_the_code(tmp_pat
     others = {name for name in before if not name.startswith(("--", "version of "))}
     assert others == {"sha256 of the weights", "sha256 of the images and labels", "device", "schema of result.json"}
     older = {name: value for name, value in before.items() if name != "schema of result.json"}
-    assert differences(older, before) == ["schema of result.json was None and is 3"]
+    assert differences(older, before) == ["schema of result.json was None and is 4"]
     assert differences(before, conditions_of(weights="other")) == ["the sha256 of the weights"]
     assert differences(before, conditions_of(images="other")) == ["the sha256 of the images and labels"]
     monkeypatch.setattr("ffnet.run.storage.__version__", "0.1")
