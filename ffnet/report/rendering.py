@@ -16,6 +16,7 @@ from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
 from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES, SOURCE
 from ffnet.results.result import Result
+from ffnet.results.verdict import Verdict, verdict
 from ffnet.system.text import count, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS, PLACED_TENSORS = 10, 12, 10  # rows that the console shows of these tables
@@ -48,8 +49,18 @@ def format_console(result: Result) -> str:
         parts.append(tables.sensitivity_table(sensitivity).format(SENSITIVE_QUANTIZERS))
     parts.append(tables.placement_table(result.details.diagnostics.placement).format(PLACED_TENSORS))
     parts.append(tables.pairs_table("stages", ("stage", "seconds"), result.stage_seconds, 1).format())
+    parts.append(format_verdict(verdict(result)))
     title = f"{result.model} on {count(result.images, 'image')} of {result.dataset}, {result.device}"
     return _document(title, result.notes, parts)
+
+
+def format_verdict(found: Verdict) -> str:
+    """Return the verdict on a run: sentences, the classes that certainly lose, and next steps."""
+    losses = [f"{loss.name} {format_number(loss.change)} {format_interval(loss.interval)}" for loss in found.losses
+              if loss.is_certain]  # fmt: skip
+    classes = f"Classes that lose most, with 95 % CI: {', '.join(losses)}." if losses else "No class loses measurably."
+    steps = [line for step in found.next_steps for line in (f"- {step.text}", f"  {step.command}") if step.command]
+    return "\n".join([*found.sentences, found.numbers, classes, *(["", "Next:", *steps] if steps else [])])
 
 
 def format_comparison(comparison: ModelComparison) -> str:

@@ -19,7 +19,6 @@ from ffnet.results.result import BackendResult, Details, Result
 from ffnet.system.text import count, describe_size, format_interval, format_number, list_names
 from ffnet.variants import VARIANTS
 
-BIT_WIDTH_OPTIONS = ("default_param_bw", "default_output_bw")  # keys of Result.options
 COMMON_PREFIX = "segmentation_"  # all names of variants begin with it
 
 
@@ -42,8 +41,7 @@ class ComparedModel:
     @property
     def is_w8a8(self) -> bool:
         """Whether all quantized weights and activations have 8 bits, as with AI Hub's latency."""
-        recovery, options = self.result.recovery, self.result.options
-        return not (recovery and recovery.raised) and {options.get(name, 8) for name in BIT_WIDTH_OPTIONS} == {8}
+        return self.result.precision == "INT8"
 
     @property
     def has_published_size(self) -> bool:

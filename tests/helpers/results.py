@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from datasets.cityscapes import CityscapesSplit
-from ffnet.config import Runtime
+from ffnet.config import Config, Runtime
 from ffnet.evaluation import metrics
 from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.metrics import Estimate
 from ffnet.evaluation.scores import FP32, NPU, ONNX_RUNTIME, SIMULATED, BackendNames, Scores
 from ffnet.labels import CITYSCAPES
+from ffnet.options import option_values
 from ffnet.quantization.layers import ActivationHistogram, LayerRow, Layers, WeightRanges
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
@@ -54,7 +55,7 @@ def small_scores(**changes):
 def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **changes):
     """A Result of `scores` with `changes` to its fields."""
     scores = scores or small_scores()
-    count = scores.images
+    count, backends = scores.images, BackendNames(changes.get("precision", NAMES.precision))
     names = tuple(f"ulm_{i:06d}_000019" for i in range(count))
     result = Result(
         schema=results.SCHEMA,
@@ -70,15 +71,15 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
         precision=NAMES.precision,
         label_set=CITYSCAPES.name,
         classes=results.class_counts(scores, CITYSCAPES),
-        backends=results.backend_results(scores, NAMES, CITYSCAPES.names),
-        agreement=results.agreement(scores, NAMES),
+        backends=results.backend_results(scores, backends, CITYSCAPES.names),
+        agreement=results.agreement(scores, backends),
         npu=None,
         other_npus=[],
         npu_chips=[],
         layers=None,
         processor_share=0.9,
         stage_seconds={"load": 1.25, "evaluate": 12.25},
-        options={"model_name": "segmentation_ffnet40S_dBBB_mobile", "cle": True, "demo": False, "limit": None},
+        options=option_values(Config()) | {"model_name": "segmentation_ffnet40S_dBBB_mobile"},
         command="ffnet_quanteval.py --dataset-path '/a b/c'",
         versions=results.versions(),
         details=Details(scores, names, size, CITYSCAPES, diagnostics or Diagnostics(), failure),

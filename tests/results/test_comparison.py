@@ -10,11 +10,9 @@ import scipy.stats
 import torch
 from torch import nn
 
-from ffnet.config import Config, QuantizationConfig
 from ffnet.evaluation.metrics import Estimate
 from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.model import build_model
-from ffnet.options import option_values
 from ffnet.results.comparison import GMACS, LATENCY, Candidate, compare_model, excludes_zero, pareto_front
 from tests.helpers.names import INT8_SIMULATED
 from tests.helpers.results import (
@@ -24,7 +22,6 @@ from tests.helpers.results import (
     plain_model,
     random_scores,
     small_npu,
-    small_recovery,
     small_result,
     zoo_comparison,
 )
@@ -149,11 +146,10 @@ def test_a_latency_for_images_of_another_size_is_not_on_the_front(zoo):
 @pytest.mark.parametrize(
     ("changes", "w8a8"),
     (
-        ({"options": option_values(Config())}, True),
-        ({"options": option_values(Config(quantization=QuantizationConfig(param_bw=4)))}, False),
-        ({"options": option_values(Config(quantization=QuantizationConfig(output_bw=16)))}, False),
-        ({"recovery": small_recovery()}, False),
-        ({"recovery": small_recovery(raised=[])}, True),
+        ({"precision": "INT8"}, True),
+        ({"precision": "W4A8"}, False),
+        ({"precision": "W8A16"}, False),
+        ({"precision": "W8A8 mixed"}, False),
     ),
 )
 def test_a_latency_with_other_bit_widths_is_not_on_the_front(changes, w8a8):
