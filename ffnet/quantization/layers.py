@@ -242,8 +242,9 @@ def histograms(
     found = []
     for name, quantizer in quantizers.items():
         low, high = ((limit - quantizer.zero) * quantizer.step for limit in (quantizer.qmin, quantizer.qmax))
-        clipped = 1 - (counts[name][OUTER_BINS:-OUTER_BINS].sum() / counts[name].sum()).item()
-        found.append(ActivationHistogram(names[name], low, high, quantizer.step, counts[name].tolist(), clipped))
+        total = counts[name].tolist()
+        clipped = 1 - sum(total[OUTER_BINS:-OUTER_BINS]) / sum(total)
+        found.append(ActivationHistogram(names[name], low, high, quantizer.step, total, clipped))
     return found
 
 

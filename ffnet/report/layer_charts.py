@@ -19,8 +19,8 @@ def histogram_chart(histogram: ActivationHistogram) -> Chart:
     figure = Figure(SIZE)
     axes = figure.subplots()
     for chosen, color, label in ((inside, BLUE, "in the grid"), (~inside, ORANGE, "clipped")):
-        shown = chosen & (counts > 0)
-        axes.bar(edges[shown], counts[shown] / counts.sum(), width, align="edge", color=color, label=label)
+        if (shown := chosen & (counts > 0)).any():
+            axes.bar(edges[shown], counts[shown] / counts.sum(), width, align="edge", color=color, label=label)
     for limit in (histogram.low, histogram.high):
         axes.axvline(limit, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set(yscale="log", xlabel=f"value in FP32; grid in steps of {histogram.step:.3g}", ylabel="share")
@@ -33,12 +33,8 @@ def weights_chart(weights: WeightRanges) -> Chart:
     """Draw the largest absolute weight of every output channel before and after equalization."""
     figure = Figure(SIZE)
     axes = figure.subplots()
-    for ranges, color, label in (
-        (weights.before, GRAY, "before equalization"),
-        (weights.after, BLUE, "after equalization"),
-    ):
-        values = np.array(ranges)
-        axes.plot(np.where(values > 0, values, np.nan), ".", markersize=4, color=color, label=label)
-    axes.set(yscale="log", xlabel="output channel", ylabel="largest |weight|")
+    for ranges, color, label in ((weights.before, GRAY, "before"), (weights.after, BLUE, "after")):
+        axes.plot(ranges, ".", markersize=4, color=color, label=label)
+    axes.set(xlabel="output channel", ylabel="largest |weight|", ylim=(0, None))
     add_legend(axes)
     return to_chart(figure)

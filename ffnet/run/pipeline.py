@@ -120,7 +120,7 @@ def diagnose(
     try:
         worst = worst_images(scores, output.worst) if output.output_dir else []
         compared = compare_images(worst, images, images.names, backends, scores, run.runtime.device, kept.predictions)
-        sensitivity = measure_sensitivity(model.network, inputs, run)
+        sensitivity = measure_sensitivity(model, inputs, run)
         layers, executed = measure_layers(model, backends, images, run)
         notes = onnx_runtime_notes(model.network, backends, images, scores, executed)
     except KeyboardInterrupt as interrupt:

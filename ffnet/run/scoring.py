@@ -13,12 +13,13 @@ from ffnet.evaluation.metrics import statistics
 from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores, no_scores
 from ffnet.onnx.divergence import compare_layers, first_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
-from ffnet.quantization.layers import LayerDivergence
+from ffnet.quantization.layers import LayerDivergence, layer_names
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.results.images import KeptPredictions
 from ffnet.run.inputs import Inputs
+from ffnet.run.networks import Model
 from ffnet.run.predictions import prediction_writer, predictions_folder
 from ffnet.run.session import Run
 from ffnet.run.storage import IMAGES
@@ -76,14 +77,17 @@ def scoring_notes(scores: Scores) -> list[str]:
     return notes
 
 
-def measure_sensitivity(network: QuantizedNetwork, inputs: Inputs, run: Run) -> Sensitivity | None:
-    """Rank the quantizers on some calibration images; None if no option asks for it."""
+def measure_sensitivity(model: Model, inputs: Inputs, run: Run) -> Sensitivity | None:
+    """Rank the quantizers on some calibration images, by the names of `layer_names`; None if no option asks for it."""
     output, images = run.config.output, inputs.calibration_images
     if not output.sensitivity or images is None:
         return None
     indices = evenly_spaced(len(images), output.sensitivity_images).tolist()
     batches = [normalize(images[index][0][None].to(run.runtime.device)) for index in indices]
-    return analyze_sensitivity(network.sim, network.float_network, network.lowered, batches, not run.runtime.quiet)
+    network, quiet = model.network, run.runtime.quiet
+    found = analyze_sensitivity(network.sim, network.float_network, network.lowered, batches, not quiet)
+    names = layer_names(model.checkpoint.model, network.sim)
+    return replace(found, rows=[replace(row, layer=names[row.layer]) for row in found.rows])
 
 
 def onnx_runtime_notes(
