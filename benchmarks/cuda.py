@@ -97,7 +97,7 @@ class Bench:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print all tables and return the exit status."""
     parser = option_parser("cuda", __doc__, DEFAULT_MODEL)
-    parser.add_argument("--minutes", type=float, default=7, help="time limit; default %(default)s")
+    parser.add_argument("--minutes", type=float, default=5.5, help="time limit; default %(default)s")
     parser.add_argument("--images", type=int, default=500, help="for the program; default %(default)s")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Before ONNX Runtime is imported, which otherwise writes a device id and a database under the home folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "2.1.0"
+__version__ = "2.2.0"
 __all__ = [
     "CITYSCAPES",
     "VARIANTS",

@@ -100,7 +100,7 @@ def _judge(entry: BackendResult, subject: str, images: int) -> tuple[str, str]:
     if low < -NEGLIGIBLE:
         loss, gain = format_number(-low, 1), format_number(high, 1)
         return UNKNOWN, f"{few}: between a loss of {loss} and a gain of {gain} percentage points of mIoU."
-    return NO_LOSS, f"{subject} has no measurable loss: at most {format_number(-low)} percentage points of mIoU."
+    return NO_LOSS, f"{subject} has no measurable loss: at most {max(0.01, -low):.2f} percentage points of mIoU."
 
 
 def format_range(low: float, high: float) -> str:
@@ -197,7 +197,7 @@ STEPS = (  # the first ones that fit are proposed
         "--calibration-split train",
     ),
     Step(
-        lambda result, _: bool(result.options["demo"]),
+        lambda result, _: bool(result.options["demo"]) and result.checkpoint is not None,
         "Evaluate Cityscapes with the published weights.",
         "--dataset-path cityscapes",
         remove=("--demo", "--limit", "--model-name"),

@@ -176,7 +176,7 @@ def test_one_chip_of_each_group_runs_the_images_and_a_refusal_is_a_row(pre_down,
         [*pre_down[: pre_down.index("--npu")], "--npu", "sm8650", "--npu-images", "2"], tmp_path / "a"
     )
     matrices = [npu["backends"][INT8_NPU]["confusion_matrix"] for npu in (*groups, alone["npu"])]
-    assert matrices[2] == matrices[1] != matrices[0]
+    assert matrices[2] == matrices[1]
     assert list(result["layers"]["rows"][-1]["sqnr"])[1:] == ["INT8 NPU, sm8450", "INT8 NPU, sm8750"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(page.count(f'id="{name}"') == 1 for name in ("chips", "layers", "npu-backends-sm8750"))

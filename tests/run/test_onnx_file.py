@@ -231,6 +231,5 @@ def test_without_aimet_onnx_a_file_is_not_quantized(pair, capsys, monkeypatch):
 
 
 def test_aimet_onnx_quantizes_a_file(pair, tmp_path):
-    pytest.importorskip("aimet_onnx")
     found = run_with_result([*pair[0][:6], "--calibration-split", "val", "--default-param-bw", "4"], tmp_path / "out")
     assert list(found["backends"]) == ["FP32", "W4A8 ONNX Runtime"]
