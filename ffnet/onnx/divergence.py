@@ -15,29 +15,29 @@ import onnx
 import torch
 
 from ffnet.onnx.runtime import open_session, run_session
-from ffnet.quantization.layers import LayerDivergence, activations, compare_activations
+from ffnet.quantization.layers import Comparison, Integers, activations, compare_activations, noisiest
 from ffnet.quantization.sites import INPUT_TENSOR, QuantizerSite
 from ffnet.system.errors import UserError
+from ffnet.system.text import format_number
 
 Execute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 OpenFile = Callable[[Path], contextlib.AbstractContextManager[Execute]]
 
-TOLERATED = 0.01  # share of a layer's values that may be one quantization step off
+
+@contextlib.contextmanager
+def open_with_onnx_runtime(path: Path) -> Iterator[Execute]:
+    """Open a file; the result returns all outputs by name for a normalized image (1, 3, H, W) float32."""
+    session = open_session(path)
+    names = [output.name for output in session.get_outputs()]
+    yield lambda image: dict(zip(names, run_session(session, names, {INPUT_TENSOR: image}, path), strict=True))
 
 
-def first_divergence(layers: Sequence[LayerDivergence]) -> LayerDivergence | None:
-    """Return the first layer at which a runtime and the simulation diverge; None if all values are equal.
-
-    A layer diverges if, for the same input, more than 1 % of its values differ, or one value by more than one
-    quantization step. If no layer does, return the first one with any difference.
-    """
-    large = (each for each in layers if each.own.differing > TOLERATED or each.own.largest_steps > 1)
-    return next(large, next((each for each in layers if each.own.largest_steps), None))
-
-
-def largest_divergence(layers: Sequence[LayerDivergence]) -> LayerDivergence | None:
-    """Return the layer whose own differences are the largest on average; None if all values are equal."""
-    return max((each for each in layers if each.own.largest_steps), key=lambda each: each.own.mean_steps, default=None)
+def describe_divergence(found: Comparison, runtime: str) -> str:
+    """Return which layer of `runtime` adds most noise, as a sentence."""
+    if not (names := noisiest(found)):
+        return f"For the same input, every layer of {runtime} computes what the simulation does."
+    own = format_number(found[names[0]].own, 1)
+    return f"For the same input, {names[0]} of {runtime} is farthest from the simulation, with an SQNR of {own} dB."
 
 
 def compare_layers(
@@ -45,27 +45,30 @@ def compare_layers(
     sites: Sequence[QuantizerSite],
     path: Path,
     images: Iterable[torch.Tensor],
-    open_file: OpenFile | None = None,
-) -> list[LayerDivergence]:
-    """Return how far the quantized activations of a file are from the simulation's, in order of execution.
+    open_file: OpenFile = open_with_onnx_runtime,
+) -> Comparison:
+    """Compare the quantized activations of a file with the simulation's.
 
     Args:
         lowered: The network that `lower` returned for the exported simulation, not compiled.
         sites: The simulation's quantizer sites.
         path: The exported `model.onnx`.
         images: Normalized, (1, 3, H, W) float32, of the file's size, on the CPU.
-        open_file: Opens a file; None: with ONNX Runtime.
+        open_file: Opens a file.
 
     Raises:
         UserError: If the file has other layers.
     """
-    compared = activations(sites)
     lowered = copy.deepcopy(lowered).to("cpu")  # the evaluation may still need the original on a GPU
-    with tempfile.TemporaryDirectory() as folder:
-        file = _with_outputs(path, compared, Path(folder))
-        with (open_file or open_with_onnx_runtime)(file) as execute:
-            runs = ((image, _integers(execute(image.numpy()), compared)) for image in images)
-            return compare_activations(lowered, lowered, compared, runs)
+    compared = activations(sites, lowered)
+
+    def run(execute: Execute) -> Iterator[tuple[torch.Tensor, Integers]]:
+        for image in images:
+            outputs = execute(image.numpy())
+            yield image, {tensor: torch.from_numpy(outputs[f"{tensor}_q"]) for tensor in compared}
+
+    with tempfile.TemporaryDirectory() as folder, open_file(_with_outputs(path, compared, Path(folder))) as execute:
+        return compare_activations(lowered, compared, run(execute))
 
 
 def _with_outputs(path: Path, tensors: Collection[str], folder: Path) -> Path:
@@ -78,15 +81,3 @@ def _with_outputs(path: Path, tensors: Collection[str], folder: Path) -> Path:
     proto.graph.output.extend(onnx.ValueInfoProto(name=f"{tensor}_q") for tensor in tensors)
     onnx.save(proto, folder / path.name)
     return folder / path.name
-
-
-def _integers(outputs: Mapping[str, np.ndarray], tensors: Iterable[str]) -> dict[str, torch.Tensor]:
-    return {tensor: torch.from_numpy(outputs[f"{tensor}_q"]) for tensor in tensors}
-
-
-@contextlib.contextmanager
-def open_with_onnx_runtime(path: Path) -> Iterator[Execute]:
-    """Open a file; the result returns all outputs by name for a normalized image (1, 3, H, W) float32."""
-    session = open_session(path)
-    names = [output.name for output in session.get_outputs()]
-    yield lambda image: dict(zip(names, run_session(session, names, {INPUT_TENSOR: image}, path), strict=True))

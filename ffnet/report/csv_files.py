@@ -99,7 +99,7 @@ def layer_rows(layers: Layers) -> list[Row]:
     for each in layers.rows:
         row: Row = {"layer": each.layer, "tensor": each.tensor, "bits": each.bits}
         for name, sqnr in each.sqnr.items():
-            row |= {f"{name} SQNR": sqnr, f"{name} SQNR, same input": each.own_sqnr[name]}
+            row |= {f"{name} SQNR": sqnr.total, f"{name} SQNR, same input": sqnr.own}
         rows.append(row)
     return rows
 

@@ -23,9 +23,9 @@ from ffnet.evaluation.loop import ScoredBatch, score_batches
 from ffnet.evaluation.scores import NPU, Shard, no_scores
 from ffnet.npu.backend import NpuBackend, open_on_npu
 from ffnet.npu.worker import NpuTarget
-from ffnet.onnx.divergence import Execute, compare_layers, first_divergence, largest_divergence
+from ffnet.onnx.divergence import Execute, compare_layers, describe_divergence
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
-from ffnet.quantization.layers import LayerDivergence
+from ffnet.quantization.layers import Comparison
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.results import result as results
@@ -36,7 +36,6 @@ from ffnet.run.networks import calibration_setup
 from ffnet.run.session import Run
 from ffnet.run.storage import NPU_IMAGES
 from ffnet.system.errors import UserError
-from ffnet.system.text import count
 
 MAX_PROCESSES = 16  # processes that run images at the same time; one takes about 0.4 GB for a large network
 
@@ -47,7 +46,7 @@ class NpuOutcome:
 
     results: tuple[NpuResult, ...] = ()  # one for each group of chips with a finished image
     chips: tuple[ChipResult, ...] = ()
-    layers: Mapping[str, tuple[LayerDivergence, ...]] = field(default_factory=dict)  # chip of a result -> layers
+    layers: Mapping[str, Comparison] = field(default_factory=dict)  # chip of a result -> layers
     failure: BaseException | None = None
 
 
@@ -122,19 +121,20 @@ def run_on_npu(
         outcome = run.once(_with_layers, outcome, file, network, compared, run)
     for chip, layers in outcome.layers.items():
         name = network.names.of(NPU) if len(outcome.layers) == 1 else f"{network.names.of(NPU)}, {chip}"
-        run.notes += divergence_notes(layers, name, len(compared))
+        run.notes.append(describe_divergence(layers, name))
     return outcome
 
 
 def _with_layers(outcome: NpuOutcome, file: NpuFile, network: QuantizedNetwork, images: Split, run: Run) -> NpuOutcome:
     """Return an outcome with the divergence of the layers, or with the error that prevented the comparison."""
-    layers: dict[str, tuple[LayerDivergence, ...]] = {}
+    layers: dict[str, Comparison] = {}
     failure: BaseException | None = None
     try:
         for result in outcome.results:
             target = NpuTarget(file.path, CHIPS[result.chip], run.config.npu.fallback)
-            batches = normalized(images, run, f"compare layers with the NPU, {result.chip}")
-            layers[result.chip] = tuple(compare_with_npu(target, network, batches))
+            title, quiet = f"compare layers with the NPU, {result.chip}", run.runtime.quiet
+            bar = tqdm(normalized(images), title, unit="image", disable=quiet)
+            layers[result.chip] = compare_with_npu(target, network, bar)
     except KeyboardInterrupt as interrupt:
         failure = interrupt
     except Exception as error:
@@ -235,30 +235,11 @@ def npu_result(
     return result, published.notes
 
 
-def compare_with_npu(
-    target: NpuTarget, network: QuantizedNetwork, images: Iterable[torch.Tensor]
-) -> list[LayerDivergence]:
-    """Return how far each quantized activation of the NPU is from the simulation's on normalized images."""
+def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: Iterable[torch.Tensor]) -> Comparison:
+    """Compare each quantized activation of the NPU with the simulation's on normalized images."""
 
     def open_file(file: Path) -> AbstractContextManager[Execute]:
         # The NPU refuses to transpose some of the integers that become outputs; the CPU may.
         return open_on_npu(replace(target, path=file, fallback=True))
 
     return compare_layers(network.lowered, quantizer_sites(network.sim), target.path, images, open_file)
-
-
-def divergence_notes(layers: Sequence[LayerDivergence], name: str, images: int) -> list[str]:
-    """Return notes on the first divergent layer on N images, and on the one that adds most to the divergence."""
-    where = f"{name}: on {count(images, 'image')}"
-    first, largest = first_divergence(layers), largest_divergence(layers)
-    if first is None or largest is None:
-        return [f"{where}, all quantized values equal those of the simulation."]
-    differences = [
-        f"{100 * layer.own.differing:.2f} % of its values differ for the same input, by "
-        f"{layer.own.mean_steps:.4f} quantization steps on average and at most {layer.own.largest_steps}"
-        for layer in (first, largest)
-    ]
-    return [
-        f"{where}, the first layer that diverges from the simulation is {first.layer} "
-        f"({differences[0]}), and {largest.layer} adds most ({differences[1]})."
-    ]

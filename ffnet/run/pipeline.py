@@ -96,9 +96,9 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
     details = details_of(scores, images, diagnostics=diagnosis.diagnostics, failure=failure)
     result = build_result(run.config.model.name, details, outcome, run, model)
     layers = diagnosis.layers
-    if layers:
-        for label, each in result.npus.items():
-            layers = layers.add(label, outcome.layers.get(each.chip, ()))
+    for label, each in result.npus.items():
+        if layers and each.chip in outcome.layers:
+            layers = layers.add(label, outcome.layers[each.chip])
     return replace(result, layers=layers)
 
 

@@ -1,6 +1,6 @@
 """Run the images through all backends, and find what explains the scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +11,9 @@ from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
 from ffnet.evaluation.metrics import statistics
 from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores, no_scores
-from ffnet.onnx.divergence import compare_layers, first_divergence
+from ffnet.onnx.divergence import compare_layers, describe_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
-from ffnet.quantization.layers import LayerDivergence, layer_names
+from ffnet.quantization.layers import Comparison, layer_names
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
@@ -91,15 +91,11 @@ def measure_sensitivity(model: Model, inputs: Inputs, run: Run) -> Sensitivity |
 
 
 def onnx_runtime_notes(
-    network: QuantizedNetwork,
-    backends: Mapping[str, Backend],
-    images: Split,
-    scores: Scores,
-    layers: Sequence[LayerDivergence],
+    network: QuantizedNetwork, backends: Mapping[str, Backend], images: Split, scores: Scores, layers: Comparison
 ) -> list[str]:
-    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges.
+    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where.
 
-    `layers`: the divergence of the layers if it is known; empty otherwise.
+    `layers` may be empty; then the first image is compared.
     """
     executed_name = network.names.of(ONNX_RUNTIME)
     backend = backends.get(ONNX_RUNTIME)
@@ -114,12 +110,10 @@ def onnx_runtime_notes(
     if not layers:
         image = normalize(images[0][0][None])
         layers = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, [image])
-    divergence = first_divergence(layers)
-    where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
     return [
         *notes,
         f"{executed_name} is far from {network.names.of(SIMULATED)}: {executed:.2f} and {simulated:.2f} mIoU, "
-        f"prediction agreement {agreement:.2f} %. {where}",
+        f"prediction agreement {agreement:.2f} %. {describe_divergence(layers, executed_name)}",
     ]
 
 

@@ -13,7 +13,7 @@ from ffnet.evaluation.metrics import Estimate
 from ffnet.evaluation.scores import FP32, NPU, ONNX_RUNTIME, SIMULATED, BackendNames, Scores
 from ffnet.labels import CITYSCAPES
 from ffnet.options import option_values
-from ffnet.quantization.layers import ActivationHistogram, LayerRow, Layers, WeightRanges
+from ffnet.quantization.layers import ActivationHistogram, LayerRow, Layers, Sqnr, WeightRanges
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.results import result as results
@@ -186,8 +186,8 @@ def small_layers(layer="conv0", chip=INT8_NPU):
     return Layers(
         images=["ulm_000000_000019"],
         rows=[
-            LayerRow("image", "image", 8, {INT8_SIMULATED: 40.0, chip: None}, {INT8_SIMULATED: 40.0, chip: None}),
-            LayerRow(layer, "module_add_1", 8, {INT8_SIMULATED: 20.5, chip: 50.0}, {INT8_SIMULATED: 30.0, chip: 60.0}),
+            LayerRow("image", "image", 8, {INT8_SIMULATED: Sqnr(40.0, 40.0), chip: Sqnr(None, None)}),
+            LayerRow(layer, "module_add_1", 8, {INT8_SIMULATED: Sqnr(20.0, 30.0), chip: Sqnr(50.0, 60.0)}),
         ],
         histograms=[histogram],
         weights=[WeightRanges(layer, 35.5, [0.001, 1.0, 0.0], [0.1, 0.2, 0.0])],

@@ -15,8 +15,7 @@ from ffnet.config import MODEL_FILE
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE
 from ffnet.npu.backend import NpuBackend
 from ffnet.onnx.input_format import NORMALIZED_RGB
-from ffnet.quantization.layers import Difference, LayerDivergence
-from ffnet.run.npu import NpuFile, divergence_notes
+from ffnet.run.npu import NpuFile
 from tests.helpers.cityscapes_tree import SIZE
 from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.program import arguments, run_with_result
@@ -134,18 +133,6 @@ def test_an_onnx_file_is_scored_on_the_npu(tree, small_export):
     options = ["--dataset-path", tree, "--onnx", small_export.folder / MODEL_FILE, "--npu", "--npu-images", "2"]
     npu = run_with_result([*options, "--num-workers", "0"], tree / "out")["npu"]
     assert list(npu["backends"]) == [ONNX_FILE, NPU] and npu["agreement"][f"{ONNX_FILE}|{NPU}"] > 97
-
-
-def test_the_layers_that_diverge_first_and_most_are_named():
-    layers = [LayerDivergence(name, Difference(100, *own), Difference(100, *own)) for name, own in {
-        "image": (0, 0, 0), "conv": (2, 2, 1), "logits": (5, 6, 2),
-    }.items()]  # fmt: skip
-    (note,) = divergence_notes(layers, "W4A8 NPU", 2)
-    assert note.startswith("W4A8 NPU: on 2 images, the first layer that diverges from the simulation is conv (")
-    assert "conv (2.00 % of its values differ" in note
-    assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
-    (note,) = divergence_notes(layers[:1], "W4A8 NPU", 1)
-    assert "all quantized values equal those of the simulation" in note
 
 
 SEVERAL = ("--npu", "sm8450", "qcs6490", "sm8750", "sm8650", "--npu-images", "2")
