@@ -21,7 +21,6 @@ RESULT_FILES = (
     "layers.csv",
 )
 PROGRESS_FOLDER = "progress"  # beside RESULT_FILES; holds what --resume needs
-RESULT_MEGABYTES = 30  # upper bound of the size of RESULT_FILES and PROGRESS_FOLDER together
 # In --output-dir, for several models, beside a folder for each.
 COMPARISON_FILES = (REPORT, COMPARISON_TABLE)
 

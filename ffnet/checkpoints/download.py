@@ -22,14 +22,8 @@ from ffnet.variants import Variant
 
 ZOO = "https://github.com/quic/aimet-model-zoo/releases/download/torch_segmentation_ffnet/"
 RELEASES = "https://github.com/Qualcomm-AI-research/FFNet/releases/download/models/"
-ATTEMPTS = 3
-PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
-TIMEOUT = 30.0  # seconds without an answer after which an attempt fails
-MAX_SECONDS = 7200.0  # limit on an attempt; the largest release zip takes half an hour at 5 Mbit/s
-
-
-class RefusedDownload(OSError):
-    """A download that another attempt would not make better."""
+TIMEOUT = 30.0  # seconds without an answer
+MAX_SECONDS = 7200.0  # limit on a download; the largest release zip takes half an hour at 5 Mbit/s
 
 
 class SameScheme(urllib.request.HTTPRedirectHandler):
@@ -38,7 +32,7 @@ class SameScheme(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: urllib.request.Request, *args: Any) -> urllib.request.Request | None:
         """Return the request to follow a redirect, if it has the scheme of the first request."""
         if urllib.parse.urlsplit(args[-1]).scheme != req.type:
-            raise RefusedDownload(f"redirected to {args[-1][:200]}, which is not {req.type}")
+            raise OSError(f"redirected to {args[-1][:200]}, which is not {req.type}")
         return super().redirect_request(req, *args)
 
 
@@ -78,28 +72,23 @@ def download_published(variant: Variant, cache_dir: Path, quiet: bool = False) -
 
 
 def download(url: str, path: Path, quiet: bool) -> None:
-    """Download a file in up to ATTEMPTS attempts, so that `path` exists only if the file is whole."""
+    """Download a file, so that `path` exists only if it is whole."""
     remove_unfinished(path.parent, (path.name,))
-    for attempt in range(ATTEMPTS):
-        temporary = path.with_name(unfinished_name(path.name))
-        try:
-            download_once(url, temporary, quiet)
-            temporary.replace(path)
-            return
-        except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
-            is_final = isinstance(error, RefusedDownload) or getattr(error, "code", 500) < 500
-            if is_final or attempt == ATTEMPTS - 1:
-                raise InvalidCheckpointError(
-                    f"{url}: the file cannot be downloaded ({getattr(error, 'reason', None) or error}). Download it "
-                    f"where there is a network and put it at {path}, or name it with --checkpoint."
-                ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        time.sleep(PAUSE * 2**attempt)
+    temporary = path.with_name(unfinished_name(path.name))
+    try:
+        download_once(url, temporary, quiet)
+        temporary.replace(path)
+    except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidCheckpointError(
+            f"{url}: the file cannot be downloaded ({getattr(error, 'reason', None) or error}). Try again, or download "
+            f"it where there is a network and put it at {path}, or name it with --checkpoint."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def download_once(url: str, path: Path, quiet: bool) -> None:
-    """Download a zip file, as both published forms are, in one attempt; any error may be temporary."""
+    """Download a zip file, as both published forms are; any error may be temporary."""
     end = time.monotonic() + MAX_SECONDS
     opener = urllib.request.build_opener(SameScheme)
     with opener.open(url, timeout=TIMEOUT) as response, path.open("xb") as file:
@@ -108,10 +97,10 @@ def download_once(url: str, path: Path, quiet: bool) -> None:
             while data := response.read1(2**20):  # waits for any bytes, not for all of them
                 target.write(data)
                 if max(total or 0, file.tell()) > MAX_FILE or time.monotonic() > end:
-                    raise RefusedDownload(f"more than {MAX_FILE} bytes or {MAX_SECONDS:.0f} seconds")
+                    raise OSError(f"more than {MAX_FILE} bytes or {MAX_SECONDS:.0f} seconds")
     with zipfile.ZipFile(path) as archive:
         if sum(info.file_size for info in archive.infolist()) > MAX_FILE:
-            raise RefusedDownload(f"records of more than {MAX_FILE} bytes")
+            raise OSError(f"records of more than {MAX_FILE} bytes")
         if damaged := archive.testzip():
             raise OSError(f"{damaged} arrived damaged")
 

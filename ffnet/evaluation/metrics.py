@@ -148,3 +148,20 @@ def _mean(ious: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 def _estimate(values: np.ndarray, images: int) -> Estimate:
     return Estimate(float(values[0]), values[1:], images)
+
+
+def changed_cells(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return for which cells (classes, classes) the interval of the change in the share of the row excludes zero.
+
+    Args:
+        before: Confusion matrices (images, classes, classes), row = label, column = prediction.
+        after: Those of another backend on the same images.
+    """
+    change, labelled = after - before, before.sum(2, keepdims=True)
+    rows = np.concatenate((change.sum(0)[None], change.sum(0) - change))  # all images, then all but one
+    shares = 100 * rows / np.maximum(np.concatenate((labelled.sum(0)[None], labelled.sum(0) - labelled)), 1)
+    images, changed = (labelled > 0).sum(0)[:, 0], np.zeros(change.shape[1:], bool)
+    for row, column in np.argwhere(change.any(0)):
+        low, high = _estimate(shares[:, row, column], images[row]).interval or (0.0, 0.0)
+        changed[row, column] = not low <= 0 <= high
+    return changed

@@ -115,12 +115,6 @@ def merge_shards(shards: Sequence[Shard], reduce_times: Callable[[Iterable[float
     return Shard(indices, _take(scores, order))
 
 
-def without(shard: Shard, indices: np.ndarray) -> Shard:
-    """Return a shard without the images at `indices`."""
-    positions = (~np.isin(shard.indices, indices)).nonzero()[0]
-    return Shard(shard.indices[positions], _take(shard.scores, positions))
-
-
 def _take(scores: Scores, order: np.ndarray) -> Scores:
     """Return the scores of the images at the positions `order`, in this order."""
     return replace(

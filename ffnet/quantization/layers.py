@@ -29,8 +29,6 @@ BINS, OUTER_BINS = 64, 16  # bins of a histogram in the range of the quantizer, 
 # Tensor of an activation in exported files -> name of its FakeQuantize in the lowered network, and that module.
 Activations = Mapping[str, tuple[str, Any]]
 Integers = Mapping[str, torch.Tensor]  # the same tensors -> integers; the smallest of the dtype stands for qmin
-    str, torch.Tensor
-]  # the same tensors -> integers, of which the smallest of the dtype stands for qmin
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Charts as SVG, each for light and for dark pages."""
+"""Charts: of changes around zero, which the page draws, and others as SVG, each for light and for dark pages."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,25 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ffnet.evaluation.metrics import Interval
-from ffnet.evaluation.scores import FP32
-from ffnet.quantization.recovery.outcome import CHOSEN, KEPT, NOT_KEPT, Recovery
+from ffnet.evaluation.scores import NPU
+from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
-from ffnet.results.comparison import Front, ModelComparison
+from ffnet.results.comparison import Front, ModelComparison, excludes_zero
+from ffnet.results.result import Result
+from ffnet.results.verdict import Verdict, judged_backend
+from ffnet.system.text import count, decimals, format_interval, format_number
 
 WIDTH = 5.2  # inches; a phone shrinks an SVG as a whole, which makes the text of a wider one too small
 NUMBERED_QUANTIZERS = 5  # the sensitivity chart numbers only the most sensitive ones
-LEAST_COST_RANGE = 4  # percent; taken for the range of the costs in the recovery chart if they differ less
-STEP_DISTANCE = 0.06  # least distance of two steps in the recovery chart, as a share of the range of their costs
 
 TEXT, GRID, GRAY, ORANGE, BLUE, PAPER = "#33383f", "#d8dce2", "#6b7686", "#c2410c", "#1d6fb8", "#ffffff"
 DARK = {TEXT: "#c9d0da", GRID: "#39414d", GRAY: "#97a3b4", ORANGE: "#fb8a4c", BLUE: "#5eb0ef", PAPER: "#14171c"}
 ON_FRONT, NOT_ON_FRONT = "on the Pareto front", "not on it"
 KINDS = {  # kind of a point -> color, area of the marker in pt²
     NOT_ON_FRONT: (GRAY, 130),
-    NOT_KEPT: (GRAY, 130),
-    KEPT: (BLUE, 130),
-    CHOSEN: (ORANGE, 190),
     ON_FRONT: (ORANGE, 150),
 }
 STYLE = matplotlib.rc_context(
@@ -45,6 +44,110 @@ STYLE = matplotlib.rc_context(
         "svg.hashsalt": "ffnet",  # the same result gives the same file
     }
 )
+
+
+@dataclass(frozen=True)
+class ChangeRow:
+    """One change against FP32 in percentage points, minus is worse."""
+
+    name: str
+    change: float | None
+    interval: Interval | None
+    remark: str = ""
+
+    @property
+    def tone(self) -> str:
+        """The kind of the change: "up" or "down" if the interval excludes zero, and otherwise ""."""
+        return ("up" if (self.change or 0.0) > 0 else "down") if excludes_zero(self.interval) else ""
+
+    @property
+    def text(self) -> str:
+        """The change and its interval."""
+        digits = decimals(None, (None, self.change, self.interval))
+        interval = f" {format_interval(self.interval, digits)}" if self.interval else ""
+        return format_number(self.change, digits, "+") + interval
+
+
+@dataclass(frozen=True)
+class ChangeChart:
+    """Rows of changes on one scale around zero, and the limit below which the run fails or a target is missed."""
+
+    rows: Sequence[ChangeRow]
+    limit: float | None = None
+    limit_name: str = ""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest value of the scale."""
+        values = [
+            0.0,
+            self.limit or 0.0,
+            *(value for row in self.rows for value in (row.change, *(row.interval or ())) if value),
+        ]
+        margin = 0.05 * (max(values) - min(values)) or 0.01
+        return min(values) - margin, max(values) + margin
+
+    def place(self, value: float) -> float:
+        """Return how far a value is from the left end, in percent of the width."""
+        low, high = self.ends
+        return round(100 * (value - low) / (high - low), 2)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Return round values on the scale with their texts."""
+        low, high = self.ends
+        power = 10.0 ** math.floor(math.log10((high - low) / 3))
+        step = next(step * power for step in (5, 2, 1) if step * power <= (high - low) / 3)
+        digits = max(0, -math.floor(math.log10(step)))
+        numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+        return [(number * step, format_number(number * step, digits, "+" if number else "")) for number in numbers]
+
+
+def backends_chart(result: Result) -> ChangeChart:
+    """Return the change of every backend; that of the NPU on the images that it ran."""
+    rows = [
+        ChangeRow(name, entry.change, entry.change_interval)
+        for name, entry in result.backends.items()
+        if entry is not result.base
+    ]
+    for label, npu in result.npus.items():
+        entry = npu.backends[result.names.of(NPU)]
+        rows.append(ChangeRow(label, entry.change, entry.change_interval, count(len(npu.images), "image")))
+    limit = result.options["fail_under"]
+    return ChangeChart([row for row in rows if row.change is not None], limit and -limit, "--fail-under")
+
+
+def losses_chart(verdict: Verdict) -> ChangeChart:
+    """Return the classes that lose most."""
+    return ChangeChart([ChangeRow(loss.name, loss.change, loss.interval) for loss in verdict.losses])
+
+
+def classes_chart(result: Result) -> ChangeChart:
+    """Return the change of every class with labelled pixels in the backend that the verdict is about."""
+    entry = judged_backend(result)[1]
+    images = {name: count(found.images, "image") for name, found in result.classes.items()}
+    return ChangeChart(
+        [
+            ChangeRow(name, value, entry.iou_change_interval[name], images[name])
+            for name, value in entry.iou_change.items()
+        ]
+    )
+
+
+def recovery_chart(recovery: Recovery) -> ChangeChart:
+    """Return the change in each step of accuracy recovery, with what it costs."""
+    rows = []
+    for step in recovery.steps:
+        cost = f"{100 * step.bit_operations:.0f} % bit operations, {100 * step.weight_bytes:.0f} % weights"
+        rows.append(ChangeRow(step.name, step.change, step.change_interval, f"{recovery.outcome(step)}; {cost}"))
+    return ChangeChart(rows, recovery.target and -recovery.target, "--max-drop")
+
+
+def models_chart(comparison: ModelComparison) -> ChangeChart:
+    """Return the change of every model in the simulation."""
+    found = [(model.short_name, model.simulated) for model in comparison.models if model.simulated]
+    limit = comparison.options.get("fail_under")
+    rows = [ChangeRow(name, entry.change, entry.change_interval) for name, entry in found if entry.change is not None]
+    return ChangeChart(rows, limit and -limit, "--fail-under")
 
 
 @dataclass(frozen=True)
@@ -73,24 +176,6 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     lower.set(ylabel="only this disabled: gain, dB", xlabel="quantizers from input to output")
     lower.axhline(0, color=TEXT, linewidth=0.8)
     add_legend(upper)
-    return to_chart(figure)
-
-
-@STYLE
-def recovery_chart(recovery: Recovery) -> Chart:
-    """Draw each step's mIoU against what it costs, numbered as in the report's table.
-
-    Steps that cost the same, or nearly so, are drawn beside one another.
-    """
-    figure = Figure((WIDTH, 5.6))
-    panels = figure.subplots(2, 1, sharey=True)
-    for axes, name in zip(panels, ("bit_operations", "weight_bytes"), strict=True):
-        _draw_baselines(axes, recovery)
-        positions = spread([100 * getattr(step, name) for step in recovery.steps])
-        for number, (step, position) in enumerate(zip(recovery.steps, positions, strict=True), 1):
-            _draw_point(axes, number, position, step.miou, step.miou_interval, recovery.outcome(step))
-        axes.set(xlabel=f"{name.replace('_', ' ')}, percent of W8A8", ylabel="mIoU, percent", xmargin=0.1)
-    add_legend(panels[0], columns=3)
     return to_chart(figure)
 
 
@@ -125,28 +210,9 @@ def _draw_point(axes: Axes, number: int, cost: float, miou: float | None, interv
         return
     if interval:
         axes.vlines(cost, *interval, color=color, linewidth=area / 80, zorder=2)
-    zorder = 4 if kind in (CHOSEN, ON_FRONT) else 3
+    zorder = 4 if kind == ON_FRONT else 3
     axes.scatter(cost, miou, s=area, color=color, zorder=zorder)
     axes.text(cost, miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline", zorder=zorder)
-
-
-def _draw_baselines(axes: Axes, recovery: Recovery) -> None:
-    """Draw the mIoU of FP32 and the least one that meets the target, as far as there are any."""
-    if recovery.fp32_miou is None:
-        return
-    axes.axhline(recovery.fp32_miou, color=TEXT, linewidth=1.2, zorder=1, label=FP32)
-    if recovery.target is not None:
-        least, label = recovery.fp32_miou - recovery.target, f"target: {FP32} − {recovery.target:g}"
-        axes.axhline(least, color=TEXT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label=label)
-
-
-def spread(costs: Sequence[float]) -> list[float]:
-    """Return costs in percent, increased as far as their markers would overlap; equal costs keep their order."""
-    distance = STEP_DISTANCE * max(LEAST_COST_RANGE, np.ptp(costs))
-    positions, last = np.array(costs, float), -np.inf
-    for index in np.argsort(costs, kind="stable"):
-        last = positions[index] = max(positions[index], last + distance)
-    return positions.tolist()
 
 
 def add_legend(axes: Axes, columns: int = 2) -> None:

@@ -3,21 +3,25 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ffnet.config import Config
 from ffnet.evaluation.metrics import FEW_IMAGES
+from ffnet.options import option_values
 from ffnet.report import charts, layer_charts, tables
 from ffnet.report.tables import Value
 from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
 from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES, SOURCE
-from ffnet.results.result import Result
-from ffnet.results.verdict import Verdict, verdict
-from ffnet.system.text import count, format_interval, format_number, printable
+from ffnet.results.result import DEMO_NOTE, Result
+from ffnet.results.verdict import Verdict, judged_backend, verdict
+from ffnet.system.text import count, describe_size, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS, PLACED_TENSORS = 10, 12, 10  # rows that the console shows of these tables
 S25_NOTE = (
@@ -28,6 +32,8 @@ Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-ac
 latency) and at least the same mIoU in the simulation.
 Gain: in percentage points over the next cheaper model of the front, with its paired 95 % confidence interval (CI)."""
 
+SHORT_STAGE = 0.1  # seconds; the page leaves out shorter stages
+MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # a hyphen that stands for a minus sign in a sentence
 FOLDER = Path(__file__).parent
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -84,12 +90,31 @@ def _document(title: str, notes: Sequence[str], parts: Sequence[str]) -> str:
     return "\n\n".join((heading, *filter(None, parts)))
 
 
+@dataclass(frozen=True)
+class Pill:
+    """A condition of the run that the header shows, and the beginning of the note that explains it."""
+
+    text: str
+    note: str = ""
+
+
+def pills(result: Result) -> list[Pill]:
+    """Return the conditions of a run."""
+    options = result.options
+    found = [Pill("W8A8" if result.precision == "INT8" else result.precision)] if result.precision else []
+    found += [Pill(count(result.images, "image")), Pill(describe_size(result.details.image_size))]
+    found.append(Pill("demo: not Cityscapes", DEMO_NOTE) if options["demo"] else Pill(result.dataset))
+    if result.calibration and result.calibration.images and options["calibration_split"] == options["split"]:
+        found.append(Pill("calibrated on scored images", result.calibration.description))
+    return found
+
+
 def render(result: Result) -> str:
     """Return the page of a run. Nothing in `result`, however it is named, becomes markup."""
     calibration, checkpoint = result.calibration, result.checkpoint
     settings: dict[str, Any] = {"model": result.model}
     if calibration:
-        settings |= {"calibration": calibration.description, "calibration images": calibration.images}
+        settings["calibration images"] = calibration.images
     if checkpoint:
         settings |= {f"checkpoint {name}": value for name, value in vars(checkpoint).items()}
     return _render_page(
@@ -100,6 +125,9 @@ def render(result: Result) -> str:
         notes=result.notes,
         diagnostics=result.details.diagnostics,
         marks=[*MARKS.values(), ("not scored", (0, 0, 0))],
+        pills=pills(result),
+        verdict=verdict(result),
+        judged=judged_backend(result)[0],
     )
 
 
@@ -112,6 +140,7 @@ def render_comparison(comparison: ModelComparison) -> str:
         options=comparison.options,
         notes=comparison.notes(),
         comparison=comparison,
+        pills=pills(comparison.last),
     )
 
 
@@ -120,6 +149,7 @@ def _render_page(
 ) -> str:
     """Return a page from a template that extends base.html.j2."""
     script = (FOLDER / "report.js").read_text("utf-8")
+    defaults = option_values(Config())
     return ENVIRONMENT.get_template(template).render(
         run=run,
         settings={"dataset": run.dataset, "device": run.device, **settings, **run.versions},
@@ -132,7 +162,8 @@ def _render_page(
         tables=tables,
         few_images=FEW_IMAGES,
         ai_hub=f"{MIOU_DEVICE} and {MIOU_IMAGES} images",
-        options={f"--{name.replace('_', '-')}": value for name, value in options.items()},
+        options={f"--{key.replace('_', '-')}": value for key, value in options.items() if value != defaults.get(key)},
+        stages={stage: seconds for stage, seconds in run.stage_seconds.items() if seconds >= SHORT_STAGE},
         **values,
     )
 
@@ -158,6 +189,7 @@ ENVIRONMENT.filters |= {
     "data_uri": data_uri,
     "data_value": data_value,
     "interval": lambda limits: typeset(format_interval(limits)),
+    "minus": lambda text: MINUS.sub("\N{MINUS SIGN}", text),
     "number": lambda value, digits=2: typeset(format_number(value, digits)),
     "typeset": typeset,
 }

@@ -18,3 +18,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
+// Lay the second picture of a pair over the first, up to where the slider is; without this script they are side by side.
+for (const wipe of document.querySelectorAll(".wipe")) {
+  const slider = wipe.querySelector("input");
+  const show = () => wipe.style.setProperty("--at", `${slider.value}%`);
+  slider.addEventListener("input", show);
+  slider.hidden = false;
+  wipe.classList.add("on");
+  show();
+}
+for (const command of document.querySelectorAll(".command")) {
+  const button = document.createElement("button");
+  button.textContent = "Copy";
+  command.after(button);
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(command);
+    await navigator.clipboard?.writeText(command.textContent).catch(() => document.execCommand("copy"));
+    button.textContent = "Copied";
+  });
+}

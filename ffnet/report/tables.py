@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ffnet.chips import CHIPS
-from ffnet.evaluation.metrics import Interval
+from ffnet.evaluation.metrics import Interval, changed_cells
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, ONNX_RUNTIME, SIMULATED
 from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.recovery.outcome import Recovery
@@ -16,7 +15,7 @@ from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison, excludes_zero
 from ffnet.results.published import ai_hub_result
 from ffnet.results.result import BackendResult, ChipResult, ClassCount, NpuResult, Result, miou_change
-from ffnet.system.text import count, format_interval, format_number, format_table
+from ffnet.system.text import count, decimals, format_interval, format_number, format_table
 from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
 
 Value = str | int | float | Interval | None
@@ -30,7 +29,7 @@ class Column:
 
     heading: str
     value: Callable[[Any], Value]
-    digits: int = 2  # decimals of a float
+    digits: int | Callable[[Any], int] = 2  # decimals of a float, or of those of a row
     kind: str = NUMBER
     optional: bool = False  # left out if no row has a value
     shade: Callable[[Any], float | None] | None = None  # color on the page, as for a change in percentage points
@@ -42,12 +41,26 @@ class Column:
 
     def text(self, row: Any) -> str:
         """Return the value of a row as text; a hyphen if it has none."""
-        value = self.value(row)
+        value, digits = self.value(row), self.digits(row) if callable(self.digits) else self.digits
         if isinstance(value, tuple):
-            return format_interval(value)
+            return format_interval(value, digits)
         if isinstance(value, str):
             return value or "-"
-        return format_number(value, 0 if isinstance(value, int) else self.digits, "+" if self.kind == CHANGE else "")
+        return format_number(value, 0 if isinstance(value, int) else digits, "+" if self.kind == CHANGE else "")
+
+
+def change_columns(
+    change: Callable[[Any], float | None],
+    interval: Callable[[Any], Interval | None],
+    digits: int | Callable[[Any], int] = 2,
+) -> tuple[Column, Column]:
+    """Return the columns of a change and of its interval; only a change whose interval excludes zero has a color."""
+    return (
+        Column(
+            "change", change, digits, CHANGE, shade=lambda row: change(row) if excludes_zero(interval(row)) else None
+        ),
+        Column("95 % CI", interval, digits, optional=True),
+    )
 
 
 @dataclass(frozen=True)
@@ -100,15 +113,20 @@ def result_table(result: Result | NpuResult, name: str = "backends", heading: st
     return _backends_table([BackendRow(backend, result) for backend in result.backends], name, heading)
 
 
+def miou_decimals(row: BackendRow) -> int:
+    """Return the decimals of the mIoUs and changes of all backends of a row's result."""
+    base, *others = row.result.backends.values()
+    return decimals(base.miou, *((entry.miou, entry.change, entry.change_interval) for entry in others))
+
+
 def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading: str = "backend") -> Table:
     columns = (
         Column("model", lambda row: row.model, kind=MODEL, optional=True),
         Column(heading, lambda row: row.label or row.backend, kind=TEXT),
         Column("images", lambda row: row.images, optional=True),
-        Column("mIoU %", lambda row: row.entry.miou),
+        Column("mIoU %", lambda row: row.entry.miou, miou_decimals),
         Column("95 % CI", lambda row: row.entry.miou_interval, optional=True),
-        Column("change", lambda row: row.entry.change, kind=CHANGE),
-        Column("95 % CI", lambda row: row.entry.change_interval, optional=True),
+        *change_columns(lambda row: row.entry.change, lambda row: row.entry.change_interval, miou_decimals),
         Column("published %", lambda row: row.result.published.get(row.backend), 1, optional=True),
         Column("change", lambda row: miou_change(row.result.published, row.backend), 1, CHANGE, optional=True),
         Column("pixel accuracy %", lambda row: row.entry.pixel_accuracy),
@@ -152,7 +170,7 @@ def chips_table(result: Result) -> Table:
     others = (ONNX_FILE, result.names.of(SIMULATED), result.names.of(ONNX_RUNTIME))
     simulated = f"{next((other for other in others if other in result.backends), others[1])}|{name}"
 
-    def metric(field: str) -> Callable[[ChipResult], Value]:
+    def metric(field: str) -> Callable[[ChipResult], Any]:
         return lambda row: getattr(npus[row.chip].backends[name], field) if row.chip in npus else None
 
     columns = (
@@ -161,8 +179,7 @@ def chips_table(result: Result) -> Table:
         Column("computes as", lambda row: npus[row.chip].chip if row.chip in npus else None, kind=TEXT),
         Column("mIoU %", metric("miou")),
         Column("95 % CI", metric("miou_interval"), optional=True),
-        Column("change", metric("change"), kind=CHANGE),
-        Column("95 % CI", metric("change_interval"), optional=True),
+        *change_columns(metric("change"), metric("change_interval")),
         Column("change on a device (AI Hub)", lambda row: row.measured_change, 1, CHANGE, optional=True),
         Column("agreement %", lambda row: npus[row.chip].agreement.get(simulated) if row.chip in npus else None),
         Column("latency ms (AI Hub)", lambda row: row.latency, kind=TEXT, optional=True),
@@ -179,8 +196,7 @@ def recovery_table(recovery: Recovery) -> Table:
         Column(heading, lambda step: step.name, kind=TEXT),
         Column("mIoU %", lambda step: step.miou),
         Column("95 % CI", lambda step: step.miou_interval, optional=True),
-        Column("change", lambda step: step.change, kind=CHANGE),
-        Column("95 % CI", lambda step: step.change_interval, optional=True),
+        *change_columns(lambda step: step.change, lambda step: step.change_interval),
         Column("bit ops, % of W8A8", lambda step: 100 * step.bit_operations),
         Column("weight bytes, % of W8A8", lambda step: 100 * step.weight_bytes),
         Column("seconds", lambda step: step.seconds, 1),
@@ -206,32 +222,32 @@ def classes_table(result: Result) -> Table:
     """
     columns = [Column("IoU % per class", str, kind=CLASS)]
     columns.append(Column("images", lambda label: _image_count(result.classes[label]), kind=TEXT))
+    base, *others = result.backends.values()
+
+    def digits(label: str) -> int:
+        found = ((each.iou[label], each.iou_change.get(label), each.iou_change_interval.get(label)) for each in others)
+        return decimals(base.iou[label], *found)
+
     for name, entry in result.backends.items():
-        columns.append(Column(name, entry.iou.get))
-        if entry is not result.base:
-            columns.append(Column("change", entry.iou_change.get, kind=CHANGE))
-            columns.append(Column("95 % CI", entry.iou_change_interval.get, optional=True))
+        columns.append(Column(name, entry.iou.get, digits))
+        if entry is not base:
+            columns += change_columns(entry.iou_change.get, entry.iou_change_interval.get, digits)
     return Table("classes", columns, list(result.classes))
 
 
 def compared_classes_table(comparison: ModelComparison) -> Table:
-    """Return the IoU of every class in the simulation of each model, colored by the difference to the best model."""
-    columns = [Column(f"IoU %; orange: worse than {comparison.best().short_name}", str, kind=CLASS)]
+    """Return the IoU of every class in the simulation of each model; a change that is certain has a color."""
+    columns = [Column("IoU %; color: the interval of the change from FP32 excludes zero", str, kind=CLASS)]
     columns.append(Column("images", lambda label: _image_count(comparison.last.classes[label]), kind=TEXT))
     for model in comparison.models:
-        entry, best = model.simulated, comparison.best().simulated
-        if entry and best:
-            columns.append(Column(model.short_name, entry.iou.get, 1, shade=partial(_difference, entry.iou, best.iou)))
+        if entry := model.simulated:
+            shade = change_columns(entry.iou_change.get, entry.iou_change_interval.get)[0].shade
+            columns.append(Column(model.short_name, entry.iou.get, 1, shade=shade))
     return Table("classes", columns, list(comparison.last.classes), dense=True)
 
 
 def _image_count(classes: ClassCount) -> str:
     return f"{classes.images} {FEW}" if classes.few else str(classes.images)
-
-
-def _difference(values: Mapping[str, float | None], base: Mapping[str, float | None], label: str) -> float | None:
-    after, before = values[label], base[label]
-    return None if after is None or before is None else after - before
 
 
 def confusion_tables(result: Result) -> list[Table]:
@@ -246,10 +262,10 @@ def confusion_tables(result: Result) -> list[Table]:
     found = [_matrix_table(f"{name}, percent", classes, share, share / 20) for name, share in shares.items()]
     if len(shares) > 1:
         (first, before), (second, after) = list(shares.items())[:2]
-        change = after - before
-        better = np.where(np.eye(len(classes)), change, -change)
-        title = f"Change from {first} to {second} in percentage points; orange is worse"
-        found.insert(0, _matrix_table(title, classes, change, better))
+        is_certain = changed_cells(*list(result.details.scores.confusion_matrices.values())[:2])
+        better = np.where(np.eye(len(classes)), 1, -1) * np.where(is_certain, after - before, 0.0)
+        title = f"Change from {first} to {second} in percentage points; colored if its interval excludes zero"
+        found.insert(0, _matrix_table(title, classes, after - before, better))
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from skimage.color import gray2rgb, rgb2gray
+from scipy.ndimage import uniform_filter
+from skimage.color import rgb2gray
 from skimage.measure import block_reduce
 from skimage.morphology import dilation
-from skimage.util import img_as_ubyte
 
 from ffnet.evaluation.loading import Images, label_set_of, normalize
 from ffnet.evaluation.metrics import image_ious, image_mious
@@ -23,7 +23,8 @@ from ffnet.labels import IGNORED, LabelSet
 MAX_WIDTH = 1024  # pixels; of a panel
 MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # all panels of one kind together; keeps a page below about 8 MB
 LEAST_DROP = 0.1  # percentage points; smaller drops of a class's IoU are not mentioned
-DIMMED = 0.45  # brightness of the image under the disagreement marks
+DIMMED, GRAYS = 0.45, 24  # brightness of the image under the disagreement marks, and number of its gray levels
+ZOOM = 8  # of the part of an image that is shown enlarged
 
 # Codes of the disagreement map. A pixel of a reduced panel shows the largest of its codes.
 SAME, OTHER, IMPROVED, REGRESSED = range(4)
@@ -59,6 +60,14 @@ class ImageComparison:
     improved: float  # share of the scored pixels that are wrong in FP32 and right in the simulation
     largest_drops: list[tuple[str, float, float]]  # at most three classes, with their IoU in both backends
     panels: list[Panel]
+    window: tuple[float, float]  # corner of the part with most regressed pixels, as shares of height and width
+    enlarged: list[Panel]  # both predictions and their disagreement in it
+
+    @property
+    def change(self) -> float:
+        """The change of the mIoU in percentage points; minus is worse."""
+        before, after = self.mious.values()
+        return after - before
 
 
 def worst_images(scores: Scores, count: int) -> list[int]:
@@ -127,6 +136,8 @@ def compare_images(
         codes = disagreement(labels, *predictions.values())
         scored = max(1, (labels != IGNORED).sum())
         shown = np.array(Image.fromarray(image.transpose(1, 2, 0)).resize((width, height)))  # it may have --input-size
+        (top, left), predicted = most_regressed(codes), predictions.items()
+        part = slice(top, top + height // ZOOM), slice(left, left + width // ZOOM)
         comparison = ImageComparison(
             name=names[index],
             mious={name: 100 * float(image_mious(matrices[name])[0]) for name in pair},
@@ -135,6 +146,8 @@ def compare_images(
             improved=100 * float((codes == IMPROVED).sum() / scored),
             largest_drops=[(label_set.names[i], float(before[i]), float(after[i])) for i in largest],
             panels=draw_panels(shown, labels, predictions, label_set, factor),
+            window=(top / height, left / width),
+            enlarged=draw_panels(shown[part], labels[part], {n: ids[part] for n, ids in predicted}, label_set, 1)[2:],
         )
         comparisons.append(comparison)
     return comparisons
@@ -149,6 +162,15 @@ def disagreement(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> n
     """Return codes (H, W) uint8, SAME to REGRESSED, from train ids (H, W) of labels and both backends' predictions."""
     conditions = [before == after, before == labels, after == labels]  # the first that is true decides
     return np.select(conditions, [SAME, REGRESSED, IMPROVED], OTHER).astype(np.uint8)
+
+
+def most_regressed(codes: np.ndarray) -> tuple[int, int]:
+    """Return the upper left corner of the part, 1 / ZOOM as high and wide, with most regressed pixels."""
+    size = tuple(length // ZOOM for length in codes.shape)
+    share = uniform_filter((codes == REGRESSED).astype(np.float32), [max(1, length) for length in size])
+    inside = share[size[0] // 2 :, size[1] // 2 :][: codes.shape[0] - size[0] + 1, : codes.shape[1] - size[1] + 1]
+    row, column = np.unravel_index(inside.argmax(), inside.shape)
+    return int(row), int(column)
 
 
 def draw_panels(
@@ -166,19 +188,25 @@ def draw_panels(
 
 def _class_map(ids: np.ndarray, label_set: LabelSet) -> bytes:
     """Return a PNG of train ids (H, W) in the colors of the label set; pixels that are not scored are black."""
-    picture = Image.fromarray(ids)
-    picture.putpalette(label_set.colors.tobytes().ljust(3 * 256, b"\0"))
-    return _encode(picture, "PNG")
+    return _encode_palette(ids, label_set.colors)
 
 
 def _marks(image: np.ndarray, codes: np.ndarray, factor: int) -> bytes:
     """Return a PNG of the image, gray and dimmed, with disagreement in strong colors, one pixel wider on each side."""
-    marked = img_as_ubyte(gray2rgb(rgb2gray(image) * DIMMED))
+    marked = (rgb2gray(image) * (GRAYS - 1)).round().astype(np.uint8)
     codes = block_reduce(codes, factor, np.max)
     codes = np.where(codes == SAME, dilation(codes, np.ones((3, 3))), codes)  # single pixels would be invisible
-    for code, (_, color) in MARKS.items():
-        marked[codes == code] = color
-    return _encode(Image.fromarray(marked), "PNG")
+    marked = np.where(codes == SAME, marked, GRAYS + codes)
+    grays = np.linspace(0, 255 * DIMMED, GRAYS).round().astype(np.uint8)[:, None].repeat(3, 1)
+    colors = [MARKS[code][1] if code in MARKS else (0, 0, 0) for code in range(max(MARKS) + 1)]
+    return _encode_palette(marked, np.vstack([grays, np.array(colors, np.uint8)]))
+
+
+def _encode_palette(indices: np.ndarray, colors: np.ndarray) -> bytes:
+    """Return a PNG of indices (H, W) uint8 into RGB colors (N, 3) uint8; those from N on are black."""
+    picture = Image.fromarray(indices)
+    picture.putpalette(colors.tobytes().ljust(3 * 256, b"\0"))
+    return _encode(picture, "PNG")
 
 
 def _encode(picture: Image.Image, form: str, **options: Any) -> bytes:

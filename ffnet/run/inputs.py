@@ -14,13 +14,12 @@ from datasets import DatasetError, Split
 from demo.streetscenes.scenes import ensure_scenes
 from ffnet.checkpoints.download import default_cache_dir, download_published
 from ffnet.checkpoints.loading import Checkpoint, InvalidCheckpointError, find_in_folder, load_checkpoint
-from ffnet.config import RESULT_MEGABYTES, Config, DataConfig
+from ffnet.config import Config, DataConfig, OutputConfig
 from ffnet.evaluation.loading import decoding_threads, evenly_spaced
 from ffnet.labels import LabelSet, read_label_set
 from ffnet.options import FLAGS, lookup
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
-from ffnet.run.predictions import predictions_megabytes
 from ffnet.run.ranks import Ranks
 from ffnet.system.errors import UserError
 from ffnet.system.files import create_output_folder, sha256_of
@@ -72,7 +71,7 @@ def open_inputs(config: Config, ranks: Ranks) -> Inputs:
     inputs = ranks.main_first(_open_checked, config)
     digest = ""
     if config.output.output_dir or config.output.save_predictions:
-        ranks.once(_create_output_folders, config, inputs.images)
+        ranks.once(_create_output_folders, config.output)
     if config.output.output_dir:
         digest = ranks.once(images_digest, inputs.images, decoding_threads(config.runtime))
     if ranks.device != "cpu":
@@ -201,15 +200,12 @@ def images_digest(images: Split, threads: int) -> str:
         return hashlib.sha256("".join((*lines, repr(images.label_set))).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _create_output_folders(config: Config, images: Split) -> None:
-    """Create the folders for results, and check that their disks have enough free space."""
-    output, models = config.output, len(config.model.names)
-    megabytes: float = models * RESULT_MEGABYTES
+def _create_output_folders(output: OutputConfig) -> None:
+    """Create the folders for results, and check that they can be written to."""
     if output.output_dir:
-        create_output_folder("--output-dir", output.output_dir, megabytes)
+        create_output_folder("--output-dir", output.output_dir)
     if output.save_predictions:
-        megabytes += models * predictions_megabytes(images.sizes)
-        create_output_folder("--save-predictions", output.save_predictions, megabytes)
+        create_output_folder("--save-predictions", output.save_predictions)
 
 
 def find_checkpoints(config: Config) -> tuple[dict[str, Path], list[str]]:

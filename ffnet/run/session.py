@@ -14,15 +14,14 @@ import numpy as np
 
 from ffnet.config import MANIFEST_FILE, Config
 from ffnet.evaluation.loop import ScoredBatch
-from ffnet.evaluation.scores import BackendNames, Scores, Shard, merge_shards, without
+from ffnet.evaluation.scores import BackendNames, Scores, Shard, merge_shards
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.quantization.sites import SimState
 from ffnet.run.inputs import Inputs
-from ffnet.run.predictions import Writer, missing_predictions, predictions_folder
+from ffnet.run.predictions import Writer
 from ffnet.run.ranks import Ranks
 from ffnet.run.records import RecordedImages, RecordFile
 from ffnet.run.storage import IMAGES, Storage, conditions, scored_backends
-from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
 
@@ -91,15 +90,6 @@ class Run(Execution, contextlib.ExitStack):
             output.resume,
             {k: RecordedImages(v, pixels, classes) for k, v in scored_backends(self.config).items()},
         )
-        if IMAGES in scores and output.save_predictions:
-            folder = predictions_folder(output.save_predictions, self.config)
-            missing = missing_predictions(folder, images.names, scores[IMAGES].indices.tolist())
-            if missing:
-                logger.warning(
-                    f"--save-predictions {output.save_predictions}: the files of {count(len(missing), 'image')} that "
-                    "the earlier run wrote are missing; these images are evaluated again."
-                )
-                scores[IMAGES] = without(scores[IMAGES], np.array(missing, np.int64))
         complete = IMAGES in scores and len(scores[IMAGES].indices) == len(images)
         exported = output.export is None or (output.export / MANIFEST_FILE).exists()
         saved = Saved(scores, storage.has_network, complete and exported and storage.is_finished)

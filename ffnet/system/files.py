@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 import stat
 import tempfile
 from collections.abc import Collection
@@ -16,27 +15,15 @@ from pathlib import Path
 from ffnet.system.errors import UserError
 from ffnet.system.text import count
 
-_SYSTEM_FILES = (  # in lower case
-    # macOS
-    ".ds_store", "._*", ".appledouble", ".apdisk", ".documentrevisions-v100", ".fseventsd", ".localized",
-    ".spotlight-v100", ".temporaryitems", ".trashes", ".volumeicon.icns", "__macosx", "icon\r",
-    # Windows
-    "$recycle.bin", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "recycler", "system volume information",
-    "thumbs.db",
-    # Linux, network storage and Jupyter
-    ".directory", ".fuse_hidden*", ".nfs*", ".trash-*", "lost+found", "#recycle", "#snapshot", "@eadir", "@recycle",
-    ".ipynb_checkpoints",
+_SYSTEM_FILES = (  # of macOS, Windows, Linux and network storage, in lower case
+    "__macosx", "icon\r", "$recycle.bin", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "recycler",
+    "system volume information", "thumbs.db", "lost+found", "#recycle", "#snapshot", "@eadir", "@recycle",
 )  # fmt: skip
 
 
-def is_system_file(name: str) -> bool:
-    """Return whether a file or folder with this name belongs to an operating system or a file manager."""
-    return any(fnmatchcase(name.lower(), pattern) for pattern in _SYSTEM_FILES)
-
-
 def is_ignored(name: str) -> bool:
-    """Return whether a file or folder of this name in a data set is ignored: it is hidden or a system file."""
-    return name.startswith(".") or is_system_file(name)
+    """Return whether a file or folder of this name is hidden, or belongs to an operating system or a file manager."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def check_output_folder(
@@ -44,7 +31,7 @@ def check_output_folder(
 ) -> None:
     """Check, without changing anything, that an option's output folder can be created and written to.
 
-    Files of operating systems and unfinished files of a run that was killed do not count.
+    Hidden files, such as unfinished ones of a run that was killed, and those of operating systems do not count.
 
     Args:
         option: Name of the option, for the error.
@@ -58,7 +45,7 @@ def check_output_folder(
     """
     if folder.is_dir():
         names = [path.name for path in folder.iterdir()]
-        others = sorted(name for name in names if not _is_own(name, own_files) and not is_system_file(name))
+        others = sorted(name for name in names if not is_ignored(name) and not _is_own(name, own_files))
         if others and not force:
             more = f" and {count(len(others) - 1, 'other file')}" if others[1:] else ""
             raise UserError(
@@ -75,10 +62,7 @@ def check_output_folder(
 
 
 def _is_own(name: str, own_files: Collection[str]) -> bool:
-    """Return whether a file matches one of `own_files`, or is an unfinished one (see `unfinished_name`)."""
-    unfinished = re.fullmatch(r"\.(.+)\.(\d+|[0-9a-f]{16})", name)
-    names = (name, unfinished[1]) if unfinished else (name,)
-    return any(fnmatchcase(each, pattern) for each in names for pattern in own_files)
+    return any(fnmatchcase(name, pattern) for pattern in own_files)
 
 
 def unfinished_name(name: str) -> str:
@@ -94,30 +78,21 @@ def remove_unfinished(folder: Path, own_files: Collection[str]) -> None:
         own_files: Names of the finished files; `*` stands for any characters.
     """
     for path in folder.iterdir():
-        if path.name.startswith(".") and _is_own(path.name, own_files) and path.name not in own_files:
+        unfinished = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}", path.name)
+        if unfinished and _is_own(unfinished[1], own_files):
             path.unlink()
 
 
-def create_output_folder(option: str, folder: Path, megabytes: float) -> None:
-    """Create an option's output folder and check that it can be written to.
-
-    Raises:
-        UserError: If the folder can't be written to, or if its disk has less than `megabytes` (10**6 bytes) left.
-    """
+def create_output_folder(option: str, folder: Path) -> None:
+    """Create an option's output folder, and raise a UserError if it can't be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:  # permission bits alone do not show it
             file.write(b"x")
-        free = shutil.disk_usage(folder).free / 1e6
     except OSError as error:
         raise UserError(
             f"{option} {folder}: the folder can't be written to ({error.strerror}). Name another folder."
         ) from error
-    if free < megabytes:
-        raise UserError(
-            f"{option} {folder}: only {free:.0f} MB are free there, and the results may need {megabytes:.0f} MB. "
-            "Free some space, or name another folder."
-        )
 
 
 def write_atomically(path: Path, data: bytes | str) -> Path:

@@ -45,9 +45,25 @@ def format_number(value: float | None, digits: int = 2, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}z.{digits}f}"
 
 
-def format_interval(limits: tuple[float, float] | None) -> str:
-    """Return the lower and the upper limit in brackets; a hyphen for None."""
-    return f"[{format_number(limits[0])}, {format_number(limits[1])}]" if limits else "-"
+def format_interval(limits: tuple[float, float] | None, digits: int = 2) -> str:
+    """Return the lower and the upper limit in brackets with `digits` decimals; a hyphen for None."""
+    return f"[{format_number(limits[0], digits)}, {format_number(limits[1], digits)}]" if limits else "-"
+
+
+def decimals(base: float | None, *entries: tuple[float | None, float | None, tuple[float, float] | None]) -> int:
+    """Return how many decimals, 2 to 4, numbers need so that rounding turns no change into zero or its opposite.
+
+    Args:
+        base: What the entries are compared with; None if it is not shown.
+        entries: A value, its change against `base`, and the interval of the change.
+    """
+    for digits in range(2, 5):
+        signs = [(limit, round(limit, digits)) for *_, limits in entries for limit in limits or ()]
+        if base is not None:
+            signs += [(round(v, digits) - round(base, digits), round(c, digits)) for v, c, _ in entries if v and c]
+        if all((first > 0) - (first < 0) == (second > 0) - (second < 0) for first, second in signs):
+            return digits
+    return 2
 
 
 def format_table(rows: Rows) -> str:

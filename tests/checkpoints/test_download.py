@@ -35,11 +35,12 @@ DEFLATED = zip_file(compression=zipfile.ZIP_DEFLATED)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers the n-th request as the n-th of the server's plans says, and all further ones as the last."""
+    """Answers every request as the server's plan says."""
 
     def do_GET(self):
         self.server.asked.append(self.path)
-        plan = self.server.plans[min(len(self.server.asked), len(self.server.plans)) - 1]
+        plan = self.server.plan
+        self.server.plan = "good" if isinstance(plan, str) and plan.startswith("http:") else plan
         status, body, headers = 200, GOOD, {}
         if isinstance(plan, str) and ":" in plan:
             status, body, headers = 302, b"", {"Location": plan}
@@ -67,14 +68,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server at both published addresses; `plans` says how it answers, `asked` has the paths that were asked for."""
+    """A server at both published addresses; `plan` says how it answers, `asked` has the paths that were asked for."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.plans, server.asked = ["good"], []
+        server.plan, server.asked = "good", []
         base = f"http://127.0.0.1:{server.server_port}/"
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(download, "ZOO", base + "zoo/")
         monkeypatch.setattr(download, "RELEASES", base + "releases/")
-        monkeypatch.setattr(download, "PAUSE", 0.0)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield server
@@ -136,10 +136,9 @@ def test_a_complete_file_in_a_folder_that_can_not_be_written_is_read(server, mon
     assert "Set TORCH_HOME, or name another --cache-dir." in refusal(tmp_path, ZOO)
 
 
-@pytest.mark.parametrize("plan", ["cut", "redirect", "no number", 503, GOOD[:-50]])
-def test_file_is_downloaded_after_broken_connections_and_redirects_and_without_a_length(server, plan, tmp_path):
-    same_scheme = f"http://127.0.0.1:{server.server_port}/other"
-    server.plans = [same_scheme if plan == "redirect" else plan, "good"]
+@pytest.mark.parametrize("plan", ["redirect", "no number"])
+def test_file_is_downloaded_after_redirects_and_without_a_length(server, plan, tmp_path):
+    server.plan = f"http://127.0.0.1:{server.server_port}/other" if plan == "redirect" else plan
     assert download_published(ZOO, tmp_path).read_bytes() == GOOD
 
 
@@ -147,6 +146,7 @@ def test_file_is_downloaded_after_broken_connections_and_redirects_and_without_a
     ("plan", "reason"),
     [
         ("cut", "not a zip file"),
+        (GOOD[:-50], "not a zip file"),
         (GOOD.replace(b"weights", b"weightz", 1), "arrived damaged"),
         (DEFLATED[:31] + b"\xff" + DEFLATED[32:], "decompressing"),
         (404, "Not Found"),
@@ -155,7 +155,7 @@ def test_file_is_downloaded_after_broken_connections_and_redirects_and_without_a
     ],
 )
 def test_anything_but_the_whole_file_is_refused_and_no_file_is_left(server, plan, reason, tmp_path):
-    server.plans = [plan]
+    server.plan = plan
     message = refusal(tmp_path)
     assert message.startswith(f"{published_file(ZOO)[0]}: ") and reason in message and "--checkpoint" in message
     assert names(tmp_path) == []
@@ -165,7 +165,7 @@ def test_anything_but_the_whole_file_is_refused_and_no_file_is_left(server, plan
     "plan, name, limit", [("endless", "MAX_FILE", 100), ("endless", "MAX_SECONDS", 0.3), ("huge", "MAX_FILE", 2**32)]
 )
 def test_a_download_without_an_end_is_refused_after_one_request(server, plan, name, limit, monkeypatch, tmp_path):
-    server.plans = [plan]
+    server.plan = plan
     monkeypatch.setattr(download, name, limit)
     assert "the file cannot be downloaded (more than" in refusal(tmp_path)
     assert len(server.asked) == 1 and names(tmp_path) == []
@@ -173,7 +173,7 @@ def test_a_download_without_an_end_is_refused_after_one_request(server, plan, na
 
 @pytest.mark.parametrize("address", ["https://127.0.0.1/x", "ftp://127.0.0.1/x"])
 def test_a_redirect_to_another_scheme_is_refused_at_once(server, address, tmp_path):
-    server.plans = [address]
+    server.plan = address
     message = refusal(tmp_path)
     assert address in message and "\n" not in message
     assert len(server.asked) == 1 and names(tmp_path) == []
@@ -190,7 +190,7 @@ def test_without_a_network_the_error_names_address_and_path(server, monkeypatch,
 
 def test_a_file_that_changed_here_or_on_the_server_is_refused(server, tmp_path):
     path = download_published(ZOO, tmp_path)
-    server.plans = [zip_file("other")]
+    server.plan = zip_file("other")
     path.write_bytes(zip_file("other"))
     for _ in range(2):  # the first download's sha256 stays
         assert "from the first download" in refusal(tmp_path)

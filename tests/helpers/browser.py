@@ -1,11 +1,14 @@
 """Debian's chromium without a window, controlled over pipes with the DevTools protocol."""
 
 import base64
+import io
 import json
 import os
 import shutil
 import subprocess
 from contextlib import contextmanager
+
+from PIL import Image
 
 OPTIONS = (
     "--headless",
@@ -105,9 +108,29 @@ class Browser:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
+    def drag(self, start, end, touch=False):
+        """Press the mouse or a finger at `start`, move to `end` (x, y), and release."""
+        for kind, (x, y) in zip(("start", "move", "end"), (start, end, end), strict=True):
+            if touch:
+                points = [] if kind == "end" else [{"x": x, "y": y}]
+                self("Input.dispatchTouchEvent", type=f"touch{kind.title()}", touchPoints=points)
+            else:
+                mouse = {"start": "mousePressed", "move": "mouseMoved", "end": "mouseReleased"}[kind]
+                self("Input.dispatchMouseEvent", type=mouse, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key):
+        """Press a key."""
+        for kind in ("keyDown", "keyUp"):
+            self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"ArrowRight": 39}[key])
+
     def screenshot(self):
         """Return a PNG of the whole page."""
         return base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+
+    def pixel(self, x, y):
+        """Return the RGB color at a point of the window."""
+        shot = Image.open(io.BytesIO(base64.b64decode(self("Page.captureScreenshot")["data"])))
+        return shot.convert("RGB").getpixel((round(x), round(y)))
 
     def pdf(self):
         """Return the page as it is printed."""

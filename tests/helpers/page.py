@@ -3,7 +3,7 @@
 import json
 from html.parser import HTMLParser
 
-VOID_TAGS = {"meta", "img", "source", "br", "wbr", "link"}
+VOID_TAGS = {"meta", "img", "input", "source", "br", "wbr", "link"}
 WINDOWS = {"desktop": (1280, 900, False), "phone": (390, 844, True)}
 HOSTILE = (
     "<script>document.title='run'</script>",
@@ -24,7 +24,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.elements, self.open, self.ids, self.tables, self.images, self.data = [], [], [], {}, [], []
-        self.texts = {}
+        self.texts, self.words, self.changes = {}, "", []  # `words`: all text with single spaces
         self.feed(text)
         self.close()
 
@@ -41,6 +41,8 @@ class Page(HTMLParser):
             self._table().append([])
         elif tag in ("th", "td"):
             self._table()[-1].append("")
+        elif tag == "data":
+            self.changes.append(attributes["value"])
         elif tag == "img":
             self.images.append(attributes)
         self.data += [(key, value) for key, value in attributes.items() if key.startswith("data-")]
@@ -56,6 +58,7 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data):
+        self.words += data
         for tag, attributes in self.open:
             if "id" in attributes or tag in ("title", "script", "style"):
                 key = attributes.get("id", tag)
@@ -65,6 +68,7 @@ class Page(HTMLParser):
 
     def close(self):
         super().close()
+        self.words = " ".join(self.words.split())
         assert not self.open, f"never closed: {self.open}"
         assert len(self.ids) == len(set(self.ids))
 

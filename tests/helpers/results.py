@@ -307,4 +307,4 @@ def plain_model(name, gmacs, miou, ms=None, replicates=None, **changes):
 
 def comparison_of(models):
     """A ModelComparison of models."""
-    return ModelComparison(models, ["a note"], {"cle": True, "limit": None})
+    return ModelComparison(models, ["a note"], option_values(Config()) | {"cle": False})

@@ -7,23 +7,32 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from ffnet.config import Config
+from ffnet.options import option_values
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.report.charts import (
     NOT_ON_FRONT,
     ON_FRONT,
+    ChangeChart,
+    ChangeRow,
+    backends_chart,
+    classes_chart,
     front_chart,
+    losses_chart,
+    models_chart,
     recovery_chart,
     sensitivity_chart,
-    spread,
 )
 from ffnet.results.comparison import GMACS, LATENCY
-from tests.helpers.names import INT8_SIMULATED
+from ffnet.results.verdict import verdict
+from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.results import (
     comparison_of,
     plain_model,
+    small_npu,
     small_recovery,
+    small_result,
     small_sensitivity,
-    unlabelled_recovery,
     zoo_comparison,
 )
 
@@ -39,32 +48,44 @@ def test_the_sensitivity_chart_names_both_kinds_of_quantizers():
     assert {"weight", "activation", "quantizers from input to output"} <= set(labels)
 
 
-def test_the_recovery_chart_numbers_the_steps_and_names_the_target_in_both_panels():
-    labels = texts(recovery_chart(small_recovery()).light)
-    assert {"FP32", "target: FP32 − 1", "chosen", "kept", "not kept"} <= set(labels)
-    assert {"bit operations, percent of W8A8", "weight bytes, percent of W8A8"} <= set(labels)
-    assert [label for label in labels if label in ("1", "2", "3", "4", "5")] == ["1", "2", "3", "4", "5"] * 2
+def test_places_and_ticks_of_a_scale_around_zero():
+    """By hand: the values span -1 to 3, and 5 percent of that are added at both ends: -1.2 to 3.2."""
+    chart = ChangeChart([ChangeRow("a", 2.0, (1.0, 3.0)), ChangeRow("b", 0.5, None)], limit=-1.0)
+    assert [chart.place(value) for value in (-1.2, 1.0, 3.2)] == [0, 50, 100]
+    assert chart.ticks() == [(-1, "-1"), (0, "0"), (1, "+1"), (2, "+2"), (3, "+3")]
+    assert ChangeChart([ChangeRow("a", 0.0, None)]).place(0) == 50
 
 
-def test_steps_of_equal_cost_do_not_cover_one_another_in_the_recovery_chart():
-    elements = ET.fromstring(recovery_chart(small_recovery()).light).iter(f"{SVG}text")
-    positions = [float(element.get("x")) for element in elements if element.text in ("1", "2", "3")]
-    for first, second, third in (positions[:3], positions[3:]):
-        assert second - first > 12 and third - second > 12  # points; the markers' diameter is 11.4
+def test_only_a_change_whose_interval_excludes_zero_has_a_tone():
+    rows = [ChangeRow("", change, interval) for change, interval in (
+        (-1.0, (-2.0, -0.001)), (1.0, (0.5, 1.5)), (-1.0, (-2.0, 0.0)), (-9.0, None),
+    )]  # fmt: skip
+    assert [row.tone for row in rows] == ["down", "up", "", ""]
+    assert [row.text for row in rows] == [
+        "-1.000 [-2.000, -0.001]",
+        "+1.00 [0.50, 1.50]",
+        "-1.00 [-2.00, 0.00]",
+        "-9.00",
+    ]
 
 
-def test_the_recovery_chart_draws_only_what_is_known(recwarn):
-    labels = texts(recovery_chart(unlabelled_recovery()).light)
-    assert "bit operations, percent of W8A8" in labels and not {"1", "5", "FP32"} & set(labels)
-    assert not [label for label in texts(recovery_chart(small_recovery(target=None)).light) if "target" in label]
-    assert not recwarn.list
-
-
-def test_costs_are_increased_only_as_far_as_markers_would_overlap():
-    """By hand, for a distance of 0.06 * 100 percent."""
-    assert spread([0, 100, 0, 3, 50]) == pytest.approx([0, 100, 6, 12, 50])
-    assert spread([50, 50]) == pytest.approx([50, 50.24])  # a range of 4 is assumed
-    assert spread([7]) == [7]
+def test_charts_have_every_backend_class_step_and_model_and_the_limits(zoo):
+    result = small_result(
+        npu=small_npu(), recovery=small_recovery(), options=option_values(Config()) | {"fail_under": 2.5}
+    )
+    backends, classes, steps = backends_chart(result), classes_chart(result), recovery_chart(result.recovery)
+    assert [(row.name, row.change, row.remark) for row in backends.rows] == [
+        (INT8_SIMULATED, pytest.approx(-16.25), ""), (INT8_NPU, pytest.approx(-16.25), "2 images"),
+    ]  # fmt: skip
+    assert [(row.name, row.change, row.remark) for row in classes.rows] == [
+        ("road", pytest.approx(-12.5), "2 images"), ("sidewalk", pytest.approx(-20), "2 images"),
+    ]  # fmt: skip
+    assert [row.name for row in losses_chart(verdict(result)).rows] == ["sidewalk", "road"]
+    assert [row.change for row in steps.rows] == [step.change for step in result.recovery.steps]
+    assert steps.rows[-1].remark == "chosen; 62 % bit operations, 56 % weights"
+    assert (backends.limit, steps.limit, classes.limit) == (-2.5, -1.0, None)
+    assert backends_chart(small_result()).limit is None and recovery_chart(small_recovery(target=None)).limit is None
+    assert [row.change for row in models_chart(zoo).rows] == [model.simulated.change for model in zoo.models]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +130,7 @@ def test_quantizers_without_noise_are_left_out_of_the_chart(recwarn):
 
 
 def test_a_dark_chart_differs_from_the_light_one_in_every_color_and_nothing_else(zoo):
-    for chart in (recovery_chart(small_recovery()), front_chart(zoo, zoo.front(GMACS))):
+    for chart in (sensitivity_chart(small_sensitivity()), front_chart(zoo, zoo.front(GMACS))):
         light, dark = (re.split("(#[0-9a-f]{6})", svg) for svg in (chart.light, chart.dark))
         assert light[::2] == dark[::2] and not set(light[1::2]) & set(dark[1::2])
     assert chart == front_chart(zoo, zoo.front(GMACS))

@@ -7,7 +7,7 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Config, ModelConfig
 from ffnet.evaluation import metrics
 from ffnet.evaluation.scores import FP32, SIMULATED
-from ffnet.run.predictions import missing_predictions, prediction_writer, predictions_folder, predictions_megabytes
+from ffnet.run.predictions import prediction_writer, predictions_folder
 from tests.helpers.official_evaluation import official_evaluation
 
 
@@ -26,14 +26,7 @@ def test_the_official_evaluation_gives_the_same_miou(tree):
     official = official_evaluation(tree, folder)
     assert official["averageScoreClasses"] == pytest.approx(metrics.mean_iou(total), abs=1e-14)
 
-    next(folder.glob(f"{images.names[2]}*")).unlink()
-    assert missing_predictions(folder, images.names, [0, 2, 3]) == [2]
-
 
 def test_the_folder_is_that_of_the_backend_that_is_saved(tmp_path):
     configs = Config(), Config(ModelConfig(onnx=tmp_path / "a.onnx"))
     assert [predictions_folder(tmp_path, config).name for config in configs] == ["simulated", "ONNX_file"]
-
-
-def test_the_space_that_predictions_take_is_bounded():
-    assert predictions_megabytes([(64, 128)] * 4) == pytest.approx(4 * 64 * 128 / 8 / 1e6)

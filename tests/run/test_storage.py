@@ -25,6 +25,7 @@ from ffnet.quantization.sites import read_state, write_state
 from ffnet.run.records import RecordFile
 from ffnet.run.storage import IMAGES, MAY_DIFFER, NPU_IMAGES, Storage, conditions, differences
 from ffnet.system.errors import UserError
+from ffnet.system.files import unfinished_name
 from tests.helpers.networks import random_batches, toy_model
 from tests.helpers.results import small_recovery
 from tests.helpers.simulations import encodings, logits
@@ -180,7 +181,8 @@ def test_a_new_run_removes_no_files_of_others(begin, tmp_path):
     folder = tmp_path / PROGRESS_FOLDER
     (folder / "pictures").mkdir(parents=True)
     others = [folder / name for name in ("thesis.txt", "images-a.jsonl", "network.safetensors.bak", "pictures/a.png")]
-    for path in (*others, folder / ".settings.json.1", folder / "images-12.jsonl", tmp_path / ".report.html.7"):
+    unfinished = folder / unfinished_name("settings.json"), tmp_path / unfinished_name("report.html")
+    for path in (*others, *unfinished, folder / "images-12.jsonl"):
         path.write_text("x")
     begin()
     expected = {*others, folder / "settings.json", folder / "lock"}
