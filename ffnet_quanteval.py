@@ -7,6 +7,7 @@ python ffnet_quanteval.py --dataset-path /data/cityscapes --model-name segmentat
 import contextlib
 import gc
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from ffnet.chips import format_chips
 from ffnet.config import LIST_CHIPS, Config
 from ffnet.options import PROGRAM, parse_args
+from ffnet.report.models import format_models
 from ffnet.run import preflight
 from ffnet.system.errors import UserError
 from ffnet.system.memory import describe_lack, is_out_of_memory
 from ffnet.system.process import (
     check_folders,
+    heartbeat,
     interrupt_status,
     log_to_stderr,
     prepared_streams,
@@ -52,22 +55,20 @@ def run(config: Config) -> int:
     if LIST_CHIPS in config.npu.chips:
         print_lines(format_chips())
         return 0
-    if not config.lists:
-        preflight.check(config)
+    if config.list_models:
+        print_lines(format_models())
+        return 0
+    preflight.check(config)
     log_to_stderr(logging.getLogger("ffnet"), config.runtime.quiet)
     check_folders()
-    with garbage_collection_paused():
+    with garbage_collection_paused(), heartbeat("Loading torch and AIMET", os.environ.get("RANK", "0") == "0"):
         # The only lazy imports: torch and AIMET take seconds, and option errors need neither.
         from ffnet.report.delivery import deliver
-        from ffnet.report.rendering import format_models
         from ffnet.run.inputs import select_device
         from ffnet.run.onnx_file import evaluate_onnx
         from ffnet.run.pipeline import evaluate_models
         from ffnet.run.ranks import open_ranks
 
-    if config.list_models:
-        print_lines(format_models())
-        return 0
     onnx = config.model.onnx
     with open_ranks("cpu" if onnx else select_device(config)) as ranks:
         results = evaluate_onnx(config, onnx, ranks) if onnx else evaluate_models(config, ranks)

@@ -163,6 +163,7 @@ class OutputConfig:
     execute: bool = False  # add the ONNX Runtime backend
     force: bool = False  # write into folders that hold other files
     fail_under: float | None = None  # largest mIoU drop, in percentage points, with exit status 0
+    baseline: Path | None = None  # output folder of an earlier run to compare with
 
 
 @dataclass(frozen=True)
@@ -188,15 +189,26 @@ class Config:
         return bool(self.model.onnx and (self.quantization.encodings or self.calibrates_onnx))
 
     @property
+    def calibrates(self) -> bool:
+        """Whether some encodings of a checkpoint's network are found by calibration."""
+        return self.quantization.encodings is None or self.quantization.partial_encodings
+
+    @property
+    def needs_calibration_images(self) -> bool:
+        """Whether calibration images are read."""
+        needed = self.calibrates or self.output.sensitivity
+        return needed and (not self.model.onnx or self.calibrates_onnx)
+
+    @property
     def lists(self) -> bool:
         """Whether the run only prints a table."""
         return self.list_models or LIST_CHIPS in self.npu.chips
 
     def for_model(self, name: str) -> "Config":
-        """Return the configuration of one model; if there are several, each has a subfolder of every output folder."""
+        """Return the configuration of one model; if there are several, each has a subfolder of every folder."""
         if len(self.model.names) == 1:
             return self
-        folders = {field: getattr(self.output, field) for field in OUTPUT_FOLDERS}
+        folders = {field: getattr(self.output, field) for field in (*OUTPUT_FOLDERS, "baseline")}
         own = {field: folder / name for field, folder in folders.items() if folder}
         return replace(
             self,

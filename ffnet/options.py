@@ -1,6 +1,7 @@
 """The command-line options: their table, the parser, and checks of combinations. Needs no torch."""
 
 import argparse
+import difflib
 import itertools
 import os
 import shlex
@@ -183,8 +184,11 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--execute", "output.execute", "add a backend: the exported file on ONNX Runtime's integer kernels "
                "(default: on in the demo)", SWITCH),
         Option("--force", "output.force", "write into folders that hold other files", FLAG),
-        Option("--fail-under", "output.fail_under", "exit with status 1 if an INT8 backend's mIoU drop exceeds DROP "
-               "percentage points", {"type": percentage_points, "metavar": "DROP"}),
+        Option("--baseline", "output.baseline", "compare every backend with that of an earlier run on the same images, "
+               "whose --output-dir was DIR", FOLDER),
+        Option("--fail-under", "output.fail_under", "exit with status 1 if an INT8 backend's mIoU drop, or any "
+               "backend's mIoU drop against --baseline, exceeds DROP percentage points",
+               {"type": percentage_points, "metavar": "DROP"}),
     ),
 }  # fmt: skip
 FLAGS = {option.target: option.flag for option in itertools.chain(*OPTIONS.values())}
@@ -213,7 +217,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
         UserError: If an option is wrong, lacks another one or contradicts it.
     """
     argv = sys.argv[1:] if argv is None else argv
-    given = vars(_build_parser().parse_args(argv))
+    parser = _build_parser()
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        close = difflib.get_close_matches(name, parser.flags(), 1)
+        parser.error(f"{name}: there is no such option. {f'Did you mean {close[0]}?' if close else 'See --help.'}")
+    given = vars(namespace)
     config = _build_config(given, shlex.join(["python", PROGRAM, *argv]))
     if not config.lists:
         _check_combinations(set(given), config)
@@ -229,6 +239,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def flags(self) -> list[str]:
+        """Return the names of all options."""
+        return [flag for action in self._actions for flag in action.option_strings]
 
     def print_help(self, file: object = None) -> None:
         print_lines(self.format_help().rstrip())
@@ -308,7 +322,8 @@ def _check_onnx(given: set[str], config: Config) -> None:
     where = "alone. Remove it, or add --encodings, or --calibration-split for aimet-onnx"
     if config.quantization.encodings:
         wrong, where = ("data.calibration_split", *CALIBRATION), "and --encodings. Remove it"
-    if target := next((target for target in wrong if target in given), None):
+    allowed = ("output.fail_under",) if config.output.baseline else ()
+    if target := next((target for target in wrong if target in given and target not in allowed), None):
         raise UserError(f"{FLAGS[target]} has no effect with --onnx {where}.")
 
 

@@ -55,6 +55,7 @@ class Variant:
     upsampling: str  # "nearest" or "bilinear" (align_corners=True) inside the head
     pre_down: bool  # the input is smoothed and halved inside the model
     release_file: str  # <zip>/<file> of the FFNet release that holds its state_dict; "" for the demo's
+    parameters: float  # millions
     published: Published = Published()
 
     @property
@@ -108,6 +109,19 @@ FP32_MIOU: dict[str, dict[str, float | None]] = {
     "dBBB": {"150S": 81.0, "86S": 81.1},
 }
 
+# Millions of parameters, by the stem and the heads in the name, then by backbone.
+PARAMETERS = {
+    "dBBB": {"86S": 26.61, "78S": 27.49, "54S": 18.04, "40S": 13.91, "14T": 0.98, "150S": 48.01},
+    "BBB": {"150S": 48.01, "86S": 26.60, "78S": 27.49, "54S": 18.04, "40S": 13.91},
+    "BCC": {"150S": 47.35, "86S": 25.94, "78S": 26.83, "54S": 17.38, "40S": 13.25, "14T": 0.80},
+    "CBB": {"122NS": 32.82, "74NS": 23.96, "46NS": 13.18, "122N": 51.39, "74N": 37.15, "46N": 20.21},
+    "CCC": {"122NS": 32.17, "74NS": 23.31, "46NS": 12.53},
+    "AAA": {"150": 98.84, "134": 98.25, "101": 47.55, "86": 53.99, "56": 33.62, "50": 28.55, "34": 25.29},
+    "ABB": {"150": 96.11, "86": 51.25, "56": 30.89, "34": 22.55},
+    "dAAA": {"150": 98.85, "134": 98.26, "101": 47.55, "86": 53.99, "56": 33.63, "50": 28.55, "34": 25.29, "18": 15.18},
+    "dAAC": {"150": 97.07, "86": 52.21, "34": 23.51, "18": 13.40},
+}  # fmt: skip
+
 # The five models whose INT8 results the AIMET model zoo published, with its FP32 results.
 ZOO_MIOU = {
     "segmentation_ffnet78S_dBBB_mobile": Published(81.3, 80.7),
@@ -141,6 +155,7 @@ def _variant(backbone: str, suffix: str, fp32: float | None) -> Variant:
         upsampling="nearest" if mobile else "bilinear",
         pre_down=suffix.endswith("_pre_down"),
         release_file="" if family == "T" else release_file,
+        parameters=PARAMETERS[heads][backbone],
         published=ZOO_MIOU.get(name, Published(fp32)),
     )
 

@@ -11,7 +11,7 @@ takes Student's t, as proposed by J. W. Tukey, Bias and confidence in not-quite 
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 LEAST_IMAGES = 4  # images without which there is no interval
@@ -101,7 +101,7 @@ class Estimate:
         """The 95 % confidence interval; None if there is no standard error."""
         if np.isnan(self.standard_error):
             return None
-        reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, self.images - 1)) * self.standard_error
+        reach = float(stdtrit(self.images - 1, (1 + CONFIDENCE) / 2)) * self.standard_error
         return self.value - reach, self.value + reach
 
     @property

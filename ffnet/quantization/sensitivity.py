@@ -6,7 +6,9 @@ quantizer only the layers after it are computed again.
 """
 
 import copy
+import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from torch import fx, nn
 from tqdm import tqdm
 
 from ffnet.quantization.sites import ACTIVATION, WEIGHT, QuantizerSite, quantizer_sites, tensor_arguments
+from ffnet.system.text import count, format_duration
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,12 @@ def analyze_sensitivity(
     bar = tqdm(total=total, desc="sensitivity", unit="quantizer", disable=not progress, dynamic_ncols=True)
     with bar, torch.inference_mode():
         for batch in batches:
+            begin = time.perf_counter()
             reference = fp32.run(batch)
             overall.add(reference, quantized.run(batch))
+            if progress and bar.n == 0:  # on average, half of both networks is computed again for each quantizer
+                seconds = (time.perf_counter() - begin) * (len(batches) + total / 2)
+                logger.info(f"Sensitivity: {count(total, 'measurement')}, {format_duration(seconds)}.")
             switched = _switch_each(fp32, quantized, batch, sites), _switch_each(quantized, fp32, batch, sites)
             for (name, enabled), (_, disabled) in zip(*switched, strict=True):
                 only_enabled[name].add(reference, enabled)

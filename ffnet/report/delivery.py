@@ -63,6 +63,8 @@ def deliver_result(result: Result, config: Config) -> int:
     errors = [] if several else _print(format_console(result))
     if folder and not result.details.written:
         errors += _write_result(result, folder, quiet=several)
+    elif folder and not several:
+        errors += _print("", f"Report: {folder / REPORT}")
     if several:
         mious = (f"{name} {format_number(entry.miou)}" for name, entry in result.backends.items())
         logger.info(f"{result.model}: mIoU % {', '.join(mious)}")
@@ -100,7 +102,8 @@ def deliver_comparison(models: list[ComparedModel], config: Config) -> int:
         except OSError as error:
             errors.append(f"--output-dir {folder}: the comparison can't be written ({error}).")
         else:
-            errors += _print("", f"Written to {folder}: {REPORT}, {COMPARISON_TABLE} and a folder for each model")
+            written = f"Written to {folder}: {COMPARISON_TABLE} and a folder for each model"
+            errors += _print("", written, f"Report: {folder / REPORT}")
     _print_errors(errors)
     return 2 if errors else 0
 
@@ -133,11 +136,11 @@ def _write_result(result: Result, folder: Path, quiet: bool) -> list[str]:
         unprinted = _print(json.dumps(result.to_json()))
         hint = "" if unprinted else " The content of result.json is the last line on stdout."
         return [problem + hint, *unprinted]
-    return [] if quiet else _print("", f"Written to {folder}: {', '.join(written)}")
+    return [] if quiet else _print("", f"Written to {folder}: {', '.join(written)}", f"Report: {folder / REPORT}")
 
 
 def write_files(result: Result, folder: Path) -> list[str]:
-    """Write the files of a result, each whole or not at all, remove those of earlier runs, and return the names.
+    """Write the files of a result, each whole or not at all, remove earlier ones, and return the names without REPORT.
 
     result.json is written last: if it exists, all files do.
     """
@@ -156,24 +159,26 @@ def write_files(result: Result, folder: Path) -> list[str]:
     for name in set(RESULT_FILES) - {RESULT_FILE, REPORT, *tables}:
         (folder / name).unlink(missing_ok=True)
     write_atomically(folder / RESULT_FILE, json.dumps(result.to_json(), indent=1) + "\n")
-    return [RESULT_FILE, *tables, REPORT]
+    return [RESULT_FILE, *tables]
 
 
 def excessive_drops(result: Result, fail_under: float | None) -> list[str]:
     """Return a message for every backend whose mIoU drop exceeds `fail_under` or is unknown.
 
-    The NPU's drop is that on the images that it ran.
+    The drop is that against FP32 and, if there is one, that against the baseline. The NPU's drop is that on the images
+    that it ran.
     """
     if fail_under is None:
         return []
     on_npu = {label: npu.backends[result.names.of(NPU)] for label, npu in result.npus.items()}
+    quantized = (result.backends | on_npu).items() if FP32 in result.backends else ()
+    changes = [(name, entry.change) for name, entry in quantized if name != FP32]
+    if result.baseline:
+        since = f" since --baseline {result.baseline.folder}"
+        changes += [(each.backend + since, each.change) for each in result.baseline.changes]
     messages = []
-    for name, entry in (result.backends | on_npu).items():
-        if name != FP32 and (entry.change is None or -entry.change > fail_under):
-            text = (
-                "unknown, because no pixel is labelled"
-                if entry.change is None
-                else f"{-entry.change:.2f} percentage points"
-            )
+    for name, change in changes:
+        if change is None or -change > fail_under:
+            text = "unknown, because no pixel is labelled" if change is None else f"{-change:.2f} percentage points"
             messages.append(f"--fail-under {fail_under:g}: the mIoU drop of {name} is {text}.")
     return messages

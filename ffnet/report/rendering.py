@@ -18,21 +18,18 @@ from ffnet.report import charts, layer_charts, tables
 from ffnet.report.tables import Value
 from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
-from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES, SOURCE
+from ffnet.results.published import MIOU_DEVICE, MIOU_IMAGES
 from ffnet.results.result import DEMO_NOTE, Result
 from ffnet.results.verdict import Verdict, judged_backend, verdict
 from ffnet.system.text import count, describe_size, format_interval, format_number, printable
 
 SENSITIVE_QUANTIZERS, RAISED_QUANTIZERS, PLACED_TENSORS = 10, 12, 10  # rows that the console shows of these tables
-S25_NOTE = (
-    f"S25: on a {MIOU_DEVICE}, from {SOURCE}; mIoU on {MIOU_IMAGES} images (W8A8 by ONNX), latency by TFLite/DLC/ONNX."
-)
+SHORT_STAGE = 0.1  # seconds; the console leaves out shorter stages
 LEGEND = """\
 Pareto front: no other model has at most the same cost (GMACs: 10**9 multiply-accumulates of one image, or ms: published
 latency) and at least the same mIoU in the simulation.
 Gain: in percentage points over the next cheaper model of the front, with its paired 95 % confidence interval (CI)."""
 
-SHORT_STAGE = 0.1  # seconds; the page leaves out shorter stages
 MINUS = re.compile(r"(?<![\w-])-(?=\d)")  # a hyphen that stands for a minus sign in a sentence
 FOLDER = Path(__file__).parent
 ENVIRONMENT = Environment(
@@ -44,17 +41,19 @@ def format_console(result: Result) -> str:
     """Return the report on a run: heading and notes, and the tables."""
     recovery, sensitivity = result.recovery, result.details.diagnostics.sensitivity
     parts = [
-        f"{tables.result_table(result).format()}\n{result.describe_speed()}",
+        tables.result_table(result).format(),
+        tables.baseline_table([result]).format(),
         tables.agreement_table("agreement", result.agreement).format(),
     ]
     if recovery:
         parts += [tables.recovery_table(recovery).format(), tables.raised_table(recovery).format(RAISED_QUANTIZERS)]
-    parts += [table.format() for table in tables.npu_tables(result)]
+    several = len(result.npu_chips) > 1  # then the first table has what matters of the others
+    parts += [table.format() for table in tables.npu_tables(result)[: 1 if several else None]]
     parts.append(tables.classes_table(result).format())
     if sensitivity:
         parts.append(tables.sensitivity_table(sensitivity).format(SENSITIVE_QUANTIZERS))
     parts.append(tables.placement_table(result.details.diagnostics.placement).format(PLACED_TENSORS))
-    parts.append(tables.pairs_table("stages", ("stage", "seconds"), result.stage_seconds, 1).format())
+    parts.append(f"{tables.times_table(result, SHORT_STAGE).format()}\n{result.describe_speed()}")
     parts.append(format_verdict(verdict(result)))
     title = f"{result.model} on {count(result.images, 'image')} of {result.dataset}, {result.device}"
     return _document(title, result.notes, parts)
@@ -73,16 +72,12 @@ def format_comparison(comparison: ModelComparison) -> str:
     """Return the comparison of several models: heading and notes, the tables, and which model to deploy."""
     fronts, last = comparison.fronts(), comparison.last
     parts = [tables.models_table(comparison).format(), tables.compared_backends_table(comparison).format()]
+    parts.append(tables.baseline_table([model.result for model in comparison.models]).format())
     if fronts:
         parts += [*(tables.front_table(front).format() for front in fronts), LEGEND]
         parts.append("\n".join(front.describe(last.images) for front in fronts))
     where = f"{count(last.images, 'image')} of {last.dataset}, {comparison.image_sizes}, {last.device}"
     return _document(f"Comparison of {count(len(comparison.models), 'model')} on {where}", comparison.notes(), parts)
-
-
-def format_models() -> str:
-    """Return the table of the published variants."""
-    return f"{tables.variants_table().format()}\n\n{S25_NOTE}"
 
 
 def _document(title: str, notes: Sequence[str], parts: Sequence[str]) -> str:
@@ -163,7 +158,6 @@ def _render_page(
         few_images=FEW_IMAGES,
         ai_hub=f"{MIOU_DEVICE} and {MIOU_IMAGES} images",
         options={f"--{key.replace('_', '-')}": value for key, value in options.items() if value != defaults.get(key)},
-        stages={stage: seconds for stage, seconds in run.stage_seconds.items() if seconds >= SHORT_STAGE},
         **values,
     )
 

@@ -9,14 +9,11 @@ import numpy as np
 from ffnet.chips import CHIPS
 from ffnet.evaluation.metrics import Interval, changed_cells
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, ONNX_RUNTIME, SIMULATED
-from ffnet.model import build_without_weights, count_parameters
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison, excludes_zero
-from ffnet.results.published import ai_hub_result
 from ffnet.results.result import BackendResult, ChipResult, ClassCount, NpuResult, Result, miou_change
 from ffnet.system.text import count, decimals, format_interval, format_number, format_table
-from ffnet.variants import INPUT_SIZE, VARIANTS, Variant
 
 Value = str | int | float | Interval | None
 NUMBER, CHANGE, TEXT, MODEL, CLASS = "number", "change", "text", "model", "class"  # kinds of columns
@@ -130,9 +127,41 @@ def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading:
         Column("published %", lambda row: row.result.published.get(row.backend), 1, optional=True),
         Column("change", lambda row: miou_change(row.result.published, row.backend), 1, CHANGE, optional=True),
         Column("pixel accuracy %", lambda row: row.entry.pixel_accuracy),
-        Column("images/s", lambda row: row.entry.images_per_second),
     )
     return Table(name, columns, rows)
+
+
+def baseline_table(results: Sequence[Result]) -> Table:
+    """Return the change of every backend since the baseline; `results`: one, or those of several models."""
+    rows = [(each, change) for each in results if each.baseline for change in each.baseline.changes]
+    folder = rows[0][0].baseline.folder if len(results) == 1 and rows and rows[0][0].baseline else "the baseline"
+    columns = (
+        Column("model", lambda row: row[0].model.removeprefix(COMMON_PREFIX) * (len(results) > 1), 0, TEXT, True),
+        Column(f"against {folder}", lambda row: row[1].backend, kind=TEXT),
+        Column("baseline", lambda row: row[1].baseline_backend * row[1].is_renamed, kind=TEXT, optional=True),
+        Column("images", lambda row: row[1].images),
+        Column("baseline mIoU %", lambda row: row[1].baseline_miou),
+        Column("mIoU %", lambda row: row[1].miou),
+        Column("change", lambda row: row[1].change, kind=CHANGE),
+        Column("95 % CI", lambda row: row[1].change_interval, optional=True),
+    )
+    return Table("baseline", columns, rows)
+
+
+def times_table(result: Result, least: float = 0.0) -> Table:
+    """Return the time of every stage of at least `least` seconds, of every network, and of all stages together."""
+    rows: list[tuple[str, float, float | None]] = []
+    rows += [(stage, seconds, None) for stage, seconds in result.stage_seconds.items() if seconds >= least]
+    entries = [(name, result.images, entry) for name, entry in result.backends.items()]
+    npu = result.names.of(NPU)
+    entries += [(label, len(each.images), each.backends[npu]) for label, each in result.npus.items()]
+    rows += [(f"network: {name}", images / e.images_per_second, e.images_per_second) for name, images, e in entries]
+    columns = (
+        Column("time", lambda row: row[0], kind=TEXT),
+        Column("seconds", lambda row: row[1], 1),
+        Column("images/s", lambda row: row[2]),
+    )
+    return Table("times", columns, [*rows, ("all stages", sum(result.stage_seconds.values()), None)])
 
 
 def pairs_table(name: str, headings: tuple[str, str], pairs: Mapping[str, Any], digits: int = 2) -> Table:
@@ -341,32 +370,3 @@ def front_table(front: Front) -> Table:
         ),
     )
     return Table(f"front-{COSTS.index(front.cost) + 1}", columns, front.members)
-
-
-def variants_table() -> Table:
-    """Return the published variants: parameters, sizes in pixels, published mIoU, and AI Hub's results on an S25."""
-    rows = [
-        (variant, count_parameters(build_without_weights(variant.name)), ai_hub_result(variant.name))
-        for variant in VARIANTS.values()
-        if not variant.is_demo
-    ]
-    columns = (
-        Column("model", lambda row: row[0].name, kind=MODEL),
-        Column("parameters", lambda row: f"{row[1] / 1e6:.2f} M", kind=TEXT),
-        Column("input", lambda _: "{}x{}".format(*INPUT_SIZE), kind=TEXT),
-        Column("output", lambda row: _output_size(row[0]), kind=TEXT),
-        Column("FP32 mIoU", lambda row: row[0].published.fp32, 1),
-        Column("INT8 mIoU", lambda row: row[0].published.int8, 1),
-        Column("S25 input", lambda row: row[2] and "{}x{}".format(*row[2].input_size), kind=TEXT),
-        Column("S25 float mIoU", lambda row: row[2] and row[2].float_miou, 1),
-        Column("S25 W8A8 mIoU", lambda row: row[2] and row[2].w8a8_miou["onnx"], 1),
-        Column("S25 W8A8 ms", lambda row: row[2] and row[2].describe_latency(), kind=TEXT),
-    )
-    return Table("variants", columns, rows)
-
-
-def _output_size(variant: Variant) -> str:
-    """Return height and width of the logits, which have the size of the finest feature map."""
-    first_stage = 1 if variant.stem == "C" else variant.strides[0]  # stem C takes its finest map before the first stage
-    stride = 4 * first_stage * (2 if variant.pre_down else 1)
-    return "x".join(str(length // stride) for length in INPUT_SIZE)

@@ -130,6 +130,33 @@ class ChipResult:
 
 
 @dataclass(frozen=True)
+class BaselineChange:
+    """How the mIoU of one backend differs from an earlier run's on the images that both scored."""
+
+    backend: str  # name in this run
+    baseline_backend: str  # name in the earlier run, where bit widths may differ
+    images: int
+    baseline_miou: float | None  # percent, in the earlier run
+    miou: float | None  # percent
+    change: float | None  # over the classes that have labelled pixels, in percentage points; minus is worse
+    change_interval: Interval | None  # paired 95 % confidence interval of `change`
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether the backend had another name in the earlier run."""
+        return self.backend != self.baseline_backend
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The comparison with the run that --baseline names."""
+
+    folder: str
+    model: str  # as in Result
+    changes: list[BaselineChange]
+
+
+@dataclass(frozen=True)
 class Diagnostics:
     """Which images and quantizers cost accuracy; shown by the report and not in `result.json`."""
 
@@ -174,6 +201,8 @@ class Result:
     other_npus: list[NpuResult]  # the same for further groups of chips; those of a group compute the same
     npu_chips: list[ChipResult]  # every chip of --npu
     layers: Layers | None  # None without --output-dir and with --layers 0
+    baseline: Baseline | None  # None without --baseline
+    compilation: str  # whether the networks were compiled, and why; "" with --onnx
     processor_share: float | None  # processor time of the networks over wall time times threads; None on a GPU
     stage_seconds: dict[str, float]  # stage -> wall time
     options: dict[str, Any]  # every option by its name with underscores, defaults included

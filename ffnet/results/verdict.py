@@ -149,7 +149,7 @@ class Step:
         if not command:
             return None
         given = (self.add.split() or [""])[0]
-        words = without_options(shlex.split(command), {"--resume", "--force", given, *self.remove})
+        words = without_options(shlex.split(command), {"--resume", "--force", "--baseline", given, *self.remove})
         if "--output-dir" in words[:-1]:
             position = words.index("--output-dir") + 1
             words[position] += f"-{(given or 'all images').strip('-').replace(' ', '-')}"

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ffnet.labels import LabelSet, read_label_set
 from ffnet.options import FLAGS, lookup
 from ffnet.quantization.encodings_file import read_encodings
 from ffnet.quantization.quantsim import check_config_file, check_finite_logits
+from ffnet.run.baseline import ScoredRun, open_baselines
 from ffnet.run.ranks import Ranks
 from ffnet.system.errors import UserError
 from ffnet.system.files import create_output_folder, sha256_of
@@ -40,7 +41,8 @@ class Inputs:
     calibration_images: Split | None  # None if nothing needs them
     selection_images: Split | None  # images on which recovery measures its steps; None without recovery
     notes: tuple[str, ...]  # sentences for the report
-    digest: str  # digest of the images that are scored; "" if the run saves no work
+    digest: str  # digest of the images that are scored; "" if the run neither saves work nor has a baseline
+    baselines: Mapping[str, ScoredRun] = field(default_factory=dict)  # model -> run to compare with
 
 
 def select_device(config: Config) -> str:
@@ -69,14 +71,16 @@ def open_inputs(config: Config, ranks: Ranks) -> Inputs:
         DatasetError: If an image or label is missing or wrong.
     """
     inputs = ranks.main_first(_open_checked, config)
-    digest = ""
+    digest, baselines = "", dict[str, ScoredRun]()
     if config.output.output_dir or config.output.save_predictions:
         ranks.once(_create_output_folders, config.output)
-    if config.output.output_dir:
+    if config.output.output_dir or config.output.baseline:
         digest = ranks.once(images_digest, inputs.images, decoding_threads(config.runtime))
+    if config.output.baseline:
+        baselines = ranks.once(open_baselines, config, inputs.images, digest)
     if ranks.device != "cpu":
         keep_decoded(inputs, config.data)
-    return replace(inputs, digest=digest)
+    return replace(inputs, digest=digest, baselines=baselines)
 
 
 def _open_checked(config: Config) -> Inputs:
@@ -87,9 +91,8 @@ def _open_checked(config: Config) -> Inputs:
         read_encodings(quantization.encodings)
     images = open_images(config)
     calibration = selection = None
-    needs_images = quantization.encodings is None or quantization.partial_encodings or config.output.sensitivity
     split = images
-    if needs_images and (not config.model.onnx or config.calibrates_onnx):
+    if config.needs_calibration_images:
         if not config.data.scores_calibration_images:
             split = _open_split(images.root, config.data, config.data.calibration_split)
         chosen = selection_indices(len(split), config.data) if quantization.recovers else []

@@ -48,6 +48,7 @@ class NpuOutcome:
     chips: tuple[ChipResult, ...] = ()
     layers: Mapping[str, Comparison] = field(default_factory=dict)  # chip of a result -> layers
     failure: BaseException | None = None
+    scores: Mapping[str, Shard] = field(default_factory=dict)  # kind of records -> scores of a result
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def evaluate_on_npu(
     missing = sum(len(run.missing(NPU_IMAGES.format(group[0].chip), indices)) for group in groups)
     several = len(groups) > 1  # otherwise the evaluation loop has a progress bar
     title = f"evaluate {name}, {len(groups)} groups of chips"
-    results, failures = [], []
+    results, failures, scores = [], [], {}
     with tqdm(total=missing, desc=title, unit="image", disable=run.runtime.quiet or not several) as bar:
         for group in groups:
             shard, failure = _score_chip(group[0].chip, file, prepared, images, run, name, bar)
@@ -163,11 +164,12 @@ def evaluate_on_npu(
             if shard.scores.images:
                 result, notes = npu_result(group, shard, images, run, network)
                 results.append(result)
+                scores[NPU_IMAGES.format(result.chip)] = shard
                 run.notes += [f"{name}{f', {result.chip}' if several else ''}: {result.describe()}", *notes]
             if isinstance(failure, KeyboardInterrupt):
                 break
     run.notes += ai_hub_notes(run.config) if results else []
-    return NpuOutcome(tuple(results), file.chips, failure=next(iter(failures), None))
+    return NpuOutcome(tuple(results), file.chips, failure=next(iter(failures), None), scores=scores)
 
 
 def _score_chip(

@@ -51,7 +51,7 @@ def evaluate_onnx(config: Config, path: Path, ranks: Ranks) -> Iterator[Result]:
         with run.stage("open images"):
             inputs = open_inputs(config, ranks)
             run.notes += inputs.notes
-            run.begin(sha256_of(path), inputs)
+            run.begin(path, sha256_of(path), inputs)
         images = inputs.images
         if run.storage and run.saved_work.finished:
             result = finished_result(run.storage.output_dir, run, images)

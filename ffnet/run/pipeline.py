@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from datasets import Split, find_layout
 from ffnet.config import ONE_SPLIT, RESULT_FILE, Config
-from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores
+from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores, Shard
 from ffnet.labels import CITYSCAPES
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.options import option_values
@@ -32,6 +33,7 @@ from ffnet.run.session import Run, timed
 from ffnet.run.storage import IMAGES, NPU_IMAGES, damage_named
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8
+from ffnet.system.process import heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +52,9 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
     if ranks.is_main and ranks.device == "cpu" and config.use_cuda is None:
         logger.warning("No CUDA device found: running on the CPU.")
     data = config.for_model(names[0]).data
-    with timed("open images", seconds):
+    with timed("open images", seconds), heartbeat("Reading the images"):
         inputs = open_inputs(replace(config, data=data), ranks)
-    with timed("find checkpoints", seconds):
+    with timed("find checkpoints", seconds), heartbeat("Finding the weights"):
         checkpoints, notes = ranks.once(find_checkpoints, config)
         if len(names) > 1:  # report errors before the first model takes time
             ranks.once(check_checkpoints, checkpoints, inputs.images.label_set)
@@ -74,7 +76,7 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
     images, output = inputs.images, run.config.output
     with run.stage("load checkpoint"):
         checkpoint = run.once(load_model, run.config.model.name, path, images.label_set)
-    run.begin(checkpoint.sha256, inputs)
+    run.begin(path, checkpoint.sha256, inputs)
     if run.storage and run.saved_work.finished:
         return finished_result(run.storage.output_dir, run, images)
     model = quantize_checkpoint(checkpoint, inputs, run)
@@ -136,7 +138,7 @@ def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, mod
     published = _published(model, details, config) if model and config.data.is_cityscapes else Comparison()
     recovery = model.recovery if model else None
     checkpoint, names = (model.checkpoint, model.network.names) if model else (None, run.names)
-    label_set = details.label_set
+    label_set, scored = details.label_set, Shard(np.arange(len(details.image_names)), details.scores)
     backends = results.backend_results(details.scores, names, label_set.names)
     found = results.definition_notes(backends) + results.recovery_notes(recovery, backends.get(names.of(SIMULATED)))
     if checkpoint and label_set.name == CITYSCAPES.name and not (config.data.demo or config.data.is_cityscapes):
@@ -161,6 +163,8 @@ def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, mod
         other_npus=list(outcome.results[1:]),
         npu_chips=list(outcome.chips),
         layers=None,
+        baseline=run.baseline.compare({IMAGES: scored, **outcome.scores}, names) if run.baseline else None,
+        compilation=run.compilation,
         processor_share=results.processor_share(details.scores, run.runtime.device),
         stage_seconds=run.stage_seconds,
         options=option_values(config),

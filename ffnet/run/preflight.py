@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from datasets import check_folders, find_label_set, find_layout
+from datasets import Split, find_label_set, find_layout
 from ffnet.chips import check_npu_package
 from ffnet.config import (
     COMPARISON_FILES,
@@ -15,8 +15,11 @@ from ffnet.config import (
     PROGRESS_FOLDER,
     RESULT_FILES,
     Config,
+    DataConfig,
 )
+from ffnet.labels import LabelSet
 from ffnet.options import FLAGS, lookup
+from ffnet.run.earlier import baseline_run, finished_run
 from ffnet.run.predictions import PREDICTION_FOLDERS
 from ffnet.system.errors import UserError
 from ffnet.system.files import check_output_folder, check_plain_file
@@ -27,13 +30,12 @@ INPUT_FILES = ("quantization.encodings", "quantization.config_file", "model.onnx
 
 def check(config: Config) -> None:
     """Raise a UserError if an input file is missing, an output folder can't be used or a package is not installed."""
-    data = config.data
-    if data.dataset_path:
-        check_folders(data.dataset, data.dataset_path, data.split)
     _check_input_files(config)
-    find_label_set(find_layout(data.dataset), data.dataset_path or Path(), data.classes)
+    label_set = _check_images(config.data, config.needs_calibration_images)
     _check_nesting(_output_folders(config))
     _check_output_folders(config)
+    if config.output.baseline:
+        _check_baseline(config, label_set)
     if config.npu.chips:
         check_npu_package()
     if config.calibrates_onnx and not importlib.util.find_spec("aimet_onnx"):
@@ -41,6 +43,16 @@ def check(config: Config) -> None:
             "--calibration-split: aimet-onnx, which quantizes the file of --onnx, is not installed. Install it with "
             "`pip install -r requirements-aimet-onnx.txt`, or give --encodings."
         )
+
+
+def _check_images(data: DataConfig, calibrates: bool) -> LabelSet:
+    """Check the names and headers of the files of every split that is read, and return the label set."""
+    label_set = find_label_set(find_layout(data.dataset), data.dataset_path or Path(), data.classes)
+    if data.dataset_path:
+        Split(data.dataset, data.dataset_path, data.split, data.limit, label_set)
+        if calibrates and not data.scores_calibration_images:
+            Split(data.dataset, data.dataset_path, data.calibration_split, label_set=label_set)
+    return label_set
 
 
 def _check_input_files(config: Config) -> None:
@@ -67,6 +79,18 @@ def _check_input_files(config: Config) -> None:
             raise UserError(f"{FLAGS[target]} {path}: there is no such file. Check the path.")
 
 
+def _check_baseline(config: Config, label_set: LabelSet) -> None:
+    """Raise a UserError unless --baseline holds a finished run of each model with the same classes."""
+    _check_nesting(_output_folders(config) | {"output.baseline": config.output.baseline or Path()})
+    for name in config.model.names:
+        run = baseline_run(config.for_model(name))
+        if list(run.classes) != list(label_set.names):
+            raise UserError(
+                f"--baseline {config.output.baseline}: that run has the label set {run.label_set!r} with other classes "
+                f"than {label_set.name!r}. Name a run with the same --dataset and --classes."
+            )
+
+
 def _check_nesting(folders: Mapping[str, Path]) -> None:
     """Raise a UserError if the folder of one option is inside that of another."""
     for one, other in itertools.permutations(folders, 2):
@@ -84,7 +108,7 @@ def _output_folders(config: Config) -> dict[str, Path]:
 
 def _check_output_folders(config: Config) -> None:
     """Raise UserError if the folders, or those of each model in them, hold other files than an earlier run's own."""
-    resume, names = config.output.resume, config.model.names
+    resume, names = config.output.resume or _is_repeated(config), config.model.names
     exported = (*EXPORT_FILES, NPU_FOLDER)
     of_one_model: dict[str, Collection[str]] = {"output.export": exported}
     of_several: dict[str, Collection[str]] = {"output.export": VARIANTS}
@@ -101,6 +125,12 @@ def _check_output_folders(config: Config) -> None:
             if not resume and target == "output.output_dir" and _holds_saved_work(config):
                 remedy = "Add --resume to continue the run whose results it holds, name a new folder"
             check_output_folder(FLAGS[target], folder, own_files.get(target, ()), config.output.force, remedy)
+
+
+def _is_repeated(config: Config) -> bool:
+    """Return whether the output folder holds the complete results of the same command, which may be replaced."""
+    models = [config.for_model(name) for name in config.model.names]
+    return all((run := finished_run(each.output.output_dir)) and run.repeats(each) for each in models)
 
 
 def _holds_saved_work(config: Config) -> bool:

@@ -94,11 +94,13 @@ class _Record:
         )
 
 
-def read_records(paths: Sequence[Path], images: RecordedImages) -> tuple[Shard | None, dict[Path, int]]:
+def read_records(
+    paths: Sequence[Path], images: RecordedImages, repair: bool = True
+) -> tuple[Shard | None, dict[Path, int]]:
     """Return the scores in files, None if there are none, and the number of dropped records of each file.
 
     Dropped are the records that are torn or damaged or that no run can have written, and those that contradict each
-    other about the labels of an image. They are removed from the files, so that these can be appended to.
+    other about the labels of an image. If `repair`, they are removed from the files, so that these can be appended to.
     """
     parsed = {}
     for path in paths:
@@ -112,7 +114,8 @@ def read_records(paths: Sequence[Path], images: RecordedImages) -> tuple[Shard |
         kept = [(line, record) for line, record in lines if record and len(labels[record[0]]) == 1]
         if len(kept) < len(lines):
             dropped[path] = len(lines) - len(kept)
-            write_atomically(path, b"".join(line for line, _ in kept))
+            if repair:
+                write_atomically(path, b"".join(line for line, _ in kept))
         if by_image := dict(record for _, record in kept):
             pieces.append(Shard(np.array(list(by_image), np.int64), concatenate(list(by_image.values()))))
     return merge_shards(pieces) if pieces else None, dropped

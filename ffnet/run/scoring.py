@@ -36,7 +36,7 @@ def prepare(backends: Mapping[str, Backend], images: Split, run: Run) -> Prepare
         prepared = prepare_backends(backends, run.runtime, compiled)
         warm_up(prepared, images, run.runtime)
     if SIMULATED in backends:
-        run.notes.append(f"{FP32} and the simulation: {reason}.")
+        run.compilation = f"{FP32} and the simulation were {reason}."
     return prepared
 
 

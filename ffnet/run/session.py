@@ -17,11 +17,15 @@ from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import BackendNames, Scores, Shard, merge_shards
 from ffnet.quantization.quantize import Execution, FoundEncodings
 from ffnet.quantization.sites import SimState
+from ffnet.run.baseline import ScoredRun
 from ffnet.run.inputs import Inputs
 from ffnet.run.predictions import Writer
+from ffnet.run.progress import describe_run, phase_titles
 from ffnet.run.ranks import Ranks
 from ffnet.run.records import RecordedImages, RecordFile
 from ffnet.run.storage import IMAGES, Storage, conditions, scored_backends
+from ffnet.system.process import heartbeat
+from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +64,38 @@ class Run(Execution, contextlib.ExitStack):
         quiet = config.runtime.quiet or not ranks.is_main
         self.runtime = replace(config.runtime, device=ranks.device, quiet=quiet)
         self.notes = list(notes)  # sentences for the report
+        self.compilation = ""
         self.stage_seconds = dict(stage_seconds)
         self.names = BackendNames("")  # of the backends of an ONNX file
         self.storage: Storage | None = None
         self.saved_work = Saved()
+        self.baseline: ScoredRun | None = None
 
-    def begin(self, weights: str, inputs: Inputs) -> None:
-        """Begin to save work in the output folder or, with --resume, find what an earlier run saved there.
+    def begin(self, weights: Path, sha256: str, inputs: Inputs) -> None:
+        """Say what is run, and begin to save work in the output folder or find what an earlier run saved there.
 
-        `weights` is the sha256 of the checkpoint or of the ONNX file.
+        Args:
+            weights: The checkpoint or the ONNX file.
+            sha256: Its digest.
+            inputs: The data of the run.
 
         Raises:
             UserError: If another run uses the folder, or if the earlier run was made under other conditions.
         """
-        folder = self.config.output.output_dir
+        folder, self.baseline = self.config.output.output_dir, inputs.baselines.get(self.config.model.name)
+        self._log(*describe_run(self.config, weights, sha256, inputs, self.runtime.device))
         if folder is not None:
             self.storage = self.saved_states = self.enter_context(contextlib.closing(Storage(folder)))
-            self.saved_work = self.once(lambda: self._find_saved_work(self.storage, weights, inputs))
+            self.saved_work = self.once(lambda: self._find_saved_work(self.storage, sha256, inputs))
+            if earlier := self.saved_work.scores.get(IMAGES):
+                self._log(f"Resumed: {len(earlier.indices)} of {count(len(inputs.images), 'image')} are done.")
 
-    def _find_saved_work(self, storage: Storage | None, weights: str, inputs: Inputs) -> Saved:
+    def _log(self, *lines: str) -> None:
+        """Log lines on the main process."""
+        for line in lines if self.ranks.is_main else ():
+            logger.info(line)
+
+    def _find_saved_work(self, storage: Storage | None, sha256: str, inputs: Inputs) -> Saved:
         """Return the saved work without what is no longer usable, because files that belong to it are gone."""
         if storage is None:
             return Saved()
@@ -86,7 +103,7 @@ class Run(Execution, contextlib.ExitStack):
         pixels = [height * width for height, width in images.sizes]
         classes = len(images.label_set.classes)
         scores = storage.begin(
-            conditions(self.config, weights, inputs.digest, self.runtime.device),
+            conditions(self.config, sha256, inputs.digest, self.runtime.device),
             output.resume,
             {k: RecordedImages(v, pixels, classes) for k, v in scored_backends(self.config).items()},
         )
@@ -108,9 +125,13 @@ class Run(Execution, contextlib.ExitStack):
             logger.warning("Interrupted. The finished work is saved; continue with the same command and --resume.")
         return super().__exit__(kind, error, trace)
 
-    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Measure the wall time of a stage, even of one that fails."""
-        return timed(name, self.stage_seconds)
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Announce a stage, if it is a phase of the run, and measure its wall time, even if it fails."""
+        title = phase_titles(self.config).get(name)
+        self._log(*([title] if title else []))
+        with timed(name, self.stage_seconds), heartbeat(title or name.capitalize(), self.ranks.is_main):
+            yield
 
     def once(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function on the main process; return its result, or raise its error, on every rank."""

@@ -29,6 +29,7 @@ from ffnet.options import FLAGS, lookup, plain_value
 from ffnet.quantization.quantize import FoundEncodings
 from ffnet.quantization.sites import SavedStates, SimState, load_state, save_state, without_parameters
 from ffnet.results.result import SCHEMA, ChipResult, processor_name, versions
+from ffnet.run.earlier import FINISHED, HARMLESS, IMAGES_DIGEST, SETTINGS
 from ffnet.run.records import RecordedImages, RecordFile, read_records
 from ffnet.system.errors import UserError
 from ffnet.system.files import read_utf8, remove_unfinished, sha256_of, write_atomically
@@ -37,7 +38,7 @@ from ffnet.system.text import count
 
 logger = logging.getLogger(__name__)
 
-SETTINGS, NETWORK, FINISHED, LOCK = "settings.json", "network.safetensors", "finished", "lock"
+NETWORK, LOCK = "network.safetensors", "lock"
 RECOVERY = "recovery-*.safetensors"
 IMAGES, NPU_IMAGES = "images", "npu-{}"  # kinds of record files; with the part name of a chip
 NPU_CHIPS = "npu-chips.json"
@@ -46,9 +47,8 @@ FILES = (SETTINGS, NETWORK, FINISHED, RECOVERY, *RECORDS)
 
 # Options that change nothing in the saved work, or whose files are compared by their content.
 MAY_DIFFER = (
-    "model.names", "model.checkpoint", "model.onnx", "model.cache_dir", "list_models", "data.dataset_path",
-    "data.classes", "quantization.encodings", "runtime.num_workers", "runtime.quiet", "output.output_dir",
-    "output.resume", "output.force", "output.fail_under",
+    *HARMLESS, "model.names", "model.checkpoint", "model.onnx", "list_models", "data.dataset_path", "data.classes",
+    "quantization.encodings",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def conditions(config: Config, weights: str, images: str, device: str) -> dict[s
         **values,
         **{f"sha256 of {flag}": sha256_of(path) for flag, path in files.items() if path and path.is_file()},
         "sha256 of the weights": weights,
-        "sha256 of the images and labels": images,
+        IMAGES_DIGEST: images,
         "device": processor_name(device),
         "version of this program": __version__,
         "schema of result.json": SCHEMA,

@@ -14,12 +14,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
 
+from tqdm import tqdm
+
 from ffnet.system.errors import UserError
 from ffnet.system.text import printable
 
 ENDING_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-PROGRESS_SECONDS = 30.0  # between two lines of a progress bar, if stderr is not a terminal
+SILENT_SECONDS = 9.0  # without progress on stderr, after which it is said that the work goes on
+PROGRESS_SECONDS = 9.0  # between two lines of a progress bar, if stderr is not a terminal
 REPEAT_SECONDS = 5.0  # `timeout`, for one, sends its signal twice; the second must not interrupt the cleanup
+
+logger = logging.getLogger(__name__)
 
 
 class Terminated(KeyboardInterrupt):
@@ -73,6 +78,7 @@ class _Stderr:
         self._bar = ""  # state of a bar that is not written yet
         self._line_begins = True
         self._bar_written = 0.0
+        self.last_written = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -80,8 +86,10 @@ class _Stderr:
     def write(self, text: str) -> int:
         redraws = text.startswith("\r")
         keep = "\t\n\r" if redraws else "\t\n"
+        shown = text if self._in_place else self._without_bars(text, redraws)
+        self.last_written = time.monotonic() if shown else self.last_written
         try:
-            self._stream.write(printable(text if self._in_place else self._without_bars(text, redraws), keep))
+            self._stream.write(printable(shown, keep))
         except OSError:
             discard_output(self._stream)
         return len(text)
@@ -163,6 +171,33 @@ def log_to_stderr(log: logging.Logger, quiet: bool) -> None:
     log.handlers[0].setFormatter(_OneLine())
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False  # AIMET gives the root logger a handler of its own
+
+
+@contextlib.contextmanager
+def heartbeat(title: str, shown: bool = True) -> Iterator[None]:
+    """Redraw progress bars, or say how long the work takes, after every SILENT_SECONDS without output on stderr."""
+    ended, begin = threading.Event(), time.monotonic()
+
+    def beat() -> None:
+        last = begin
+        while not ended.wait(0.5):
+            last, now = max(last, getattr(sys.stderr, "last_written", 0.0)), time.monotonic()
+            if now - last < SILENT_SECONDS:
+                continue
+            if bars := list(getattr(tqdm, "_instances", ())):
+                for bar in bars:
+                    bar.refresh()
+            else:
+                logger.info(f"{title}: {now - begin:.0f} s so far")
+                last = now
+
+    thread = threading.Thread(target=beat, daemon=True)
+    if shown:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class _OneLine(logging.Formatter):

@@ -25,6 +25,7 @@ TOY = Variant(
     upsampling="nearest",
     pre_down=False,
     release_file="",
+    parameters=0.0,
 )
 
 

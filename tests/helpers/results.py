@@ -77,6 +77,8 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
         other_npus=[],
         npu_chips=[],
         layers=None,
+        baseline=None,
+        compilation="FP32 and the simulation were not compiled: a reason.",
         processor_share=0.9,
         stage_seconds={"load": 1.25, "evaluate": 12.25},
         options=option_values(Config()) | {"model_name": "segmentation_ffnet40S_dBBB_mobile"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ffnet.config import COMPARISON_FILES, RESULT_FILES, Config, ModelConfig, OutputConfig
+from ffnet.config import COMPARISON_FILES, REPORT, RESULT_FILES, Config, ModelConfig, OutputConfig
 from ffnet.evaluation.scores import FP32, SIMULATED
 from ffnet.report.delivery import deliver
 from ffnet.results.result import Diagnostics
@@ -53,8 +53,9 @@ def test_all_files_are_written_and_named(tmp_path, capsys):
     result = small_result(diagnostics=diagnostics, recovery=small_recovery(), layers=small_layers())
     assert deliver([result], Config(output=OutputConfig(output_dir=tmp_path))) == 0
     assert {path.name for path in tmp_path.iterdir()} == set(RESULT_FILES)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(f"Written to {tmp_path}: ") and all(name in last for name in RESULT_FILES)
+    written, page = capsys.readouterr().out.splitlines()[-2:]
+    assert written.startswith(f"Written to {tmp_path}: ") and page == f"Report: {tmp_path / REPORT}"
+    assert set(written.partition(": ")[2].split(", ")) == set(RESULT_FILES) - {REPORT}
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result.to_json()))
 
 

@@ -8,7 +8,7 @@ from ffnet.results.verdict import ClassLoss, format_range, verdict
 from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.results import small_npu, small_result
 
-COMMAND = "python ffnet_quanteval.py --dataset-path '/a b' --limit 4 --output-dir out --resume"
+COMMAND = "python ffnet_quanteval.py --dataset-path '/a b' --limit 4 --output-dir out --resume --baseline old"
 FEW = "2 images are too few to tell what INT8 costs"
 
 

@@ -1,6 +1,6 @@
 """The run of one model: what it saves image by image, and what it computes again when files are gone."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from datasets.cityscapes import CityscapesSplit
 from ffnet.config import Config, OutputConfig
 from ffnet.evaluation.loop import ScoredBatch
 from ffnet.evaluation.scores import no_scores
+from ffnet.run.inputs import Inputs
 from ffnet.run.ranks import Ranks
 from ffnet.run.records import RecordFile
 from ffnet.run.session import Run
@@ -22,11 +23,11 @@ from tests.run.test_records import PAIR, random_scores
 def open_run(tree):
     """Begins a run on the images of `tree`, with an output folder."""
     write_tree(tree, "val", 6)
-    inputs = SimpleNamespace(images=CityscapesSplit(tree, "val"), digest="i")
+    inputs = Inputs(CityscapesSplit(tree, "val"), None, None, (), digest="i")
 
     def begin(**options):
         run = Run(Config(output=OutputConfig(tree / "out", **options)), Ranks(0, 1, "cpu"))
-        run.begin("w", inputs)
+        run.begin(Path("w.pth"), "w", inputs)
         return run
 
     return begin

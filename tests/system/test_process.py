@@ -174,7 +174,7 @@ def test_a_progress_bar_stays_in_one_line_of_a_terminal(monkeypatch):
 def test_a_temporary_folder_that_can_not_be_written_names_the_variable(capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [NOT_A_FOLDER])
-    assert ffnet_quanteval.main(["--list-models"]) == 2
+    assert ffnet_quanteval.main(["--demo"]) == 2
     error = capsys.readouterr().err
     assert "error: TMPDIR: No usable temporary directory found in [" in error and error.count("\n") == 1
     assert error.endswith("Set it to a folder that can be written to.\n")
