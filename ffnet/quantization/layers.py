@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from aimet_torch.quantsim import QuantizationSimModel
 from torch import fx, nn
-from tqdm import tqdm
 
 from ffnet.evaluation.scores import SIMULATED
 from ffnet.model import GaussianConv2D
@@ -93,11 +92,7 @@ class Layers:
 
 
 def analyze_layers(
-    model: nn.Module,
-    network: QuantizedNetwork,
-    images: Sequence[torch.Tensor],
-    image_names: list[str],
-    progress: bool = True,
+    model: nn.Module, network: QuantizedNetwork, images: Sequence[torch.Tensor], image_names: list[str]
 ) -> Layers:
     """Compare the simulation of `model` with FP32 on normalized images (1, 3, H, W) on the network's device.
 
@@ -105,9 +100,7 @@ def analyze_layers(
     """
     compared = activations(quantizer_sites(network.sim), network.lowered)
     plain = remove_quantizers(network.sim, network.float_network, network.lowered)
-    bar = tqdm(images, "compare layers with FP32", unit="image", disable=not progress)
-    runs = ((image, record(network.lowered, compared, image)) for image in bar)
-    found = compare_activations(plain, compared, runs)
+    found = compare_activations(plain, compared, ((each, record(network.lowered, compared, each)) for each in images))
     rows = layer_rows(model, network.sim)
     names = {row.tensor: row.layer for row in rows}
     worst = {tensor: names[tensor] for tensor in noisiest(found)[:WORST]}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-from tqdm import tqdm
 
 from datasets import Split
 from ffnet.evaluation.loading import evenly_spaced, normalize
@@ -34,12 +33,10 @@ def measure_layers(
     network, chosen = model.network, compared_images(split, run)
     if not run.config.output.output_dir or not chosen.names:
         return None, {}
-    images, quiet = normalized(chosen), run.runtime.quiet
-    batches = [image.to(run.runtime.device) for image in images]
-    layers, executed = analyze_layers(model.checkpoint.model, network, batches, chosen.names, not quiet), Comparison()
-    backend = backends.get(ONNX_RUNTIME)
-    if isinstance(backend, OnnxBackend):
-        bar = tqdm(images, "compare layers with ONNX Runtime", unit="image", disable=quiet)
-        executed = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, bar)
-        layers = layers.add(network.names.of(ONNX_RUNTIME), executed)
-    return layers, executed
+    loaded, backend = normalized(chosen), backends.get(ONNX_RUNTIME)
+    on_device = [image.to(run.runtime.device) for image in loaded]
+    layers = analyze_layers(model.checkpoint.model, network, on_device, chosen.names)
+    if not isinstance(backend, OnnxBackend):
+        return layers, {}
+    executed = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, loaded)
+    return layers.add(network.names.of(ONNX_RUNTIME), executed), executed

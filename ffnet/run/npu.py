@@ -133,9 +133,7 @@ def _with_layers(outcome: NpuOutcome, file: NpuFile, network: QuantizedNetwork, 
     try:
         for result in outcome.results:
             target = NpuTarget(file.path, CHIPS[result.chip], run.config.npu.fallback)
-            title, quiet = f"compare layers with the NPU, {result.chip}", run.runtime.quiet
-            bar = tqdm(normalized(images), title, unit="image", disable=quiet)
-            layers[result.chip] = compare_with_npu(target, network, bar)
+            layers[result.chip] = compare_with_npu(target, network, normalized(images))
     except KeyboardInterrupt as interrupt:
         failure = interrupt
     except Exception as error:
