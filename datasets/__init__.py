@@ -1,7 +1,7 @@
 """Readers of data sets. They check file names and headers without torch, which is imported to decode an image."""
 
 from datasets.files import DatasetError
-from datasets.layouts import LAYOUTS, check_folders, find_label_set, find_layout
+from datasets.layouts import LAYOUTS, find_label_set, find_layout
 from datasets.split import Split
 
-__all__ = ["LAYOUTS", "DatasetError", "Split", "check_folders", "find_label_set", "find_layout"]
+__all__ = ["LAYOUTS", "DatasetError", "Split", "find_label_set", "find_layout"]

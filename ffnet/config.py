@@ -111,6 +111,11 @@ class QuantizationConfig:
             raise UserError(f"{self}: param_bw and output_bw must be 4 to 32, quant_scheme 'tf_enhanced' or 'tf'.")
 
     @property
+    def calibrates(self) -> bool:
+        """Whether some encodings are found by calibration."""
+        return self.encodings is None or self.partial_encodings
+
+    @property
     def recovers(self) -> bool:
         """Whether any step of accuracy recovery is requested."""
         return self.seq_mse or self.adaround is not None or self.max_drop is not None
@@ -189,14 +194,9 @@ class Config:
         return bool(self.model.onnx and (self.quantization.encodings or self.calibrates_onnx))
 
     @property
-    def calibrates(self) -> bool:
-        """Whether some encodings of a checkpoint's network are found by calibration."""
-        return self.quantization.encodings is None or self.quantization.partial_encodings
-
-    @property
     def needs_calibration_images(self) -> bool:
         """Whether calibration images are read."""
-        needed = self.calibrates or self.output.sensitivity
+        needed = self.quantization.calibrates or self.output.sensitivity
         return needed and (not self.model.onnx or self.calibrates_onnx)
 
     @property

@@ -45,7 +45,7 @@ def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tre
     del options[position : position + 2]
     result = run_with_result(options, out)
     printed = capsys.readouterr()
-    assert "No CUDA device found: running on the CPU." in printed.err and result["device"].startswith("CPU")
+    assert "\nDevice: CPU" in printed.err and result["device"].startswith("CPU")
     assert list(result["backends"]) == [FP32, "W4A8 simulated"] and result["calibration"]["images"] == 4
     check_matrices(result, tree, default_param_bw=4)
     official = official_evaluation(tree, saved / "simulated")

@@ -151,17 +151,12 @@ def _estimate(values: np.ndarray, images: int) -> Estimate:
 
 
 def changed_cells(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return for which cells (classes, classes) the interval of the change in the share of the row excludes zero.
+    """Return for which cells (classes, classes) the interval of the change excludes zero.
 
-    Args:
-        before: Confusion matrices (images, classes, classes), row = label, column = prediction.
-        after: Those of another backend on the same images.
+    Both are confusion matrices (images, classes, classes) of the same images, whose labels are the same.
     """
-    change, labelled = after - before, before.sum(2, keepdims=True)
-    rows = np.concatenate((change.sum(0)[None], change.sum(0) - change))  # all images, then all but one
-    shares = 100 * rows / np.maximum(np.concatenate((labelled.sum(0)[None], labelled.sum(0) - labelled)), 1)
-    images, changed = (labelled > 0).sum(0)[:, 0], np.zeros(change.shape[1:], bool)
-    for row, column in np.argwhere(change.any(0)):
-        low, high = _estimate(shares[:, row, column], images[row]).interval or (0.0, 0.0)
-        changed[row, column] = not low <= 0 <= high
-    return changed
+    change = after - before
+    if len(change) < LEAST_IMAGES:
+        return np.zeros(change.shape[1:], bool)
+    standard_error = change.std(0, ddof=1) / np.sqrt(len(change))
+    return np.abs(change.mean(0)) > stdtrit(len(change) - 1, (1 + CONFIDENCE) / 2) * standard_error

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ffnet.evaluation.metrics import Interval
-from ffnet.evaluation.scores import NPU
+from ffnet.evaluation.scores import FP32, NPU
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
@@ -25,11 +25,6 @@ NUMBERED_QUANTIZERS = 5  # the sensitivity chart numbers only the most sensitive
 
 TEXT, GRID, GRAY, ORANGE, BLUE, PAPER = "#33383f", "#d8dce2", "#6b7686", "#c2410c", "#1d6fb8", "#ffffff"
 DARK = {TEXT: "#c9d0da", GRID: "#39414d", GRAY: "#97a3b4", ORANGE: "#fb8a4c", BLUE: "#5eb0ef", PAPER: "#14171c"}
-ON_FRONT, NOT_ON_FRONT = "on the Pareto front", "not on it"
-KINDS = {  # kind of a point -> color, area of the marker in pt²
-    NOT_ON_FRONT: (GRAY, 130),
-    ON_FRONT: (ORANGE, 150),
-}
 STYLE = matplotlib.rc_context(
     {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT),
@@ -70,20 +65,18 @@ class ChangeRow:
 
 @dataclass(frozen=True)
 class ChangeChart:
-    """Rows of changes on one scale around zero, and the limit below which the run fails or a target is missed."""
+    """Rows of changes on one scale around zero, and the largest drop that an option allows."""
 
     rows: Sequence[ChangeRow]
-    limit: float | None = None
-    limit_name: str = ""
+    drop: float | None = None
+    option: str = "--fail-under"
+    base: str = FP32  # what the changes are from
 
     @property
     def ends(self) -> tuple[float, float]:
         """The lowest and the highest value of the scale."""
-        values = [
-            0.0,
-            self.limit or 0.0,
-            *(value for row in self.rows for value in (row.change, *(row.interval or ())) if value),
-        ]
+        values = [value for row in self.rows for value in (row.change or 0.0, *(row.interval or ()))]
+        values += [0.0, -(self.drop or 0.0)]
         margin = 0.05 * (max(values) - min(values)) or 0.01
         return min(values) - margin, max(values) + margin
 
@@ -112,8 +105,15 @@ def backends_chart(result: Result) -> ChangeChart:
     for label, npu in result.npus.items():
         entry = npu.backends[result.names.of(NPU)]
         rows.append(ChangeRow(label, entry.change, entry.change_interval, count(len(npu.images), "image")))
-    limit = result.options["fail_under"]
-    return ChangeChart([row for row in rows if row.change is not None], limit and -limit, "--fail-under")
+    return ChangeChart(rows, result.options["fail_under"])
+
+
+def baseline_chart(result: Result) -> ChangeChart:
+    """Return the change of every backend since the run that `--baseline` names."""
+    if not result.baseline:
+        return ChangeChart([])
+    rows = [ChangeRow(each.backend, each.change, each.change_interval) for each in result.baseline.changes]
+    return ChangeChart(rows, result.options["fail_under"], base=result.baseline.folder)
 
 
 def losses_chart(verdict: Verdict) -> ChangeChart:
@@ -124,13 +124,21 @@ def losses_chart(verdict: Verdict) -> ChangeChart:
 def classes_chart(result: Result) -> ChangeChart:
     """Return the change of every class with labelled pixels in the backend that the verdict is about."""
     entry = judged_backend(result)[1]
-    images = {name: count(found.images, "image") for name, found in result.classes.items()}
-    return ChangeChart(
-        [
-            ChangeRow(name, value, entry.iou_change_interval[name], images[name])
-            for name, value in entry.iou_change.items()
-        ]
-    )
+    rows = []
+    for name, change in entry.iou_change.items():
+        images = count(result.classes[name].images, "image")
+        rows.append(ChangeRow(name, change, entry.iou_change_interval[name], images))
+    return ChangeChart(rows)
+
+
+def front_chart(front: Front) -> ChangeChart:
+    """Return how far every model is from the best one of the Pareto front, in the order of their costs."""
+    rows, unit = [], front.cost.unit
+    for candidate in sorted(front.candidates, key=lambda candidate: candidate.cost):
+        change = candidate.estimate - front.best.estimate
+        remark = f"{candidate.cost:.1f} {unit}{', on the front' if front.has(candidate.model) else ''}"
+        rows.append(ChangeRow(candidate.model.short_name, change.value, change.interval, remark))
+    return ChangeChart(rows, base=front.best.model.short_name)
 
 
 def recovery_chart(recovery: Recovery) -> ChangeChart:
@@ -139,15 +147,14 @@ def recovery_chart(recovery: Recovery) -> ChangeChart:
     for step in recovery.steps:
         cost = f"{100 * step.bit_operations:.0f} % bit operations, {100 * step.weight_bytes:.0f} % weights"
         rows.append(ChangeRow(step.name, step.change, step.change_interval, f"{recovery.outcome(step)}; {cost}"))
-    return ChangeChart(rows, recovery.target and -recovery.target, "--max-drop")
+    return ChangeChart(rows, recovery.target, "--max-drop")
 
 
 def models_chart(comparison: ModelComparison) -> ChangeChart:
     """Return the change of every model in the simulation."""
     found = [(model.short_name, model.simulated) for model in comparison.models if model.simulated]
-    limit = comparison.options.get("fail_under")
-    rows = [ChangeRow(name, entry.change, entry.change_interval) for name, entry in found if entry.change is not None]
-    return ChangeChart(rows, limit and -limit, "--fail-under")
+    rows = [ChangeRow(name, entry.change, entry.change_interval) for name, entry in found]
+    return ChangeChart(rows, comparison.options["fail_under"])
 
 
 @dataclass(frozen=True)
@@ -177,42 +184,6 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     lower.axhline(0, color=TEXT, linewidth=0.8)
     add_legend(upper)
     return to_chart(figure)
-
-
-@STYLE
-def front_chart(comparison: ModelComparison, front: Front) -> Chart:
-    """Draw the mIoU of each model in the simulation against its cost, numbered as in the report's table of models.
-
-    Models on the Pareto front have their confidence intervals. The line through them is the highest mIoU that each cost
-    allows.
-    """
-    figure, cost = Figure((WIDTH, 4.0)), front.cost
-    axes = figure.subplots()
-    line = [(member.cost, member.model.miou or 0.0) for member in front.members]
-    axes.step(*np.transpose(line), where="post", color=ORANGE, linewidth=1, zorder=1)
-    for number, model in enumerate(comparison.models, 1):
-        on_front, value = front.has(model), cost.of(model)
-        if on_front is not None and value is not None:
-            interval = model.simulated.miou_interval if on_front and model.simulated else None
-            _draw_point(axes, number, value, model.miou, interval, ON_FRONT if on_front else NOT_ON_FRONT)
-    label = cost.name if cost.name == cost.unit else f"{cost.name}, {cost.unit}"
-    axes.set(xlabel=label, ylabel="mIoU, percent", xmargin=0.08, ymargin=0.1)
-    add_legend(axes)
-    return to_chart(figure)
-
-
-def _draw_point(axes: Axes, number: int, cost: float, miou: float | None, interval: Interval | None, kind: str) -> None:
-    """Draw a mIoU with its confidence interval and, in the marker, a number; nothing without an mIoU."""
-    color, area = KINDS[kind]
-    if kind not in axes.get_legend_handles_labels()[1]:
-        axes.scatter([], [], s=40, color=color, label=kind)
-    if miou is None:
-        return
-    if interval:
-        axes.vlines(cost, *interval, color=color, linewidth=area / 80, zorder=2)
-    zorder = 4 if kind == ON_FRONT else 3
-    axes.scatter(cost, miou, s=area, color=color, zorder=zorder)
-    axes.text(cost, miou, str(number), color=PAPER, fontsize=7.5, ha="center", va="center_baseline", zorder=zorder)
 
 
 def add_legend(axes: Axes, columns: int = 2) -> None:

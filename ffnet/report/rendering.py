@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +84,14 @@ def _document(title: str, notes: Sequence[str], parts: Sequence[str]) -> str:
     return "\n\n".join((heading, *filter(None, parts)))
 
 
-@dataclass(frozen=True)
-class Pill:
-    """A condition of the run that the header shows, and the beginning of the note that explains it."""
-
-    text: str
-    note: str = ""
-
-
-def pills(result: Result) -> list[Pill]:
-    """Return the conditions of a run."""
-    options = result.options
-    found = [Pill("W8A8" if result.precision == "INT8" else result.precision)] if result.precision else []
-    found += [Pill(count(result.images, "image")), Pill(describe_size(result.details.image_size))]
-    found.append(Pill("demo: not Cityscapes", DEMO_NOTE) if options["demo"] else Pill(result.dataset))
-    if result.calibration and result.calibration.images and options["calibration_split"] == options["split"]:
-        found.append(Pill("calibrated on scored images", result.calibration.description))
+def pills(result: Result) -> list[tuple[str, str]]:
+    """Return the conditions of a run that the header shows, each with the beginning of the note that explains it."""
+    options, calibration = result.options, result.calibration
+    found = [("W8A8" if result.precision == "INT8" else result.precision, "")] if result.precision else []
+    found += [(count(result.images, "image"), ""), (describe_size(result.details.image_size), "")]
+    found.append(("demo: not Cityscapes", DEMO_NOTE) if options["demo"] else (result.dataset, ""))
+    if calibration and calibration.images and options["calibration_split"] == options["split"]:
+        found.append(("calibrated on scored images", calibration.description))
     return found
 
 
@@ -185,5 +176,6 @@ ENVIRONMENT.filters |= {
     "interval": lambda limits: typeset(format_interval(limits)),
     "minus": lambda text: MINUS.sub("\N{MINUS SIGN}", text),
     "number": lambda value, digits=2: typeset(format_number(value, digits)),
+    "place": lambda value, chart: chart.place(value),
     "typeset": typeset,
 }

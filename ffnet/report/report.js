@@ -31,9 +31,8 @@ for (const command of document.querySelectorAll(".command")) {
   const button = document.createElement("button");
   button.textContent = "Copy";
   command.after(button);
-  button.addEventListener("click", async () => {
+  button.addEventListener("click", () => {
     getSelection().selectAllChildren(command);
-    await navigator.clipboard?.writeText(command.textContent).catch(() => document.execCommand("copy"));
-    button.textContent = "Copied";
+    button.textContent = document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
   });
 }

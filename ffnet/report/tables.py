@@ -134,22 +134,21 @@ def _backends_table(rows: Sequence[BackendRow], name: str = "backends", heading:
 def baseline_table(results: Sequence[Result]) -> Table:
     """Return the change of every backend since the baseline; `results`: one, or those of several models."""
     rows = [(each, change) for each in results if each.baseline for change in each.baseline.changes]
-    folder = rows[0][0].baseline.folder if len(results) == 1 and rows and rows[0][0].baseline else "the baseline"
+    folders = [each.baseline.folder if len(results) == 1 else "the baseline" for each in results if each.baseline]
     columns = (
         Column("model", lambda row: row[0].model.removeprefix(COMMON_PREFIX) * (len(results) > 1), 0, TEXT, True),
-        Column(f"against {folder}", lambda row: row[1].backend, kind=TEXT),
-        Column("baseline", lambda row: row[1].baseline_backend * row[1].is_renamed, kind=TEXT, optional=True),
+        Column(f"against {folders[0]}" if folders else "", lambda row: row[1].backend, kind=TEXT),
+        Column("baseline", lambda row: row[1].baseline_backend, kind=TEXT),
         Column("images", lambda row: row[1].images),
         Column("baseline mIoU %", lambda row: row[1].baseline_miou),
         Column("mIoU %", lambda row: row[1].miou),
-        Column("change", lambda row: row[1].change, kind=CHANGE),
-        Column("95 % CI", lambda row: row[1].change_interval, optional=True),
+        *change_columns(lambda row: row[1].change, lambda row: row[1].change_interval),
     )
     return Table("baseline", columns, rows)
 
 
 def times_table(result: Result, least: float = 0.0) -> Table:
-    """Return the time of every stage of at least `least` seconds, of every network, and of all stages together."""
+    """Return the time of every stage of at least `least` seconds, of every network, and in total."""
     rows: list[tuple[str, float, float | None]] = []
     rows += [(stage, seconds, None) for stage, seconds in result.stage_seconds.items() if seconds >= least]
     entries = [(name, result.images, entry) for name, entry in result.backends.items()]
@@ -161,7 +160,7 @@ def times_table(result: Result, least: float = 0.0) -> Table:
         Column("seconds", lambda row: row[1], 1),
         Column("images/s", lambda row: row[2]),
     )
-    return Table("times", columns, [*rows, ("all stages", sum(result.stage_seconds.values()), None)])
+    return Table("times", columns, [*rows, ("total", sum(result.stage_seconds.values()), None)])
 
 
 def pairs_table(name: str, headings: tuple[str, str], pairs: Mapping[str, Any], digits: int = 2) -> Table:

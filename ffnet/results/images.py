@@ -179,16 +179,12 @@ def draw_panels(
     """Return five panels of an image (H, W, 3) uint8, its labels and both predictions, train ids (H, W) uint8."""
     small = block_reduce(image, (factor, factor, 1), np.mean).round().astype(np.uint8)
     pngs = {
-        title: _class_map(ids[::factor, ::factor], label_set) for title, ids in {"label": labels, **predictions}.items()
+        title: _encode_palette(ids[::factor, ::factor], label_set.colors)
+        for title, ids in {"label": labels, **predictions}.items()
     }
     pngs["disagreement"] = _marks(small, disagreement(labels, *predictions.values()), factor)
     photo = Panel("image", "image/jpeg", _encode(Image.fromarray(small), "JPEG", quality=85))
     return [photo, *(Panel(title, "image/png", data) for title, data in pngs.items())]
-
-
-def _class_map(ids: np.ndarray, label_set: LabelSet) -> bytes:
-    """Return a PNG of train ids (H, W) in the colors of the label set; pixels that are not scored are black."""
-    return _encode_palette(ids, label_set.colors)
 
 
 def _marks(image: np.ndarray, codes: np.ndarray, factor: int) -> bytes:

@@ -141,11 +141,6 @@ class BaselineChange:
     change: float | None  # over the classes that have labelled pixels, in percentage points; minus is worse
     change_interval: Interval | None  # paired 95 % confidence interval of `change`
 
-    @property
-    def is_renamed(self) -> bool:
-        """Whether the backend had another name in the earlier run."""
-        return self.backend != self.baseline_backend
-
 
 @dataclass(frozen=True)
 class Baseline:

@@ -34,14 +34,13 @@ class ScoredRun:
             shards: Kind of records -> the scores of this run.
             names: Names of its backends.
         """
-        changes = []
-        for kind, shard in shards.items():
-            earlier = self.scores.get(kind)
-            for backend in shard.scores.confusion_matrices if earlier else ():
-                if earlier and backend in earlier.scores.confusion_matrices and (kind == IMAGES or backend == NPU):
-                    chip = "" if kind == IMAGES or len(shards) == 2 else f", {kind.partition('-')[2]}"
-                    both = BackendNames(self.run.precision).of(backend), f"{names.of(backend)}{chip}"
-                    changes.append(_change(both, backend, earlier, shard))
+        changes, before = [], BackendNames(self.run.precision)
+        for kind in [kind for kind in shards if kind in self.scores]:
+            earlier, now = self.scores[kind], shards[kind]
+            chip = "" if kind == IMAGES or len(shards) == 2 else f", {kind.partition('-')[2]}"
+            for backend in now.scores.confusion_matrices:
+                if backend in earlier.scores.confusion_matrices and (kind == IMAGES or backend == NPU):
+                    changes.append(_change((before.of(backend), names.of(backend) + chip), backend, earlier, now))
         return Baseline(str(self.folder), self.run.model, changes)
 
 
@@ -81,7 +80,8 @@ def _open(config: Config, images: Split, digest: str) -> ScoredRun:
             f"--baseline {folder}: that run scored other images or labels ({run.images}; this one scores "
             f"{len(images)}). Score the same ones, with the same --split and --limit, or name another run."
         )
-    backends, scores = _backends(run), {}
+    names, scores = BackendNames(run.precision), {}
+    backends = tuple(each for each in (ONNX_FILE, FP32, SIMULATED, ONNX_RUNTIME) if names.of(each) in run.backends)
     if not set(backends).intersection(scored_backends(config)[IMAGES]):
         raise UserError(
             f"--baseline {folder}: that run and this one have no backend in common (there: {', '.join(run.backends)}). "
@@ -91,15 +91,8 @@ def _open(config: Config, images: Split, digest: str) -> ScoredRun:
     for kind in scored_backends(config):
         expected = RecordedImages(backends if kind == IMAGES else (*backends, NPU), pixels, classes)
         paths = sorted((folder / PROGRESS_FOLDER).glob(f"{kind}-[0-9]*.jsonl"))
-        shard, _ = read_records(paths, expected, repair=False)
-        if shard:
+        if shard := read_records(paths, expected, repair=False)[0]:
             scores[kind] = shard
     if IMAGES not in scores or scores[IMAGES].scores.images < len(images):
         raise UserError(f"--baseline {folder}: scores in {PROGRESS_FOLDER} are missing or damaged. Repeat that run.")
     return ScoredRun(folder, run, scores)
-
-
-def _backends(run: EarlierRun) -> tuple[str, ...]:
-    """Return the backends that scored all images of a run, in evaluation order."""
-    names = BackendNames(run.precision)
-    return tuple(each for each in (ONNX_FILE, FP32, SIMULATED, ONNX_RUNTIME) if names.of(each) in run.backends)

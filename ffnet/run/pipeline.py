@@ -49,8 +49,6 @@ def evaluate_models(config: Config, ranks: Ranks) -> Iterator[Result]:
         DatasetError: If an image or a label is wrong.
     """
     names, seconds = config.model.names, dict[str, float]()
-    if ranks.is_main and ranks.device == "cpu" and config.use_cuda is None:
-        logger.warning("No CUDA device found: running on the CPU.")
     data = config.for_model(names[0]).data
     with timed("open images", seconds), heartbeat("Reading the images"):
         inputs = open_inputs(replace(config, data=data), ranks)

@@ -11,20 +11,17 @@ from ffnet.system.text import count, describe_size
 
 # Stage -> title, and whether a run has it; in order of execution. Other stages are short and not announced.
 PHASES: dict[str, tuple[str, Callable[[Config], bool]]] = {
-    "open ONNX file": ("Opening the ONNX file", lambda config: config.model.onnx is not None),
-    "quantize": ("Quantizing the ONNX file", lambda config: config.quantizes_onnx),
-    "build QuantSim": ("Building the simulation", lambda config: config.model.onnx is None),
-    "calibrate": ("Calibrating", lambda config: config.model.onnx is None and config.calibrates),
-    "recover accuracy": ("Recovering accuracy", lambda config: config.quantization.recovers),
+    "open ONNX file": ("Opening the ONNX file", lambda c: c.model.onnx is not None),
+    "quantize": ("Quantizing the ONNX file", lambda c: c.quantizes_onnx),
+    "build QuantSim": ("Building the simulation", lambda c: c.model.onnx is None),
+    "calibrate": ("Calibrating", lambda c: c.model.onnx is None and c.quantization.calibrates),
+    "recover accuracy": ("Recovering accuracy", lambda c: c.quantization.recovers),
     "export": ("Exporting", lambda c: bool(c.output.export or c.output.execute or (c.npu.chips and not c.model.onnx))),
-    "compile for the NPU": ("Compiling for the NPU", lambda config: bool(config.npu.chips)),
-    "evaluate": ("Evaluating", lambda config: True),
+    "compile for the NPU": ("Compiling for the NPU", lambda c: bool(c.npu.chips)),
+    "evaluate": ("Evaluating", lambda c: True),
     "diagnose": ("Finding what explains the scores", lambda c: bool(c.output.output_dir or c.output.sensitivity)),
-    "evaluate on the NPU": ("Evaluating on the NPU", lambda config: bool(config.npu.chips)),
-    "compare layers with the NPU": (
-        "Comparing layers with the NPU",
-        lambda config: bool(config.npu.chips) and config.model.onnx is None,
-    ),
+    "evaluate on the NPU": ("Evaluating on the NPU", lambda c: bool(c.npu.chips)),
+    "compare layers with the NPU": ("Comparing layers", lambda c: bool(c.npu.chips) and c.model.onnx is None),
 }
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from skimage.io import imread, imsave
 
 from ffnet.evaluation import metrics
@@ -117,3 +118,11 @@ def test_images_without_labels_have_no_influence_and_a_rare_class_has_no_interva
     assert found.miou.interval == without.miou.interval and found.miou.images == 4
     assert found.ious[0].interval and found.ious[1].interval is None  # in four images, and in two
     assert metrics.statistics(matrices({})).miou.interval is None
+
+
+def test_cells_change_for_certain_if_a_paired_t_test_says_so():
+    before, after = np.random.default_rng(0).poisson(20, (2, 6, 5, 5))
+    expected = scipy.stats.ttest_rel(after, before).pvalue < 0.05
+    assert expected.any() and not expected.all()
+    assert np.array_equal(metrics.changed_cells(before, after), expected)
+    assert not metrics.changed_cells(before[:3], after[:3] + 100).any()  # too few images

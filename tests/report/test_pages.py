@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_the_numbers_of_the_page_are_those_of_the_result(result, text):
     assert agreement == content["agreement"]
     times, stages = page.numbers("times"), content["stage_seconds"]
     assert {stage: times[stage] for stage in stages} == {stage: [seconds, None] for stage, seconds in stages.items()}
-    assert times["all stages"] == [sum(stages.values()), None] and content["compilation"] in text
+    assert times["total"] == [sum(stages.values()), None] and content["compilation"] in text
     assert [times[f"network: {name}"][1] for name in backends] == [e["images_per_second"] for e in backends.values()]
 
 
@@ -264,7 +265,7 @@ def hostile(result, name):
         recovery=hostile_recovery(name),
         layers=small_layers(name, name),
         options=option_values(Config()) | {"dataset_path": name, "model_name": name},
-        command=name,
+        command=shlex.join([name]),
         details=Details(result.details.scores, (name,) * 4, (64, 128), CITYSCAPES, Diagnostics(worst, sensitivity)),
     )
 
@@ -279,10 +280,12 @@ def hostile_comparison(comparison, name):
     """The same comparison with `name` wherever a name or a text can be."""
     models = []
     for model in comparison.models:
-        texts = dict.fromkeys(("model", "dataset", "device", "command"), name)
-        result = dataclasses.replace(model.result, **texts, versions={"x": name})
+        texts = dict.fromkeys(("model", "dataset", "device"), name)
+        result = dataclasses.replace(model.result, **texts, command=shlex.join([name]), versions={"x": name})
         models.append(dataclasses.replace(model, result=result, link=name))
-    return dataclasses.replace(comparison, models=models, run_notes=[name], options={"x": name})
+    return dataclasses.replace(
+        comparison, models=models, run_notes=[name], options=option_values(Config()) | {"x": name}
+    )
 
 
 def pages_named(result, comparison, name):
@@ -309,7 +312,7 @@ def test_hostile_names_stay_text(named, usual):
         page = Page(text)
         assert page.elements == expected.elements
         assert page.texts["script"] == expected.texts["script"]
-        assert page.texts["command"] == name
+        assert page.texts["command"] == shlex.join([name])
         assert dict(page.tables["settings"])["dataset"] == name
     assert Page(texts[0]).texts["title"] == f"{name}: quantization report"
 
@@ -337,7 +340,7 @@ def tab(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", (False, True), ids=("light", "dark"))
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize(("name", "charts"), (("run", 3), ("five", 2), ("many", 1)))
+@pytest.mark.parametrize(("name", "charts"), (("run", 3), ("five", 0), ("many", 0)))
 def test_a_browser_finds_no_fault(page_files, tab, name, charts, window, dark):
     width, height, phone = WINDOWS[window]
     assert tab.faults(page_files[name], width, height, dark, phone) == []

@@ -64,7 +64,7 @@ def test_tables_show_changes_published_values_and_intervals():
     assert classes.splitlines()[4].split() == ["wall", "0", "(few)", "-", "-", "-", "-"]
     assert [" ".join(line.split()) for line in stages.splitlines()] == [
         "time seconds images/s", "load 1.2 -", "evaluate 12.2 -", "network: FP32 0.5 4.00",
-        "network: INT8 simulated 1.0 2.00", "all stages 13.5 -",
+        "network: INT8 simulated 1.0 2.00", "total 13.5 -",
         "Images/s: the network alone, wall time, CPU. The simulation's speed says nothing about a device.",
     ]  # fmt: skip
     assert "load" not in tables.times_table(result, 2.0).format()

@@ -1,7 +1,9 @@
 """The comparison with an earlier run: by hand on four images, and what the program prints, writes and refuses."""
 
+import hashlib
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +12,12 @@ import pytest
 import ffnet_quanteval
 from ffnet.config import PROGRESS_FOLDER
 from ffnet.evaluation.scores import NPU, SIMULATED, BackendNames, Shard
+from ffnet.options import parse_args
 from ffnet.run.baseline import ScoredRun
 from ffnet.run.earlier import FINISHED
+from ffnet.run.progress import phase_titles
 from tests.helpers.names import INT8_SIMULATED
+from tests.helpers.networks import TOY
 from tests.helpers.program import arguments, run_with_result
 
 STUDENT_T = 3.18244630528  # of 95 % with three degrees of freedom, from a table
@@ -53,6 +58,7 @@ def test_the_paired_change_is_that_of_four_images_by_hand(tmp_path):
 def test_a_run_is_compared_with_an_earlier_one_which_it_leaves_alone(tree, toy_checkpoint, tmp_path, capsys):
     first, options = tmp_path / "first", arguments(tree, toy_checkpoint)
     before = run_with_result(options, first)
+    capsys.readouterr()
     files = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     low_bits = [*options, "--default-param-bw", "4", "--baseline", first, "--fail-under", "0"]
     assert ffnet_quanteval.main([*map(str, low_bits), "--output-dir", str(tmp_path / "second")]) == 1
@@ -67,8 +73,15 @@ def test_a_run_is_compared_with_an_earlier_one_which_it_leaves_alone(tree, toy_c
     drop = f"--fail-under 0: the mIoU drop of W4A8 simulated since --baseline {first} is {-simulated['change']:.2f}"
     assert (drop in err) == (simulated["change"] < 0)
     assert files == {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    titles = phase_titles(parse_args([*map(str, low_bits), "--output-dir", "out"]))
+    digest = hashlib.sha256(toy_checkpoint.read_bytes()).hexdigest()
+    said = f"{TOY.name}, FP32 and W4A8,", f"{toy_checkpoint} (sha256 {digest[:12]})", f"4 images of {tree}, 64x128"
+    assert all(text in err for text in said)
+    assert [line for line in err.splitlines() if re.match(r"\[\d", line)] == list(titles.values())
 
     assert ffnet_quanteval.main([*map(str, options), "--output-dir", str(first)]) == 0  # replaces its own results
+    assert ffnet_quanteval.main([*map(str, options), "--output-dir", str(first), "--worst", "1"]) == 2
+    assert "Add --resume" in capsys.readouterr().err
     refused = {
         "--limit 3": f"--baseline {first}: that run scored other images or labels (4; this one scores 3).",
         f"--output-dir {first} --force": f"--output-dir {first}: this is inside the folder of --baseline",

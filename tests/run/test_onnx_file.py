@@ -180,7 +180,7 @@ def test_an_exported_pair_scores_like_the_quantized_file(pair, small_export, tmp
     assert list(found["backends"]) == ["FP32", "INT8 ONNX Runtime"] and found["precision"] == "INT8"
     assert both[0]["change_interval"] is not None
     assert "The encodings quantize the tensors that the published configuration quantizes." in found["notes"]
-    assert "Images with the largest mIoU drop" in (tmp_path / "pair" / "report.html").read_text()
+    assert "with the largest mIoU drop" in (tmp_path / "pair" / "report.html").read_text()
     assert run_with_result([*options, "--resume"], tmp_path / "pair") == found
 
 

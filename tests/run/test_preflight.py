@@ -1,11 +1,13 @@
 """Errors in files and folders are found before the work, without torch."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from datasets import DatasetError
 from ffnet.config import PROGRESS_FOLDER
 from ffnet.options import parse_args
 from ffnet.run import preflight
@@ -66,6 +68,13 @@ def test_a_resumed_run_may_find_its_own_files(tmp_path, models):
     check(*words, "--resume")
     with pytest.raises(UserError, match=r"already holds .*\. Add --resume to continue .* or add --force"):
         check(*words)
+
+
+def test_every_split_that_is_read_is_checked(tree):
+    shutil.rmtree(tree / "gtFine" / "train")
+    check("--dataset-path", str(tree))
+    with pytest.raises(DatasetError, match="gtFine/train: this folder does not exist"):
+        check("--dataset-path", str(tree), "--calibration-split", "train")
 
 
 def test_names_and_headers_are_read_without_torch(tree):

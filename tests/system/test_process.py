@@ -4,11 +4,13 @@ import io
 import logging
 import os
 import pickle
+import queue
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,17 @@ def test_a_progress_bar_stays_in_one_line_of_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     show_progress()
     assert terminal.getvalue().startswith("\rcalibrate:   0%") and terminal.getvalue().count("\rcalibrate: ") >= 3
+
+
+def test_work_that_shows_nothing_says_that_it_goes_on_and_bars_are_redrawn(monkeypatch):
+    shown, redrawn = queue.Queue(), threading.Event()
+    monkeypatch.setattr(process, "SILENT_SECONDS", 0)
+    monkeypatch.setattr(process.logger, "info", shown.put)
+    with process.heartbeat("Exporting"):
+        assert re.fullmatch(r"Exporting: \d+ s so far", shown.get(timeout=60))
+    with tqdm(total=2, file=io.StringIO()) as bar, process.heartbeat("Calibrating"):
+        bar.refresh = redrawn.set
+        assert redrawn.wait(60) and shown.empty()
 
 
 def test_a_temporary_folder_that_can_not_be_written_names_the_variable(capsys, monkeypatch):
