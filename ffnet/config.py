@@ -18,7 +18,7 @@ RESULT_FILES = (
     "per_image.csv",
     "recovery.csv",
     "sensitivity.csv",
-    "npu_layers.csv",
+    "layers.csv",
 )
 PROGRESS_FOLDER = "progress"  # beside RESULT_FILES; holds what --resume needs
 # In --output-dir, for several models, beside a folder for each.
@@ -160,6 +160,7 @@ class OutputConfig:
     output_dir: Path | None = None
     resume: bool = False  # continue with what an earlier run saved in `output_dir`
     worst: int = 6  # number of images with the largest mIoU drop that the report shows
+    layers: int = 2  # number of images on which all layers are compared; 0: none
     sensitivity: bool = False
     sensitivity_images: int = 8
     save_predictions: Path | None = None

@@ -28,8 +28,8 @@ EXPORT_REMEDY = "remove --export, --execute and --npu (with --demo: add --no-exe
 # Options that --onnx excludes: it evaluates files on the CPU.
 NEEDS_CHECKPOINT = (
     "model.names", "model.checkpoint", "quantization.max_drop", "quantization.seq_mse", "quantization.adaround",
-    "runtime.allow_tf32", "runtime.compile", "output.sensitivity", "output.sensitivity_images", "output.export",
-    "output.execute",
+    "runtime.allow_tf32", "runtime.compile", "output.layers", "output.sensitivity", "output.sensitivity_images",
+    "output.export", "output.execute",
 )  # fmt: skip
 BIT_WIDTHS = ("quantization.param_bw", "quantization.output_bw")
 CALIBRATION = ("quantization.quant_scheme", "quantization.cle", "quantization.config_file", "data.calibration_images")
@@ -44,6 +44,7 @@ REQUIRES = {  # option -> options; it has no effect without at least one of them
     "quantization.partial_encodings": ("quantization.encodings",),
     "output.sensitivity_images": ("output.sensitivity",),
     "output.worst": ("output.output_dir",),
+    "output.layers": ("output.output_dir",),
     "output.resume": ("output.output_dir",),
     "model.onnx_input": ("model.onnx",),
     "model.onnx_channels": ("model.onnx",),
@@ -173,6 +174,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option("--resume", "output.resume", "continue a run with the same options and --output-dir where it stopped; "
                "if there is none, start from the beginning", FLAG),
         Option("--worst", "output.worst", "number of images with the largest mIoU drop in the report", COUNT_OR_ZERO),
+        Option("--layers", "output.layers", "number of images on which the report compares every layer with FP32, ONNX "
+               "Runtime and the NPU; 0: none", COUNT_OR_ZERO),
         Option("--sensitivity", "output.sensitivity", "rank quantizers by their effect on the logits: with only one "
                "enabled, and with only one disabled", FLAG),
         Option("--sensitivity-images", "output.sensitivity_images", "calibration images for --sensitivity", COUNT),

@@ -55,6 +55,9 @@ def test_a_whole_run_gives_what_torch_aimet_and_the_official_evaluation_give(tre
         {name: 100 * official["classScores"][name] for name in CITYSCAPES.names}, abs=1e-10
     )
     assert f"{w4a8['miou']:.2f}" in printed.out and "INT8 simulated" not in printed.out
+    layers = result["layers"]
+    assert layers["images"] == sorted(layers["images"]) and len(layers["images"]) == 2
+    assert all(0 < row["sqnr"]["W4A8 simulated"]["total"] < 60 for row in layers["rows"])
     labels = matrix(result, FP32).sum(1).tolist()
     assert [each["labelled_pixels"] for each in result["classes"].values()] == labels and result["schema"] == 4
     assert w4a8["change"] == pytest.approx(w4a8["miou"] - result["backends"][FP32]["miou"])
@@ -151,7 +154,8 @@ def test_all_backends_and_files_come_from_one_run(exported):
     assert result["agreement"][f"{INT8_SIMULATED}|{INT8_ONNX_RUNTIME}"] > 99
     assert "25 of 25" in " ".join(result["notes"])
     assert sorted(path.name for path in (root / "out").iterdir()) == [
-        "per_class.csv", "per_image.csv", "progress", "report.html", "result.json", "sensitivity.csv", "thesis.txt",
+        "layers.csv", "per_class.csv", "per_image.csv", "progress", "report.html", "result.json", "sensitivity.csv",
+        "thesis.txt",
     ]  # fmt: skip
     manifest = json.loads((root / "export" / "manifest.json").read_text())
     assert manifest["checkpoint_sha256"] == result["checkpoint"]["sha256"]

@@ -4,8 +4,9 @@ import dataclasses
 import importlib.metadata
 import multiprocessing
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,11 @@ class NpuBackend(ExitStack):
         return torch.from_numpy(self.header.decode(np.concatenate(outputs)))
 
 
-def run_once(target: NpuTarget, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return all outputs of a file by name for one image (1, 3, H, W) float32, in a fresh process."""
+@contextmanager
+def open_on_npu(target: NpuTarget) -> Iterator[Callable[[np.ndarray], dict[str, np.ndarray]]]:
+    """Open a file in a process; the result returns all outputs by name for an image (1, 3, H, W) float32."""
     with NpuProcess(target) as process:
-        return process.call(npu_worker.run, image)
+        yield partial(process.call, npu_worker.run)
 
 
 def write_npu_contexts(work: Path, npu: NpuConfig) -> dict[str, Any]:

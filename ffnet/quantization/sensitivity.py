@@ -121,6 +121,11 @@ def remove_quantizers(sim: QuantizationSimModel, float_network: nn.Module, lower
     return plain
 
 
+def decibels(signal: float, noise: float) -> float | None:
+    """Return the SQNR in dB of two sums of squares; None if one of them is 0."""
+    return 10 * math.log10(signal / noise) if signal and noise else None
+
+
 class LogitsComparison:
     """Sums over images that compare logits with those in FP32."""
 
@@ -138,9 +143,7 @@ class LogitsComparison:
 
     def sqnr(self) -> float | None:
         """Return the SQNR in dB; None if there is no noise, or no signal."""
-        if not self.noise or not self.signal:
-            return None
-        return 10 * torch.tensor(self.signal / self.noise, dtype=torch.float64).log10().item()
+        return decibels(self.signal, self.noise)
 
     def agreement(self) -> float:
         """Return the percentage of equal predictions."""

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from ffnet.evaluation.metrics import Interval
 from ffnet.evaluation.scores import FP32, NPU
-from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.quantization.sites import ACTIVATION, WEIGHT
@@ -183,22 +182,6 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     upper.set(ylabel="only this enabled: SQNR, dB", ymargin=0.15)
     lower.set(ylabel="only this disabled: gain, dB", xlabel="quantizers from input to output")
     lower.axhline(0, color=TEXT, linewidth=0.8)
-    add_legend(upper)
-    return to_chart(figure)
-
-
-@STYLE
-def npu_chart(layers: Sequence[LayerDivergence]) -> Chart:
-    """Draw how far the NPU is from the simulation at each quantized activation, from input to output."""
-    figure = Figure((WIDTH, 4.6))
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    positions = range(len(layers))
-    for axes, name, factor in ((upper, "differing", 100), (lower, "mean_steps", 1)):
-        total, own = ([factor * getattr(getattr(layer, part), name) for layer in layers] for part in ("total", "own"))
-        axes.plot(positions, total, color=ORANGE, label="from the image on")
-        axes.bar(positions, own, color=BLUE, label="layer alone, for the same input")
-    upper.set(ylabel="differing values, percent", ylim=(0, None))
-    lower.set(ylabel="mean difference, steps", xlabel="quantized activations from input to output", ylim=(0, None))
     add_legend(upper)
     return to_chart(figure)
 

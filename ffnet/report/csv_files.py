@@ -10,7 +10,7 @@ from typing import Any
 from ffnet.evaluation import metrics
 from ffnet.evaluation.metrics import Interval, percent
 from ffnet.evaluation.scores import FP32, NPU, SIMULATED
-from ffnet.onnx.divergence import LayerDivergence
+from ffnet.quantization.layers import Layers
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COSTS, ModelComparison
@@ -93,15 +93,13 @@ def recovery_rows(recovery: Recovery) -> list[Row]:
     ]
 
 
-def npu_layer_rows(layers: Mapping[str, Sequence[LayerDivergence]]) -> list[Row]:
-    """Return the rows of npu_layers.csv: how far the NPU is from the simulation at each quantized activation."""
+def layer_rows(layers: Layers) -> list[Row]:
+    """Return the rows of layers.csv: the SQNR of every backend at each quantized activation, in dB."""
     rows = []
-    for chip, layer in ((chip, layer) for chip, each in layers.items() for layer in each):
-        row: Row = {"chip": chip, "layer": layer.layer} if len(layers) > 1 else {"layer": layer.layer}
-        for suffix, difference in (("", layer.total), (", same input", layer.own)):
-            row[f"differing %{suffix}"] = 100 * difference.differing
-            row[f"mean difference in steps{suffix}"] = f"{difference.mean_steps:.6f}"
-            row[f"largest difference in steps{suffix}"] = difference.largest_steps
+    for each in layers.rows:
+        row: Row = {"layer": each.layer, "tensor": each.tensor, "bits": each.bits}
+        for name, sqnr in each.sqnr.items():
+            row |= {f"{name} SQNR": sqnr.total, f"{name} SQNR, same input": sqnr.own}
         rows.append(row)
     return rows
 

@@ -151,8 +151,8 @@ def write_files(result: Result, folder: Path) -> list[str]:
         tables["recovery.csv"] = csv_files.recovery_rows(result.recovery)
     if diagnostics.sensitivity:
         tables["sensitivity.csv"] = csv_files.sensitivity_rows(diagnostics.sensitivity)
-    if diagnostics.npu_layers:
-        tables["npu_layers.csv"] = csv_files.npu_layer_rows(diagnostics.npu_layers)
+    if result.layers and result.layers.rows:
+        tables["layers.csv"] = csv_files.layer_rows(result.layers)
     for name, rows in tables.items():
         csv_files.write_csv(folder / name, rows)
     write_atomically(folder / REPORT, render(result))

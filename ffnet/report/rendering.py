@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ffnet.config import Config
 from ffnet.evaluation.metrics import FEW_IMAGES
 from ffnet.options import option_values
-from ffnet.report import charts, tables
+from ffnet.report import charts, layer_charts, tables
 from ffnet.report.tables import Value
 from ffnet.results.comparison import ModelComparison
 from ffnet.results.images import MARKS
@@ -144,6 +144,7 @@ def _render_page(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         charts=charts,
+        layer_charts=layer_charts,
         tables=tables,
         few_images=FEW_IMAGES,
         ai_hub=f"{MIOU_DEVICE} and {MIOU_IMAGES} images",

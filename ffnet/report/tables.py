@@ -9,7 +9,6 @@ import numpy as np
 from ffnet.chips import CHIPS
 from ffnet.evaluation.metrics import Interval, changed_cells
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE, ONNX_RUNTIME, SIMULATED
-from ffnet.onnx.divergence import LayerDivergence
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.comparison import COMMON_PREFIX, COSTS, Front, ModelComparison, excludes_zero
@@ -304,20 +303,6 @@ def _matrix_table(title: str, classes: Sequence[str], matrix: np.ndarray, shades
     for index, label in enumerate(classes):
         columns.append(Column(label, matrix[:, index].tolist().__getitem__, 1, shade=shades[:, index].__getitem__))
     return Table(title.partition(",")[0].replace(" ", "-"), columns, range(len(classes)), dense=True)
-
-
-def npu_layers_table(layers: Sequence[LayerDivergence], name: str = "npu-layers") -> Table:
-    """Return how far each quantized activation of the NPU is from the simulation's, in graph order."""
-    columns = (
-        Column("layer", lambda layer: layer.layer, kind=TEXT),
-        Column("differing %", lambda layer: 100 * layer.total.differing),
-        Column("mean, steps", lambda layer: layer.total.mean_steps, 4),
-        Column("largest, steps", lambda layer: layer.total.largest_steps),
-        Column("same input: differing %", lambda layer: 100 * layer.own.differing),
-        Column("mean, steps", lambda layer: layer.own.mean_steps, 4),
-        Column("largest, steps", lambda layer: layer.own.largest_steps),
-    )
-    return Table(name, columns, layers, numbered=True)
 
 
 def sensitivity_table(sensitivity: Sensitivity) -> Table:

@@ -14,7 +14,7 @@ from ffnet.evaluation import metrics
 from ffnet.evaluation.metrics import FEW_IMAGES, Estimate, Interval, Statistics, known, percent, statistics
 from ffnet.evaluation.scores import FP32, NPU, BackendNames, Scores
 from ffnet.labels import LabelSet
-from ffnet.onnx.divergence import LayerDivergence
+from ffnet.quantization.layers import Layers
 from ffnet.quantization.recovery.outcome import Recovery
 from ffnet.quantization.sensitivity import Sensitivity
 from ffnet.results.images import ImageComparison
@@ -157,7 +157,6 @@ class Diagnostics:
 
     worst_images: tuple[ImageComparison, ...] = ()
     sensitivity: Sensitivity | None = None
-    npu_layers: Mapping[str, tuple[LayerDivergence, ...]] = field(default_factory=dict)  # chip of NpuResult -> layers
     placement: tuple[tuple[str, str], ...] = ()  # tensor, and whether the encodings or the published config quantize it
 
 
@@ -196,6 +195,7 @@ class Result:
     npu: NpuResult | None  # None without --npu, and if the NPU finished no image
     other_npus: list[NpuResult]  # the same for further groups of chips; those of a group compute the same
     npu_chips: list[ChipResult]  # every chip of --npu
+    layers: Layers | None  # None without --output-dir and with --layers 0
     baseline: Baseline | None  # None without --baseline
     compilation: str  # whether the networks were compiled, and why; "" with --onnx
     processor_share: float | None  # processor time of the networks over wall time times threads; None on a GPU

@@ -6,7 +6,8 @@ and all other results are saved.
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,15 +21,17 @@ from ffnet.evaluation.compilation import PreparedBackends
 from ffnet.evaluation.loading import every_nth, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches
 from ffnet.evaluation.scores import NPU, Shard, no_scores
-from ffnet.npu.backend import NpuBackend, run_once
+from ffnet.npu.backend import NpuBackend, open_on_npu
 from ffnet.npu.worker import NpuTarget
-from ffnet.onnx.divergence import LayerDivergence, compare_layers, first_divergence, largest_divergence
+from ffnet.onnx.divergence import Execute, compare_layers, describe_divergence
 from ffnet.onnx.input_format import NORMALIZED_RGB, InputFormat
+from ffnet.quantization.layers import Comparison
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.results import result as results
 from ffnet.results.published import ImageSetup, ai_hub_notes, ai_hub_result_on, compare_with_ai_hub
 from ffnet.results.result import ChipResult, NpuResult
+from ffnet.run.layers import compared_images, normalized
 from ffnet.run.networks import calibration_setup
 from ffnet.run.session import Run
 from ffnet.run.storage import NPU_IMAGES
@@ -43,7 +46,7 @@ class NpuOutcome:
 
     results: tuple[NpuResult, ...] = ()  # one for each group of chips with a finished image
     chips: tuple[ChipResult, ...] = ()
-    layers: Mapping[str, tuple[LayerDivergence, ...]] = field(default_factory=dict)  # chip of a result -> layers
+    layers: Mapping[str, Comparison] = field(default_factory=dict)  # chip of a result -> layers
     failure: BaseException | None = None
     scores: Mapping[str, Shard] = field(default_factory=dict)  # kind of records -> scores of a result
 
@@ -112,24 +115,25 @@ def run_on_npu(
     """
     with run.stage("evaluate on the NPU"):
         outcome = evaluate_on_npu(file, prepared, images, run, network)
-    if not outcome.results or outcome.failure or network is None:
+    compared = compared_images(images, run)
+    if not outcome.results or outcome.failure or network is None or not len(compared):
         return outcome
     with run.stage("compare layers with the NPU"):
-        outcome = run.once(_with_layers, outcome, file, network, images, run)
+        outcome = run.once(_with_layers, outcome, file, network, compared, run)
     for chip, layers in outcome.layers.items():
         name = network.names.of(NPU) if len(outcome.layers) == 1 else f"{network.names.of(NPU)}, {chip}"
-        run.notes += divergence_notes(layers, name)
+        run.notes.append(describe_divergence(layers, name))
     return outcome
 
 
 def _with_layers(outcome: NpuOutcome, file: NpuFile, network: QuantizedNetwork, images: Split, run: Run) -> NpuOutcome:
     """Return an outcome with the divergence of the layers, or with the error that prevented the comparison."""
-    layers: dict[str, tuple[LayerDivergence, ...]] = {}
+    layers: dict[str, Comparison] = {}
     failure: BaseException | None = None
     try:
         for result in outcome.results:
             target = NpuTarget(file.path, CHIPS[result.chip], run.config.npu.fallback)
-            layers[result.chip] = tuple(compare_with_npu(target, network, images))
+            layers[result.chip] = compare_with_npu(target, network, normalized(images))
     except KeyboardInterrupt as interrupt:
         failure = interrupt
     except Exception as error:
@@ -231,28 +235,11 @@ def npu_result(
     return result, published.notes
 
 
-def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: Split) -> list[LayerDivergence]:
-    """Return how far each quantized activation of the NPU is from the simulation's on the first image."""
+def compare_with_npu(target: NpuTarget, network: QuantizedNetwork, images: Iterable[torch.Tensor]) -> Comparison:
+    """Compare each quantized activation of the NPU with the simulation's on normalized images."""
 
-    def execute(file: Path, image: np.ndarray) -> dict[str, np.ndarray]:
+    def open_file(file: Path) -> AbstractContextManager[Execute]:
         # The NPU refuses to transpose some of the integers that become outputs; the CPU may.
-        return run_once(replace(target, path=file, fallback=True), image)
+        return open_on_npu(replace(target, path=file, fallback=True))
 
-    image = normalize(images[0][0][None])
-    return compare_layers(network.lowered, quantizer_sites(network.sim), target.path, image, execute)
-
-
-def divergence_notes(layers: Sequence[LayerDivergence], name: str) -> list[str]:
-    """Return notes on the first divergent layer, and on the one that adds most to the divergence."""
-    first, largest = first_divergence(layers), largest_divergence(layers)
-    if first is None or largest is None:
-        return [f"{name}: on the first image, all quantized values equal those of the simulation."]
-    differences = [
-        f"{100 * layer.own.differing:.2f} % of its values differ for the same input, by "
-        f"{layer.own.mean_steps:.4f} quantization steps on average and at most {layer.own.largest_steps}"
-        for layer in (first, largest)
-    ]
-    return [
-        f"{name}: on the first image, the first layer that diverges from the simulation is {first.layer} "
-        f"({differences[0]}), and {largest.layer} adds most ({differences[1]})."
-    ]
+    return compare_layers(network.lowered, quantizer_sites(network.sim), target.path, images, open_file)

@@ -18,11 +18,13 @@ from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scor
 from ffnet.labels import CITYSCAPES
 from ffnet.onnx.runtime import OnnxBackend
 from ffnet.options import option_values
+from ffnet.quantization.layers import Layers
 from ffnet.results import result as results
 from ffnet.results.images import KeptPredictions, compare_images, worst_images
 from ffnet.results.published import Comparison, ImageSetup, compare_with_variant
 from ffnet.results.result import CheckpointInfo, Details, Diagnostics, NpuResult, Result
 from ffnet.run.inputs import Inputs, check_checkpoints, find_checkpoints, load_model, open_inputs
+from ffnet.run.layers import measure_layers
 from ffnet.run.networks import Model, calibration_setup, export_network, quantize_checkpoint
 from ffnet.run.npu import NpuOutcome, open_npu, run_on_npu
 from ffnet.run.ranks import Ranks
@@ -90,9 +92,14 @@ def evaluate_model(run: Run, inputs: Inputs, path: Path) -> Result:
     outcome = NpuOutcome()
     if npu and not isinstance(diagnosis.failure, KeyboardInterrupt):
         outcome = run_on_npu(npu, prepared, images, run, model.network)
-    diagnostics = replace(diagnosis.diagnostics, npu_layers=outcome.layers)
-    details = details_of(scores, images, diagnostics=diagnostics, failure=diagnosis.failure or outcome.failure)
-    return build_result(run.config.model.name, details, outcome, run, model)
+    failure = diagnosis.failure or outcome.failure
+    details = details_of(scores, images, diagnostics=diagnosis.diagnostics, failure=failure)
+    result = build_result(run.config.model.name, details, outcome, run, model)
+    layers = diagnosis.layers
+    for label, each in result.npus.items():
+        if layers and each.chip in outcome.layers:
+            layers = layers.add(label, outcome.layers[each.chip])
+    return replace(result, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Diagnosis:
     """What explains the scores, or the error that prevented it, so that the scores are reported in either case."""
 
     diagnostics: Diagnostics = Diagnostics()
+    layers: Layers | None = None
     notes: tuple[str, ...] = ()
     failure: BaseException | None = None
 
@@ -107,18 +115,19 @@ class Diagnosis:
 def diagnose(
     model: Model, backends: Mapping[str, Backend], inputs: Inputs, scores: Scores, kept: KeptPredictions, run: Run
 ) -> Diagnosis:
-    """Find the images and quantizers with the largest drops, if the options ask for them, and notes on ONNX Runtime."""
+    """Find the images, layers and quantizers with the largest drops, as the options say, and notes on ONNX Runtime."""
     images, output = inputs.images, run.config.output
     try:
         worst = worst_images(scores, output.worst) if output.output_dir else []
         compared = compare_images(worst, images, images.names, backends, scores, run.runtime.device, kept.predictions)
-        sensitivity = measure_sensitivity(model.network, inputs, run)
-        notes = onnx_runtime_notes(model.network, backends, images, scores)
+        sensitivity = measure_sensitivity(model, inputs, run)
+        layers, executed = measure_layers(model, backends, images, run)
+        notes = onnx_runtime_notes(model.network, backends, images, scores, executed)
     except KeyboardInterrupt as interrupt:
         return Diagnosis(failure=interrupt)
     except Exception as error:
         return Diagnosis(failure=UserError(f"The scores are reported, but the diagnostics failed: {error}"))
-    return Diagnosis(Diagnostics(tuple(compared), sensitivity), tuple(notes))
+    return Diagnosis(Diagnostics(tuple(compared), sensitivity), layers, tuple(notes))
 
 
 def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, model: Model | None = None) -> Result:
@@ -151,6 +160,7 @@ def build_result(name: str, details: Details, outcome: NpuOutcome, run: Run, mod
         npu=next(iter(outcome.results), None),
         other_npus=list(outcome.results[1:]),
         npu_chips=list(outcome.chips),
+        layers=None,
         baseline=run.baseline.compare({IMAGES: scored, **outcome.scores}, names) if run.baseline else None,
         compilation=run.compilation,
         processor_share=results.processor_share(details.scores, run.runtime.device),

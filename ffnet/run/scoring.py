@@ -11,13 +11,15 @@ from ffnet.evaluation.loading import evenly_spaced, normalize
 from ffnet.evaluation.loop import ScoredBatch, score_batches, warm_up
 from ffnet.evaluation.metrics import statistics
 from ffnet.evaluation.scores import FP32, ONNX_RUNTIME, SIMULATED, Backend, Scores, no_scores
-from ffnet.onnx.divergence import compare_layers, first_divergence
+from ffnet.onnx.divergence import compare_layers, describe_divergence
 from ffnet.onnx.runtime import OnnxBackend, inspect_onnx
+from ffnet.quantization.layers import Comparison, layer_names
 from ffnet.quantization.quantize import QuantizedNetwork
 from ffnet.quantization.sensitivity import Sensitivity, analyze_sensitivity
 from ffnet.quantization.sites import quantizer_sites
 from ffnet.results.images import KeptPredictions
 from ffnet.run.inputs import Inputs
+from ffnet.run.networks import Model
 from ffnet.run.predictions import prediction_writer, predictions_folder
 from ffnet.run.session import Run
 from ffnet.run.storage import IMAGES
@@ -75,20 +77,26 @@ def scoring_notes(scores: Scores) -> list[str]:
     return notes
 
 
-def measure_sensitivity(network: QuantizedNetwork, inputs: Inputs, run: Run) -> Sensitivity | None:
-    """Rank the quantizers on some calibration images; None if no option asks for it."""
+def measure_sensitivity(model: Model, inputs: Inputs, run: Run) -> Sensitivity | None:
+    """Rank the quantizers on some calibration images, by the names of `layer_names`; None if no option asks for it."""
     output, images = run.config.output, inputs.calibration_images
     if not output.sensitivity or images is None:
         return None
     indices = evenly_spaced(len(images), output.sensitivity_images).tolist()
     batches = [normalize(images[index][0][None].to(run.runtime.device)) for index in indices]
-    return analyze_sensitivity(network.sim, network.float_network, network.lowered, batches, not run.runtime.quiet)
+    network, quiet = model.network, run.runtime.quiet
+    found = analyze_sensitivity(network.sim, network.float_network, network.lowered, batches, not quiet)
+    names = layer_names(model.checkpoint.model, network.sim)
+    return replace(found, rows=[replace(row, layer=names[row.layer]) for row in found.rows])
 
 
 def onnx_runtime_notes(
-    network: QuantizedNetwork, backends: Mapping[str, Backend], images: Split, scores: Scores
+    network: QuantizedNetwork, backends: Mapping[str, Backend], images: Split, scores: Scores, layers: Comparison
 ) -> list[str]:
-    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where it diverges."""
+    """Return notes on ONNX Runtime's integer kernels and, if it differs from the simulation, on where.
+
+    `layers` may be empty; then the first image is compared.
+    """
     executed_name = network.names.of(ONNX_RUNTIME)
     backend = backends.get(ONNX_RUNTIME)
     if not isinstance(backend, OnnxBackend):
@@ -99,14 +107,13 @@ def onnx_runtime_notes(
     agreement = scores.agreement(SIMULATED, ONNX_RUNTIME)
     if not differ((simulated, executed), agreement):
         return notes
-    image = normalize(images[0][0][None])
-    layers = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, image)
-    divergence = first_divergence(layers)
-    where = divergence.describe("ONNX Runtime") if divergence else "No layer diverges."
+    if not layers:
+        image = normalize(images[0][0][None])
+        layers = compare_layers(network.lowered, quantizer_sites(network.sim), backend.path, [image])
     return [
         *notes,
         f"{executed_name} is far from {network.names.of(SIMULATED)}: {executed:.2f} and {simulated:.2f} mIoU, "
-        f"prediction agreement {agreement:.2f} %. {where} (Compared on the first image.)",
+        f"prediction agreement {agreement:.2f} %. {describe_divergence(layers, executed_name)}",
     ]
 
 

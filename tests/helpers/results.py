@@ -12,8 +12,8 @@ from ffnet.evaluation.loop import evaluate
 from ffnet.evaluation.metrics import Estimate
 from ffnet.evaluation.scores import FP32, NPU, ONNX_RUNTIME, SIMULATED, BackendNames, Scores
 from ffnet.labels import CITYSCAPES
-from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.options import option_values
+from ffnet.quantization.layers import ActivationHistogram, LayerRow, Layers, Sqnr, WeightRanges
 from ffnet.quantization.recovery.outcome import RaisedQuantizer, Recovery, RecoveryStep
 from ffnet.quantization.sensitivity import Sensitivity, SensitivityRow
 from ffnet.results import result as results
@@ -76,6 +76,7 @@ def small_result(scores=None, diagnostics=None, failure=None, size=SIZE, **chang
         npu=None,
         other_npus=[],
         npu_chips=[],
+        layers=None,
         baseline=None,
         compilation="FP32 and the simulation were not compiled: a reason.",
         processor_share=0.9,
@@ -181,11 +182,18 @@ def several_chips():
     return {"npu": small_npu(chip="sm8450", same_chips=["sm8650"]), "other_npus": others, "npu_chips": chips}
 
 
-def small_layers():
-    """Three layers whose differences grow."""
-    rows = {"image": (0.01, 0.01, 1), "conv0": (0.02, 0.025, 2), "logits": (0.3, 0.45, 5)}
-    own = Difference(0.01, 0.0125, 1)
-    return tuple(LayerDivergence(name, own, Difference(*total)) for name, total in rows.items())
+def small_layers(layer="conv0", chip=INT8_NPU):
+    """Two layers in the simulation and on the NPU, which computes the first one exactly."""
+    histogram = ActivationHistogram(layer, 0.0, 2.55, 0.01, [1] * 16 + [100] * 64 + [0] * 16, 0.0025)
+    return Layers(
+        images=["ulm_000000_000019"],
+        rows=[
+            LayerRow("image", "image", 8, {INT8_SIMULATED: Sqnr(40.0, 40.0), chip: Sqnr(None, None)}),
+            LayerRow(layer, "module_add_1", 8, {INT8_SIMULATED: Sqnr(20.0, 30.0), chip: Sqnr(50.0, 60.0)}),
+        ],
+        histograms=[histogram],
+        weights=[WeightRanges(layer, 35.5, [0.001, 1.0, 0.0], [0.1, 0.2, 0.0])],
+    )
 
 
 def noise_result(tree):
@@ -197,8 +205,8 @@ def noise_result(tree):
         matrices[:, 5] = 0
     scores.confusion_matrices[SIMULATED][:, :, 5] = 0
     worst = compare_images(worst_images(scores, 2), images, images.names, backends, scores, CPU)
-    diagnostics = Diagnostics(tuple(worst), small_sensitivity(), {"sm8750": small_layers()})
-    return small_result(scores, diagnostics, recovery=small_recovery(), npu=small_npu())
+    diagnostics = Diagnostics(tuple(worst), small_sensitivity())
+    return small_result(scores, diagnostics, recovery=small_recovery(), npu=small_npu(), layers=small_layers())
 
 
 def noisy_backend(noise):

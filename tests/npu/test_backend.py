@@ -13,9 +13,9 @@ from ffnet.checkpoints.loading import load_checkpoint
 from ffnet.chips import CHIPS
 from ffnet.config import MODEL_FILE, NpuConfig
 from ffnet.npu import worker as npu_worker
-from ffnet.npu.backend import NpuBackend, NpuProcess, run_once, write_npu_contexts
+from ffnet.npu.backend import NpuBackend, NpuProcess, open_on_npu, write_npu_contexts
 from ffnet.npu.worker import NpuTarget
-from ffnet.onnx.divergence import run_with_onnx_runtime
+from ffnet.onnx.divergence import open_with_onnx_runtime
 from ffnet.onnx.export import export
 from ffnet.quantization.lowering import lower
 from ffnet.quantization.weighted_layers import raise_weight_scales
@@ -60,10 +60,11 @@ def test_a_network_runs_whole_on_the_npu_and_computes_what_onnx_runtime_does(sma
         assert backend(small_export.inputs[:1, :, ::2, ::2]).shape == (1, 19, 16, 32)  # resized to the file's size
     assert capfd.readouterr().out == ""  # the library prints on stdout
     assert np.array_equal(outputs[0], outputs[2])
-    for image, computed in zip(small_export.inputs, outputs[:2], strict=True):
-        expected = run_with_onnx_runtime(target.path, image[None].numpy())["logits"]
-        agreement = (computed.argmax(0) == expected[0].argmax(0)).mean()
-        assert agreement > 0.97 and np.abs(computed - expected).max() < 0.1 * expected.std()
+    with open_with_onnx_runtime(target.path) as execute:
+        for image, computed in zip(small_export.inputs, outputs[:2], strict=True):
+            expected = execute(image[None].numpy())["logits"]
+            agreement = (computed.argmax(0) == expected[0].argmax(0)).mean()
+            assert agreement > 0.97 and np.abs(computed - expected).max() < 0.1 * expected.std()
 
 
 def test_a_node_that_the_npu_refuses_is_an_error_unless_the_fallback_is_allowed(tmp_path):
@@ -90,8 +91,8 @@ def test_a_compiled_network_gives_the_same_logits_in_a_fresh_process(small_expor
     assert [(each["name"], each["shape"]) for each in described["inputs"]] == [("image", [1, 3, 64, 128])]
     (tmp_path / MODEL_FILE).unlink()  # the context does not need it
     image = small_export.inputs[:1].numpy()
-    expected, loaded = (run_once(each, image)["logits"] for each in (target, NpuTarget(context, CHIP)))
-    assert np.array_equal(expected, loaded)
+    with open_on_npu(target) as execute, open_on_npu(NpuTarget(context, CHIP)) as execute_compiled:
+        assert np.array_equal(execute(image)["logits"], execute_compiled(image)["logits"])
 
 
 def test_a_file_with_a_variable_input_shape_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ffnet.config import MODEL_FILE
-from ffnet.onnx.divergence import run_with_onnx_runtime
+from ffnet.onnx.divergence import open_with_onnx_runtime
 from ffnet.onnx.export import export
 from ffnet.onnx.graph import GraphIndex, keep_scale_in_resizes, unify_bit_widths, widen
 from ffnet.quantization.lowering import lower
@@ -173,7 +173,8 @@ def test_each_layer_of_a_mixed_file_has_one_width_and_onnx_runtime_agrees_with_t
     image = random_batches()[0][:1]
     with torch.no_grad():
         expected = lower(sim)(image).numpy()
-    logits = run_with_onnx_runtime(path, image.numpy())["logits"]
+    with open_with_onnx_runtime(path) as execute:
+        logits = execute(image.numpy())["logits"]
     assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.98
     assert np.abs(logits - expected).mean() < 0.01 * expected.std()
 

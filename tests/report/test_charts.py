@@ -16,7 +16,6 @@ from ffnet.report.charts import (
     front_chart,
     losses_chart,
     models_chart,
-    npu_chart,
     recovery_chart,
     sensitivity_chart,
 )
@@ -26,7 +25,6 @@ from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.results import (
     comparison_of,
     plain_model,
-    small_layers,
     small_npu,
     small_recovery,
     small_result,
@@ -44,11 +42,6 @@ def texts(svg):
 def test_the_sensitivity_chart_names_both_kinds_of_quantizers():
     labels = texts(sensitivity_chart(small_sensitivity()).light)
     assert {"weight", "activation", "quantizers from input to output"} <= set(labels)
-
-
-def test_the_npu_chart_shows_differences_in_total_and_of_the_layer_alone():
-    labels = texts(npu_chart(small_layers()).light)
-    assert {"from the image on", "layer alone, for the same input", "differing values, percent"} <= set(labels)
 
 
 def test_places_and_ticks_of_a_scale_around_zero():

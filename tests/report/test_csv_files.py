@@ -12,7 +12,7 @@ from ffnet.report.csv_files import (
     class_rows,
     comparison_rows,
     image_rows,
-    npu_layer_rows,
+    layer_rows,
     recovery_rows,
     sensitivity_rows,
     write_csv,
@@ -161,15 +161,10 @@ def test_the_files_open_with_umlauts_in_spreadsheets(tmp_path):
     assert path.read_bytes() == b"\xef\xbb\xbfimage\nk\xc3\xb6ln\n"
 
 
-def test_the_layers_of_the_npu_have_their_differences_in_total_and_for_the_same_input(tmp_path):
-    image, conv0, logits = read(tmp_path, npu_layer_rows({"sm8750": small_layers()}))
-    assert [row["layer"] for row in (image, conv0, logits)] == ["image", "conv0", "logits"]
-    assert list(conv0.values())[1:] == ["2.0000", "0.025000", "2", "1.0000", "0.012500", "1"]
-    assert list(conv0)[1:4] == ["differing %", "mean difference in steps", "largest difference in steps"]
-
-
-def test_the_layers_of_several_chips_have_a_column_with_the_chip(tmp_path):
-    rows = read(tmp_path, npu_layer_rows({"sm8450": small_layers(), "sm8750": small_layers()[:1]}))
-    assert [(row["chip"], row["layer"]) for row in rows] == [
-        ("sm8450", "image"), ("sm8450", "conv0"), ("sm8450", "logits"), ("sm8750", "image"),
+def test_layers_have_the_sqnr_of_every_backend_in_total_and_for_the_same_input(tmp_path):
+    image, layer = read(tmp_path, layer_rows(small_layers()))
+    assert list(layer)[3:] == [
+        "INT8 simulated SQNR", "INT8 simulated SQNR, same input", "INT8 NPU SQNR", "INT8 NPU SQNR, same input",
     ]  # fmt: skip
+    assert list(image.values()) == ["image", "image", "8", "40.0000", "40.0000", "", ""]
+    assert list(layer.values()) == ["conv0", "module_add_1", "8", "20.0000", "30.0000", "50.0000", "60.0000"]

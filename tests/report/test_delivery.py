@@ -49,8 +49,8 @@ def test_a_run_without_output_folder_prints_the_report_only(capsys):
 
 
 def test_all_files_are_written_and_named(tmp_path, capsys):
-    diagnostics = Diagnostics(sensitivity=small_sensitivity(), npu_layers={"sm8750": small_layers()})
-    result = small_result(diagnostics=diagnostics, recovery=small_recovery())
+    diagnostics = Diagnostics(sensitivity=small_sensitivity())
+    result = small_result(diagnostics=diagnostics, recovery=small_recovery(), layers=small_layers())
     assert deliver([result], Config(output=OutputConfig(output_dir=tmp_path))) == 0
     assert {path.name for path in tmp_path.iterdir()} == set(RESULT_FILES)
     written, page = capsys.readouterr().out.splitlines()[-2:]
@@ -65,7 +65,7 @@ def test_stale_files_of_an_earlier_run_are_removed_and_other_files_stay(tmp_path
     deliver([small_result()], Config(output=OutputConfig(output_dir=tmp_path)))
     assert {path.name for path in tmp_path.iterdir()} == {
         *RESULT_FILES, "notes.txt",
-    } - {"recovery.csv", "sensitivity.csv", "npu_layers.csv"}  # fmt: skip
+    } - {"recovery.csv", "sensitivity.csv", "layers.csv"}  # fmt: skip
 
 
 def test_the_json_result_is_on_stdout_if_the_disk_is_full(tmp_path, capsys, monkeypatch):

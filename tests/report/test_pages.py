@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import re
 import shlex
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.helpers.results import (
     comparison_of,
     noise_result,
     plain_model,
+    small_layers,
     small_npu,
     small_recovery,
     small_result,
@@ -119,6 +121,16 @@ def test_the_numbers_of_images_and_quantizers_are_those_of_the_diagnostics(resul
         )
         for row in diagnostics.sensitivity.rows
     ]
+
+
+def test_every_layer_has_a_bar_for_every_backend(result, text):
+    headings, *rows = Page(text).tables["layer-sqnr"]
+    assert headings == ["layer", "INT8 simulated", "same input", "INT8 NPU", "same input"]
+    assert rows == [["image", "40.0", "40.0", "", ""], ["conv0", "20.0", "30.0", "50.0", "60.0"]]
+    assert re.findall(r'data-value="[\d.]*" style="--w:([\d.]+)%"', text) == [
+        "50.0", "50.0", "100", "100", "25.0", "37.5", "62.5", "75.0",
+    ]  # fmt: skip
+    assert "0.250 % clipped" in text and "equal</td>" in text
 
 
 def test_the_section_on_accuracy_recovery_shows_every_step_and_raised_quantizer(result, text):
@@ -251,6 +263,7 @@ def hostile(result, name):
         calibration=Calibration(1, 8, name),
         notes=[name],
         recovery=hostile_recovery(name),
+        layers=small_layers(name, name),
         options=option_values(Config()) | {"dataset_path": name, "model_name": name},
         command=shlex.join([name]),
         details=Details(result.details.scores, (name,) * 4, (64, 128), CITYSCAPES, Diagnostics(worst, sensitivity)),
@@ -327,7 +340,7 @@ def tab(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", (False, True), ids=("light", "dark"))
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize(("name", "charts"), (("run", 2), ("five", 0), ("many", 0)))
+@pytest.mark.parametrize(("name", "charts"), (("run", 3), ("five", 0), ("many", 0)))
 def test_a_browser_finds_no_fault(page_files, tab, name, charts, window, dark):
     width, height, phone = WINDOWS[window]
     assert tab.faults(page_files[name], width, height, dark, phone) == []

@@ -92,7 +92,7 @@ def test_json_holds_every_field_but_the_details():
     assert list(content) == [
         "schema", "model", "dataset", "images", "device", "notes", "published", "checkpoint", "calibration", "recovery",
         "precision", "label_set", "classes", "backends", "agreement", "npu", "other_npus",
-        "npu_chips", "baseline", "compilation", "processor_share", "stage_seconds", "options", "command",
+        "npu_chips", "layers", "baseline", "compilation", "processor_share", "stage_seconds", "options", "command",
         "versions",
     ]  # fmt: skip
     assert (content["schema"], content["precision"]) == (4, "INT8")

@@ -14,9 +14,8 @@ import ffnet_quanteval
 from ffnet.config import MODEL_FILE
 from ffnet.evaluation.scores import FP32, NPU, ONNX_FILE
 from ffnet.npu.backend import NpuBackend
-from ffnet.onnx.divergence import Difference, LayerDivergence
 from ffnet.onnx.input_format import NORMALIZED_RGB
-from ffnet.run.npu import NpuFile, divergence_notes
+from ffnet.run.npu import NpuFile
 from tests.helpers.cityscapes_tree import SIZE
 from tests.helpers.names import INT8_NPU, INT8_SIMULATED
 from tests.helpers.program import arguments, run_with_result
@@ -69,9 +68,9 @@ def test_a_run_with_export_scores_the_npu_and_compares_its_layers(tree, toy_chec
         assert text in printed
     assert "LIBNATIVE" not in printed
 
-    rows = list(csv.DictReader((out / "npu_layers.csv").open(encoding="utf-8-sig")))
-    assert rows[0]["layer"] == "image" and rows[-1]["layer"] == "logits" and len(rows) > 25
-    assert 'id="npu-layers"' in (out / "report.html").read_text()
+    rows = list(csv.DictReader((out / "layers.csv").open(encoding="utf-8-sig")))
+    assert rows[0]["layer"] == "image" and rows[-1]["tensor"] == "logits" and len(rows) > 25
+    assert float(rows[-1]["INT8 NPU SQNR"]) > float(rows[-1]["INT8 simulated SQNR"]) > 10
     manifest = json.loads((export / "manifest.json").read_text())
     assert manifest["npu"]["chip"]["part"] == "sm8750"
     assert {"onnxruntime-qnn", "qairt"} < manifest["npu"]["versions"].keys()
@@ -136,18 +135,6 @@ def test_an_onnx_file_is_scored_on_the_npu(tree, small_export):
     assert list(npu["backends"]) == [ONNX_FILE, NPU] and npu["agreement"][f"{ONNX_FILE}|{NPU}"] > 97
 
 
-def test_the_layers_that_diverge_first_and_most_are_named():
-    layers = [LayerDivergence(name, Difference(*own), Difference(*own)) for name, own in {
-        "image": (0.0, 0.0, 0), "conv": (0.02, 0.02, 1), "logits": (0.05, 0.06, 2),
-    }.items()]  # fmt: skip
-    (note,) = divergence_notes(layers, "W4A8 NPU")
-    assert note.startswith("W4A8 NPU: on the first image, the first layer that diverges from the simulation is conv (")
-    assert "conv (2.00 % of its values differ" in note
-    assert "and logits adds most (5.00 % of its values differ for the same input, by 0.0600" in note
-    (note,) = divergence_notes(layers[:1], "W4A8 NPU")
-    assert "all quantized values equal those of the simulation" in note
-
-
 SEVERAL = ("--npu", "sm8450", "qcs6490", "sm8750", "sm8650", "--npu-images", "2")
 
 
@@ -177,10 +164,9 @@ def test_one_chip_of_each_group_runs_the_images_and_a_refusal_is_a_row(pre_down,
     )
     matrices = [npu["backends"][INT8_NPU]["confusion_matrix"] for npu in (*groups, alone["npu"])]
     assert matrices[2] == matrices[1]
-    layers = list(csv.DictReader((tmp_path / "out" / "npu_layers.csv").open(encoding="utf-8-sig")))
-    assert {row["chip"] for row in layers} == {"sm8450", "sm8750"}
+    assert list(result["layers"]["rows"][-1]["sqnr"])[1:] == ["INT8 NPU, sm8450", "INT8 NPU, sm8750"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert all(page.count(f'id="{name}"') == 1 for name in ("chips", "npu-layers-sm8450", "npu-backends-sm8750"))
+    assert all(page.count(f'id="{name}"') == 1 for name in ("chips", "layer-sqnr", "npu-backends-sm8750"))
     manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
     entries = [manifest["npu"], *manifest["npu_others"]]
     assert [entry["file"] for entry in entries] == [
