@@ -116,38 +116,6 @@ def _remove_initializers(graph: onnx.GraphProto, names: Collection[str]) -> None
         graph.initializer.remove(tensor)
 
 
-def rescale_biases(graph: onnx.GraphProto) -> None:
-    """Write the bias of every convolution in steps of the input's scale times the weight's scale, in place.
-
-    AIMET writes other steps behind a max pool, and `unify_bit_widths` changes the scale of inputs.
-
-    Raises:
-        RuntimeError: If a bias no longer fits into int32; `raise_weight_scales` prevents this.
-    """
-    index = GraphIndex.of(graph)
-    for node in graph.node:
-        if node.op_type == "Conv" and len(node.input) == 3 and all(name in index.producers for name in node.input):
-            source, weight, bias = (index.producers[name] for name in node.input)
-            _rescale_bias(node.name, bias, _scale(source, index) * _scale(weight, index), index)
-
-
-def _scale(node: onnx.NodeProto, index: GraphIndex) -> np.ndarray:
-    return numpy_helper.to_array(index.constants[node.input[1]]).flatten().astype(np.float64)
-
-
-def _rescale_bias(layer: str, dequantizer: onnx.NodeProto, scale: np.ndarray, index: GraphIndex) -> None:
-    """Give the bias that a DequantizeLinear reads another scale, unless it has that already."""
-    old = _scale(dequantizer, index)
-    if np.allclose(old, scale, rtol=1e-5, atol=0):
-        return
-    integers, scales = (index.constants[name] for name in dequantizer.input[:2])
-    values = np.rint(numpy_helper.to_array(integers) * (old / scale))
-    if np.abs(values).max() > np.iinfo(np.int32).max:
-        raise RuntimeError(f"The bias of {layer} does not fit into int32 in steps of its input's and weight's scales.")
-    integers.CopyFrom(numpy_helper.from_array(values.astype(np.int32), integers.name))
-    scales.CopyFrom(numpy_helper.from_array(np.full(scales.dims, np.squeeze(scale), np.float32), scales.name))
-
-
 def widen(scale: np.ndarray, zero_point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return scale and zero point with which 16 bits cover the range of 8 bits exactly.
 
@@ -156,8 +124,10 @@ def widen(scale: np.ndarray, zero_point: np.ndarray) -> tuple[np.ndarray, np.nda
     return (scale / WIDE_STEPS).astype(np.float32), zero_point.astype(np.int64) * WIDE_STEPS
 
 
-def unify_bit_widths(graph: onnx.GraphProto) -> None:
+def unify_bit_widths(graph: onnx.GraphProto, floats: Collection[str] = ()) -> None:
     """Let each layer that has both 8-bit and 16-bit activations compute with 16 bits only, in place.
+
+    The quantizers of the graph are those of activations. `floats` names the outputs of layers that compute in float.
 
     Its 8-bit inputs are converted to 16 bits, which keeps their values. If its output has 8 bits, it is quantized to 16
     bits of the same range first. An 8-bit step has an odd number of 16-bit steps, so that rounding twice gives what
@@ -167,12 +137,12 @@ def unify_bit_widths(graph: onnx.GraphProto) -> None:
     before: dict[str, list[onnx.NodeProto]] = {}  # new nodes before the one with this output
     after: dict[str, list[onnx.NodeProto]] = {}
     for quantizer in graph.node:
-        if quantizer.op_type != "QuantizeLinear" or quantizer.input[0] in index.constants:
+        if quantizer.op_type != "QuantizeLinear":
             continue
         inputs = list(_activation_inputs(quantizer.input[0], index))
         sources = [index.producers[node.input[i]] for node, i in inputs]
         types = {index.integer_type(node) for node in (quantizer, *sources)}
-        if types.isdisjoint(WIDE) or types.issubset(WIDE) or not _runs_in_integers(quantizer, index):
+        if types.isdisjoint(WIDE) or types.issubset(WIDE) or not _runs_in_integers(quantizer, index, floats):
             continue
         for (node, i), source in zip(inputs, sources, strict=True):
             if index.integer_type(source) in WIDE:
@@ -208,27 +178,20 @@ def _activation_inputs(tensor: str, index: GraphIndex) -> Iterator[tuple[onnx.No
     if node is None or node.op_type == "DequantizeLinear":
         return
     for i, name in enumerate(node.input):
-        if _is_dequantized_activation(name, index):
+        if index.operator(name) == "DequantizeLinear":
             yield node, i
         else:
             yield from _activation_inputs(name, index)
 
 
-def _is_dequantized_activation(tensor: str, index: GraphIndex) -> bool:
-    """Return whether a tensor is neither in float nor a weight or a bias."""
-    node = index.producers.get(tensor)
-    quantizer = index.producers.get(node.input[0]) if node and node.op_type == "DequantizeLinear" else None
-    return quantizer is not None and quantizer.input[0] not in index.constants
-
-
-def _runs_in_integers(quantizer: onnx.NodeProto, index: GraphIndex) -> bool:
-    """Return whether the layers before a quantizer have quantized weights and feed only this quantizer."""
+def _runs_in_integers(quantizer: onnx.NodeProto, index: GraphIndex, floats: Collection[str]) -> bool:
+    """Return whether the layers before a quantizer compute in integers and feed only this quantizer."""
     tensors = [quantizer.input[0]]
     while tensors:
         node = index.producers.get(tensors.pop())
         if node is None or node.op_type == "DequantizeLinear":
             continue
-        if len(index.consumers[node.output[0]]) > 1 or (node.op_type == "Conv" and node.input[1] in index.constants):
+        if len(index.consumers[node.output[0]]) > 1 or node.output[0] in floats:
             return False
         tensors += node.input
     return True

@@ -12,7 +12,6 @@ from ffnet.onnx.graph import (
     quantizer_pair,
     remove_unused,
     replace_nodes,
-    rescale_biases,
     unify_bit_widths,
 )
 from ffnet.onnx.placement import TYPES, WEIGHTED, Encodings, Placement, bias_of, bit_width, channel_axis
@@ -25,35 +24,24 @@ OPSET_OF_CHANNELS, OPSET_OF_ALL_TYPES = 13, 21  # the first with scales per chan
 def insert_quantizers(proto: onnx.ModelProto, placement: Placement) -> onnx.ModelProto:
     """Return the network with the quantizers of `placement`, in a form that ONNX Runtime and the NPU take.
 
-    Weights and biases are integers, biases in steps of the input's scale times the weight's. Operators with a float
-    input get float weights with the quantized values: the NPU runs such a convolution only if its weight and bias are
-    plain constants. Activations are unsigned integers, with the same values.
-
-    Raises:
-        RuntimeError: If a bias does not fit into int32.
+    Weights and biases are integers, biases in steps of the input's scale times the weight's, or in float if they would
+    not fit. Operators with a float input get float weights with the quantized values: the NPU runs such a convolution
+    only if its weight and bias are plain constants. Activations are unsigned integers, with the same values.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
-    index = GraphIndex.of(graph)
-    encodings = {**placement.entries, **placement.implied}
-    activations = {name: entry for name, entry in encodings.items() if name not in index.constants}
-    replace_nodes(graph, [node for node in graph.node if not set(node.output) & index.constants.keys()])
+    constants = GraphIndex.of(graph).constants
+    replace_nodes(graph, [node for node in graph.node if not set(node.output) & constants.keys()])
     del graph.initializer[:]
-    graph.initializer.extend(_named(tensor, name) for name, tensor in index.constants.items())
-    writer = _Writer(graph, index, encodings, activations)
-    nodes = list(writer.pairs(value.name for value in graph.input))
-    for node in graph.node:
-        nodes += writer.constants(node)
-        names = list(node.output)
-        for outputs, change in ((node.input, writer.read), (node.output, writer.written)):
-            outputs[:] = [change(name) for name in outputs]
-        nodes += [node, *writer.pairs(names)]
-    replace_nodes(graph, nodes)
-    remove_unused(graph)
+    graph.initializer.extend(_named(tensor, name) for name, tensor in constants.items())
+    encodings = {**placement.entries, **placement.implied}
+    _quantize_activations(graph, {name: entry for name, entry in encodings.items() if name not in constants})
     keep_scale_in_resizes(graph)
-    unify_bit_widths(graph)
-    rescale_biases(graph)
+    index = GraphIndex.of(graph)
+    unify_bit_widths(graph, {node.output[0] for node in graph.node if _computes_in_float(node, index, encodings)})
+    _quantize_constants(graph, encodings)
+    remove_unused(graph)
     _choose_operators(result, placement)
     return result
 
@@ -65,87 +53,97 @@ def _named(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     return named
 
 
-class _Writer:
-    """Writes the quantizers of a graph's tensors, and renames what its nodes read and write."""
+def _quantize_activations(graph: onnx.GraphProto, encodings: Encodings) -> None:
+    """Put a Q/DQ pair behind every tensor with an encoding, in place; the network's outputs keep their names."""
+    outputs = {output.name for output in graph.output}
 
-    def __init__(self, graph: onnx.GraphProto, index: GraphIndex, encodings: Encodings, activations: Encodings) -> None:
-        self.graph, self.index, self.encodings, self.activations = graph, index, encodings, activations
-        self.outputs = {output.name for output in graph.output}
-        self.done: set[str] = set()
-
-    def read(self, name: str) -> str:
-        """Return what a node reads in place of a tensor."""
-        return f"{name}_qdq" if name in self.activations and name not in self.outputs else name
-
-    def written(self, name: str) -> str:
-        """Return what a node writes in place of a tensor: outputs keep their name behind their quantizer."""
-        return f"{name}_qdq" if name in self.activations and name in self.outputs else name
-
-    def pairs(self, tensors: Iterable[str]) -> Iterator[onnx.NodeProto]:
-        """Write the quantizers of activations."""
+    def pairs(tensors: Iterable[str]) -> Iterator[onnx.NodeProto]:
         for name in tensors:
-            if name in self.activations:
-                entry = self.activations[name]
+            if entry := encodings.get(name):
                 zero = np.array(-entry.qmin - entry.offsets[0], TYPES[bit_width(entry)][1])
-                scale = [
-                    self.add(f"{name}_scale", np.array(entry.scales[0], np.float32)),
-                    self.add(f"{name}_zero_point", zero),
-                ]
-                yield from quantizer_pair(self.written(name), scale, self.read(name), name)
+                arrays = {"scale": np.array(entry.scales[0], np.float32), "zero_point": zero}
+                scale = [_add(graph, f"{name}_{suffix}", array) for suffix, array in arrays.items()]
+                ends = (f"{name}_qdq", name) if name in outputs else (name, f"{name}_qdq")
+                yield from quantizer_pair(ends[0], scale, ends[1], name)
 
-    def constants(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """Quantize the constants that a node reads, and let it read these."""
-        bias, is_weighted = bias_of(node), node.op_type in WEIGHTED
-        floats = is_weighted and node.input[0] not in self.activations
-        weight = self.encodings.get(node.input[1]) if is_weighted else None
+    nodes = list(pairs(value.name for value in graph.input))
+    for node in graph.node:
+        names = list(node.output)
+        node.input[:] = [f"{name}_qdq" if name in encodings and name not in outputs else name for name in node.input]
+        node.output[:] = [f"{name}_qdq" if name in encodings and name in outputs else name for name in names]
+        nodes += [node, *pairs(names)]
+    replace_nodes(graph, nodes)
+
+
+def _computes_in_float(node: onnx.NodeProto, index: GraphIndex, encodings: Encodings) -> bool:
+    """Return whether a node has weights, and these or its input stay in float."""
+    is_weighted = node.op_type in WEIGHTED and node.input[1] in index.constants
+    return is_weighted and not (node.input[1] in encodings and index.operator(node.input[0]) == "DequantizeLinear")
+
+
+def _quantize_constants(graph: onnx.GraphProto, encodings: Encodings) -> None:
+    """Quantize the weights and biases that have an encoding, and the biases of quantized weights, in place."""
+    index, nodes, done = GraphIndex.of(graph), [], set[str]()
+    for node in graph.node:
+        is_weighted = node.op_type in WEIGHTED
+        source = index.producers.get(node.input[0]) if is_weighted else None
+        step = index.quantization(source) if source and source.op_type == "DequantizeLinear" else None
+        weight = encodings.get(node.input[1]) if is_weighted else None
+        bias = bias_of(node) if weight else None
         for position, name in enumerate(node.input):
-            entry = self.encodings.get(name)
-            if name not in self.index.constants or (entry is None and (name != bias or weight is None)):
+            entry = encodings.get(name)
+            if name not in index.constants or not (entry or name == bias):
                 continue
-            values = numpy_helper.to_array(self.index.constants[name])
-            if name == bias and entry and bit_width(entry) in TYPES:
-                values = _dequantized(values, entry, 0)
-            axis = channel_axis(node) % values.ndim if position == 1 and is_weighted else 0
-            if name == bias and weight and not floats:
-                scale = np.float32(self.activations[node.input[0]].scales[0]) * np.array(weight.scales, np.float32)
-                integers = _rounded(values, scale)
-                if np.abs(integers).max(initial=0) <= LARGEST:
-                    zero = np.zeros(scale.shape, np.int32)
-                    yield from self.dequantizer(node, position, integers.astype(np.int32), scale, zero)
+            values = numpy_helper.to_array(index.constants[name])
+            axis = channel_axis(node) % values.ndim if is_weighted and position == 1 else 0
+            rounded = _dequantized(values, entry, axis) if entry and bit_width(entry) in TYPES else values
+            if name == bias and weight and step:
+                quantized = _quantized_bias(rounded, step[0] * np.array(weight.scales, np.float32))
             elif name == bias:  # AIMET writes the bias of an operator with a float input like this
-                scale = np.maximum(np.abs(values) / np.float32(LARGEST), np.finfo(np.float32).tiny)
-                node.input[position] = self.add(f"{name}_rounded", _rounded(values, scale) * scale)
-            elif entry and floats:
-                node.input[position] = self.add(f"{name}_rounded", _dequantized(values, entry, axis))
-            elif entry:
-                dtype = TYPES[bit_width(entry)][0 if entry.qmin < 0 else 1]
-                integers = _integers(values, entry, axis).astype(dtype)
-                scale, zero = np.array(entry.scales, np.float32), -np.array(entry.offsets)
-                yield from self.dequantizer(node, position, integers, scale, zero.astype(dtype), axis)
+                scale = np.maximum(np.abs(rounded) / np.float32(LARGEST), np.finfo(np.float32).tiny)
+                rounded, quantized = _rounded(rounded, scale) * scale, None
+            else:
+                quantized = _quantized(values, entry, axis) if entry and not (is_weighted and step is None) else None
+            node.input[position] = f"{name}_rounded" if quantized is None else f"{name}_qdq"
+            if quantized is None and node.input[position] not in done:
+                _add(graph, f"{name}_rounded", rounded)
+            elif quantized and node.input[position] not in done:
+                nodes.append(_dequantizer(graph, name, quantized, axis))
+            done.add(node.input[position])
+        nodes.append(node)
+    replace_nodes(graph, nodes)
 
-    def dequantizer(
-        self,
-        node: onnx.NodeProto,
-        position: int,
-        integers: np.ndarray,
-        scale: np.ndarray,
-        zero: np.ndarray,
-        axis: int = 0,
-    ) -> Iterator[onnx.NodeProto]:
-        """Let a node read a constant of integers through a DequantizeLinear."""
-        name = node.input[position]
-        target = node.input[position] = f"{name}_qdq"
-        if target not in self.done:
-            self.done.add(target)
-            shape, axes = (scale.shape, {"axis": axis}) if scale.size > 1 else ((), {})
-            arrays = {"q": integers, "scale": scale.reshape(shape), "zero_point": zero.reshape(shape)}
-            inputs = [self.add(f"{name}_{suffix}", array) for suffix, array in arrays.items()]
-            yield helper.make_node("DequantizeLinear", inputs, [target], f"{name}_dq", **axes)
 
-    def add(self, name: str, array: np.ndarray) -> str:
-        """Add an initializer, and return its name."""
-        self.graph.initializer.append(numpy_helper.from_array(array, name))
-        return name
+def _quantized_bias(values: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return a bias as integers, their scales and zero points; None if it does not fit into int32."""
+    integers = _rounded(values, scale)
+    if np.abs(integers).max(initial=0) > LARGEST:
+        return None
+    return integers.astype(np.int32), scale, np.zeros(scale.shape, np.int32)
+
+
+def _quantized(values: np.ndarray, entry: Encoding, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a constant as integers, their scales and zero points."""
+    dtype = TYPES[bit_width(entry)][0 if entry.qmin < 0 else 1]
+    integers = _integers(values, entry, axis).astype(dtype)
+    return integers, np.array(entry.scales, np.float32), (-np.array(entry.offsets)).astype(dtype)
+
+
+def _dequantizer(
+    graph: onnx.GraphProto, name: str, quantized: tuple[np.ndarray, np.ndarray, np.ndarray], axis: int
+) -> onnx.NodeProto:
+    """Add the constants of a quantized constant, and return the node that dequantizes it."""
+    shape, axes = (quantized[1].shape, {"axis": axis}) if quantized[1].size > 1 else ((), {})
+    arrays = quantized[0], quantized[1].reshape(shape), quantized[2].reshape(shape)
+    names = (f"{name}_{suffix}" for suffix in ("q", "scale", "zero_point"))
+    inputs = [_add(graph, each, array) for each, array in zip(names, arrays, strict=True)]
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}_qdq"], f"{name}_dq", **axes)
+
+
+def _add(graph: onnx.GraphProto, name: str, array: np.ndarray) -> str:
+    """Add an initializer, and return its name."""
+    graph.initializer.append(numpy_helper.from_array(array, name))
+    return name
 
 
 def _integers(values: np.ndarray, entry: Encoding, axis: int) -> np.ndarray:

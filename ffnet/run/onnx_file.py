@@ -137,10 +137,7 @@ def _quantize(
     else:
         run.notes.append(f"Encodings, bit widths and symmetry are those of {options.encodings}.")
     run.names = BackendNames(placement.precision)
-    try:
-        onnx.save(insert_quantizers(read_onnx(source), placement), folder / MODEL_FILE)
-    except RuntimeError as error:  # a bias
-        raise UserError(f"{source}: {error} Raise the scale of the layer's weight in the encodings.") from error
+    onnx.save(insert_quantizers(read_onnx(source), placement), folder / MODEL_FILE)
     quantized = OnnxBackend(folder / MODEL_FILE, backend.input_format)
     kernels = inspect_onnx(quantized.path).kernel_lines()
     run.notes += [*placement.notes(), *(f"{run.names.of(ONNX_RUNTIME)}: {line}" for line in kernels)]
