@@ -37,8 +37,8 @@ MAKE_AGAIN = "Give encodings that were made for this file."
 class Placement:
     """Which tensors of a network an encodings file quantizes."""
 
-    entries: Encodings  # those that name a float tensor of the network
-    implied: Encodings  # of the tensors that share the encoding of an entry
+    entries: Encodings  # entries that name a float tensor of the network
+    implied: Encodings  # encodings of the tensors that share that of an entry
     missing: tuple[str, ...]  # tensors of quantized operators without an encoding
     unexpected: tuple[str, ...]  # entries that name no float tensor
     floats: tuple[str, ...]  # entries of floats

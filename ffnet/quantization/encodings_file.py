@@ -29,7 +29,7 @@ class Encoding:
     qmax: int
     scales: tuple[float, ...]  # one, or one per channel
     offsets: tuple[int, ...]  # as many as scales
-    axis: int | None = None  # of the channels; None if the file does not say it
+    axis: int | None = None  # dimension of the channels; None if the file does not say it
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class WeightRanges:
     """The largest absolute weight of each output channel of a layer, in float with the batch norm folded."""
 
     layer: str
-    sqnr: float | None  # of the quantized weight
+    sqnr: float | None  # SQNR of the quantized weight in dB
     before: list[float]  # before equalization
     after: list[float]
 

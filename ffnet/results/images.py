@@ -24,7 +24,7 @@ MAX_WIDTH = 1024  # pixels; of a panel
 MAX_PIXELS = 12 * MAX_WIDTH * MAX_WIDTH // 2  # all panels of one kind together; keeps a page below about 8 MB
 LEAST_DROP = 0.1  # percentage points; smaller drops of a class's IoU are not mentioned
 DIMMED, GRAYS = 0.45, 24  # brightness of the image under the disagreement marks, and number of its gray levels
-ZOOM = 8  # of the part of an image that is shown enlarged
+ZOOM = 8  # factor by which a part of an image is enlarged
 
 # Codes of the disagreement map. A pixel of a reduced panel shows the largest of its codes.
 SAME, OTHER, IMPROVED, REGRESSED = range(4)

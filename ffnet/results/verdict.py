@@ -22,7 +22,7 @@ class ClassLoss:
     """A class whose IoU is lower than in FP32."""
 
     name: str
-    change: float  # of the IoU, in percentage points
+    change: float  # change of the IoU in percentage points
     interval: Interval | None  # paired 95 % confidence interval of `change`
 
     @property
@@ -139,7 +139,7 @@ def _latency_sentences(result: Result) -> list[str]:
 class Step:
     """A next step: after which runs it is proposed, and how the command line changes."""
 
-    fits: Callable[[Result, str], bool]  # of a result, and LOSS, NO_LOSS or UNKNOWN
+    fits: Callable[[Result, str], bool]  # takes a result, and LOSS, NO_LOSS or UNKNOWN
     text: str
     add: str = ""  # options
     remove: tuple[str, ...] = ()  # options

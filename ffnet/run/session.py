@@ -66,7 +66,7 @@ class Run(Execution, contextlib.ExitStack):
         self.notes = list(notes)  # sentences for the report
         self.compilation = ""
         self.stage_seconds = dict(stage_seconds)
-        self.names = BackendNames("")  # of the backends of an ONNX file
+        self.names = BackendNames("")  # names of the backends of an ONNX file
         self.storage: Storage | None = None
         self.saved_work = Saved()
         self.baseline: ScoredRun | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from ffnet.system.errors import UserError
 from ffnet.system.text import count
 
-_SYSTEM_FILES = (  # of macOS, Windows, Linux and network storage, in lower case
+_SYSTEM_FILES = (  # names that macOS, Windows, Linux and network storage use, in lower case
     "__macosx", "icon\r", "$recycle.bin", "desktop.ini", "ehthumbs.db", "ehthumbs_vista.db", "recycler",
     "system volume information", "thumbs.db", "lost+found", "#recycle", "#snapshot", "@eadir", "@recycle",
 )  # fmt: skip
